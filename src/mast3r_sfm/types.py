@@ -1,0 +1,216 @@
+"""What the stages hand each other.
+
+Frames and conventions, everywhere: cameras follow OpenCV axes (x right, y down, z forward), pixel
+centres lie at integers, `a_from_b` maps coordinates of frame b to frame a, pixels are (x, y), images
+and maps are indexed [y, x]. Lengths are in scene units (metres, approximately, for metric models).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """How an original image became the network's image: a resize, then a crop.
+
+    Sizes are (width, height) in pixels. `original_size` is the size after the EXIF rotation;
+    `crop_left_top` is the crop's corner in the resized image.
+    """
+
+    original_size: tuple[int, int]
+    resized_size: tuple[int, int]
+    crop_left_top: tuple[int, int]
+    network_size: tuple[int, int]
+
+    @property
+    def network_from_original(self) -> np.ndarray:
+        """(3, 3) float64: homogeneous pixels of the original image to pixels of the network's image."""
+        scale = np.array(self.resized_size, dtype=np.float64) / np.array(self.original_size, dtype=np.float64)
+        matrix = np.diag([scale[0], scale[1], 1.0])
+        # pixel centres are integers: x_resized + 0.5 = (x_original + 0.5) * scale
+        matrix[:2, 2] = 0.5 * scale - 0.5 - np.array(self.crop_left_top, dtype=np.float64)
+        return matrix
+
+    @property
+    def original_from_network(self) -> np.ndarray:
+        """(3, 3) float64, the inverse of `network_from_original`."""
+        return np.linalg.inv(self.network_from_original)
+
+    def to_original(self, xy_network: np.ndarray) -> np.ndarray:
+        """Maps pixels (..., 2) of the network's image to (..., 2) float64 pixels of the original."""
+        matrix = self.original_from_network
+        return np.asarray(xy_network, dtype=np.float64) * np.diag(matrix)[:2] + matrix[:2, 2]
+
+    def to_network(self, xy_original: np.ndarray) -> np.ndarray:
+        """Maps pixels (..., 2) of the original image to (..., 2) float64 pixels of the network's."""
+        matrix = self.network_from_original
+        return np.asarray(xy_original, dtype=np.float64) * np.diag(matrix)[:2] + matrix[:2, 2]
+
+    def K_to_original(self, K_network: np.ndarray) -> np.ndarray:
+        """Intrinsics (3, 3) of the network's image -> float64 intrinsics of the original image."""
+        return self.original_from_network @ np.asarray(K_network, dtype=np.float64)
+
+    def K_to_network(self, K_original: np.ndarray) -> np.ndarray:
+        """Intrinsics (3, 3) of the original image -> float64 intrinsics of the network's image."""
+        return self.network_from_original @ np.asarray(K_original, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class View:
+    """One photo, ready for the network. H and W are multiples of the model's patch size.
+
+    index    position in the list of images; the identity of the view (paths may repeat)
+    path     source file
+    tensor   (3, H, W) float32 in [-1, 1], RGB
+    rgb      (H, W, 3) uint8, the same pixels
+    alpha    (H, W) uint8 opacity of an image with transparency (composited on white), else None
+    sha256   hex digest of the file's bytes
+    focal_exif_px  focal length of the original image in pixels from EXIF, or None if it names none
+    """
+
+    index: int
+    path: Path
+    tensor: torch.Tensor
+    rgb: np.ndarray
+    transform: ImageTransform
+    alpha: np.ndarray | None = None
+    sha256: str = ""
+    focal_exif_px: float | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of the network's image."""
+        return int(self.tensor.shape[-2]), int(self.tensor.shape[-1])
+
+
+@dataclass(frozen=True)
+class ViewPrediction:
+    """The network's prediction for the pixels of one view, in the camera frame of the reference view.
+
+    points     (H, W, 3) float32, scene units
+    conf       (H, W) float32, >= 1 for the published models
+    desc       (H, W, D) float32 unit descriptors, None for a DUSt3R model
+    desc_conf  (H, W) float32, None for a DUSt3R model
+    """
+
+    points: torch.Tensor
+    conf: torch.Tensor
+    desc: torch.Tensor | None = None
+    desc_conf: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PairPrediction:
+    """Symmetric prediction of the pair (i, j): `a_in_b` are the pixels of view a in the camera of view b."""
+
+    i: int
+    j: int
+    i_in_i: ViewPrediction
+    j_in_i: ViewPrediction
+    j_in_j: ViewPrediction
+    i_in_j: ViewPrediction
+
+
+@dataclass(frozen=True)
+class Correspondences:
+    """Matched pixels of the pair (i, j), sorted by pixel of i, then of j (row-major).
+
+    xy_i, xy_j  (M, 2) int32 pixels (x, y) of the network's images
+    conf        (M,) float32, > 0
+    """
+
+    i: int
+    j: int
+    xy_i: torch.Tensor
+    xy_j: torch.Tensor
+    conf: torch.Tensor
+
+    def __len__(self) -> int:
+        return int(self.conf.shape[0])
+
+
+@dataclass(frozen=True)
+class CanonicalView:
+    """All predictions of one view in its own camera, merged (spec: alignment, section 3).
+
+    points          (H, W, 3) float32 weighted mean pointmap, the view's camera frame
+    relative_depth  (H, W) float32 depth divided by the depth of the centre of its S x S block
+    conf            (H, W) float32 merged confidence
+    core_depth      (H / S, W / S) float32 depth at the block centres
+    focal_px        base focal, network pixels
+    """
+
+    index: int
+    points: torch.Tensor
+    relative_depth: torch.Tensor
+    conf: torch.Tensor
+    core_depth: torch.Tensor
+    focal_px: float
+
+
+@dataclass(frozen=True)
+class ReconstructedView:
+    """One view of the result; everything an exporter may ask of it. Arrays live in numpy.
+
+    file            source file as given
+    rgb             (H, W, 3) uint8, the network's image
+    registered      False: the image did not connect; pose, depth and intrinsics are then its own
+                    prediction in its own camera and no exporter places it in the scene
+    K               (3, 3) float64 intrinsics of the network's image, pixels
+    world_from_cam  (4, 4) float64 camera-to-world
+    depth           (H, W) float32 z-depth in scene units
+    conf            (H, W) float32 merged confidence
+    conf_clean      (H, W) float32 the same after cleaning (points that float in front of a more
+                    confident surface have 0), equal to `conf` if cleaning was off
+    median_reprojection_error_px  over the view's matches, network pixels; nan without matches
+    num_matches     matches of the view that entered the alignment
+    mask            (H, W) bool, True where the photo is opaque, None if it is everywhere
+    """
+
+    index: int
+    file: str
+    transform: ImageTransform
+    rgb: np.ndarray
+    registered: bool
+    K: np.ndarray
+    world_from_cam: np.ndarray
+    depth: np.ndarray
+    conf: np.ndarray
+    conf_clean: np.ndarray
+    median_reprojection_error_px: float
+    num_matches: int
+    mask: np.ndarray | None = None
+
+    @property
+    def K_original(self) -> np.ndarray:
+        """(3, 3) float64 intrinsics of the original image, pixels."""
+        return self.transform.K_to_original(self.K)
+
+    @property
+    def mean_confidence(self) -> float:
+        return float(self.conf.mean())
+
+    def points_world(self) -> np.ndarray:
+        """(H, W, 3) float32: every pixel at its depth, in the world frame."""
+        H, W = self.depth.shape
+        rays = np.stack(np.meshgrid(np.arange(W), np.arange(H)), -1) - self.K[:2, 2]
+        xy = rays / np.diag(self.K)[:2] * self.depth[..., None]
+        cam = np.concatenate([xy, self.depth[..., None]], -1)
+        return (cam @ self.world_from_cam[:3, :3].T + self.world_from_cam[:3, 3]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """The result of the pipeline, on the CPU. `matches` are those that entered the alignment."""
+
+    views: tuple[ReconstructedView, ...]
+    matches: tuple[Correspondences, ...]
+
+    @property
+    def registered(self) -> tuple[ReconstructedView, ...]:
+        return tuple(view for view in self.views if view.registered)
