@@ -138,7 +138,8 @@ class Correspondences:
 class CanonicalView:
     """All predictions of one view in its own camera, merged (spec: alignment, section 3).
 
-    points          (H, W, 3) float32 weighted mean pointmap, the view's camera frame
+    The mean pointmap itself is not kept: focal and core depth are all that later stages read of it.
+
     relative_depth  (H, W) float32 depth divided by the depth of the centre of its S x S block
     conf            (H, W) float32 merged confidence
     core_depth      (H / S, W / S) float32 depth at the block centres
@@ -146,7 +147,6 @@ class CanonicalView:
     """
 
     index: int
-    points: torch.Tensor
     relative_depth: torch.Tensor
     conf: torch.Tensor
     core_depth: torch.Tensor
