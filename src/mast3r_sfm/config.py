@@ -1,0 +1,223 @@
+"""Configurations of the network: typed, immutable, with presets of the published models."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from mast3r_sfm.errors import ModelError
+
+logger = logging.getLogger(__name__)
+
+HEAD_TYPES = ("catmlp+dpt", "catconv", "dpt", "linear")
+
+_REQUIRED = (
+    "head_type",
+    "output_mode",
+    "depth_mode",
+    "conf_mode",
+    "enc_embed_dim",
+    "enc_depth",
+    "enc_num_heads",
+    "dec_embed_dim",
+    "dec_depth",
+    "dec_num_heads",
+    "pos_embed",
+)
+# constructor arguments of the published models that change nothing at inference
+_IGNORED = {
+    "patch_embed_cls",
+    "landscape_only",
+    "freeze",
+    "mask_ratio",
+    "norm_im2_in_dec",
+    "desc_mode",
+    "mlp_ratio",
+    "inf",
+}
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Output activation `(name, low, high)` of the points or of a confidence (spec: network, section 6.5)."""
+
+    name: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of a two-view network, plus what a model may say about its own use.
+
+    img_size         (H, W) pixels the model was trained at; the long edge is the default image size
+    patch_size       side of a token in pixels
+    rope_base        base of the rotary position embedding's frequencies
+    desc_dim         length of the local descriptors, None for DUSt3R
+    two_confs        the descriptors have a confidence channel of their own
+    accept_squares   square images are used whole instead of being cropped to 4:3
+    min_conf_thr     confidence threshold that suits this model's scenes, None: the tool's default
+    licence          SPDX name or short name of the weights' licence, None if unknown
+    """
+
+    head_type: str
+    depth_mode: Activation
+    conf_mode: Activation
+    enc_embed_dim: int
+    enc_depth: int
+    enc_num_heads: int
+    dec_embed_dim: int
+    dec_depth: int
+    dec_num_heads: int
+    img_size: tuple[int, int] = (224, 224)
+    patch_size: int = 16
+    rope_base: float = 100.0
+    desc_dim: int | None = None
+    two_confs: bool = False
+    desc_conf_mode: Activation | None = None
+    accept_squares: bool = False
+    min_conf_thr: float | None = None
+    licence: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.head_type not in HEAD_TYPES:
+            raise ModelError(f"unknown head_type {self.head_type!r} in the model's config; known: {', '.join(HEAD_TYPES)}")
+        if (self.desc_dim is not None) != (self.head_type in ("catmlp+dpt", "catconv")):
+            raise ModelError(f"head_type {self.head_type!r} does not fit the output_mode of the model's config")
+        for side, width, heads in (
+            ("enc", self.enc_embed_dim, self.enc_num_heads),
+            ("dec", self.dec_embed_dim, self.dec_num_heads),
+        ):
+            if width % heads or (width // heads) % 4:
+                raise ModelError(f"{side}_embed_dim {width} must be a multiple of 4 x {side}_num_heads ({heads})")
+        if self.head_type in ("catmlp+dpt", "dpt") and self.dec_depth <= 9:
+            raise ModelError(f"head_type {self.head_type!r} needs dec_depth > 9, the config has {self.dec_depth}")
+        if self.head_type == "catconv" and self.patch_size % 2:
+            raise ModelError(f"head_type 'catconv' needs an even patch_size, the config has {self.patch_size}")
+
+    @property
+    def has_descriptors(self) -> bool:
+        return self.desc_dim is not None
+
+    @property
+    def image_size(self) -> int:
+        """Default long edge of the network's images in pixels."""
+        return max(self.img_size)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], source: str = "config.json") -> ModelConfig:
+        """Reads the constructor arguments of a published model (spec: network, sections 7 and 9.3).
+
+        Raises ModelError that names `source` and the field, if one is missing or unusable.
+        """
+        missing = [name for name in _REQUIRED if name not in raw]
+        if missing:
+            raise ModelError(f"{source}: field {missing[0]!r} is missing (needed: {', '.join(_REQUIRED)})")
+        output_mode = str(raw["output_mode"])
+        desc_dim: int | None = None
+        if output_mode.startswith("pts3d+desc"):
+            digits = output_mode.removeprefix("pts3d+desc")
+            if not digits.isdigit() or int(digits) < 1:
+                raise ModelError(f"{source}: output_mode {output_mode!r} must read pts3d+desc<length>")
+            desc_dim = int(digits)
+        elif output_mode != "pts3d":
+            raise ModelError(f"{source}: output_mode {output_mode!r} is unknown; known: pts3d, pts3d+desc<length>")
+        if "norm" not in str(raw.get("desc_mode", "norm")):
+            raise ModelError(f"{source}: desc_mode {raw['desc_mode']!r} is unknown; known: 'norm'")
+        position = str(raw["pos_embed"])
+        if not position.startswith("RoPE") or not _is_number(position[4:]):
+            raise ModelError(f"{source}: pos_embed {position!r} is not supported; known: RoPE<base>, as RoPE100")
+        if float(raw.get("mlp_ratio", 4)) != 4 or raw.get("norm_im2_in_dec", True) is not True:
+            raise ModelError(f"{source}: only mlp_ratio 4 with norm_im2_in_dec true is supported")
+        two_confs = bool(raw.get("two_confs", False))
+        desc_conf_mode = raw.get("desc_conf_mode")
+        known = {f.name for f in fields(cls)} | set(_REQUIRED) | _IGNORED
+        unknown = sorted(set(raw) - known)
+        if unknown:
+            logger.warning("%s: ignored unknown fields %s", source, ", ".join(unknown))
+        try:
+            return cls(
+                head_type=str(raw["head_type"]),
+                depth_mode=_activation(raw["depth_mode"], ("exp", "square", "linear"), "depth_mode", source),
+                conf_mode=_activation(raw["conf_mode"], ("exp", "sigmoid"), "conf_mode", source),
+                **{name: int(raw[name]) for name in _REQUIRED if name.startswith(("enc_", "dec_"))},
+                img_size=_size(raw.get("img_size", (224, 224))),
+                patch_size=int(raw.get("patch_size", 16)),
+                rope_base=float(position[4:]),
+                desc_dim=desc_dim,
+                two_confs=two_confs,
+                desc_conf_mode=None
+                if desc_conf_mode is None
+                else _activation(desc_conf_mode, ("exp", "sigmoid"), "desc_conf_mode", source),
+                accept_squares=bool(raw.get("accept_squares", False)),
+                min_conf_thr=None if raw.get("min_conf_thr") is None else float(raw["min_conf_thr"]),
+                licence=raw.get("licence"),
+                extra=dict(raw),
+            )
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"{source}: {error}") from error
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _size(value: Any) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    height, width = value
+    return int(height), int(width)
+
+
+def _activation(value: Any, names: tuple[str, ...], what: str, source: str) -> Activation:
+    if not isinstance(value, list | tuple) or len(value) != 3 or value[0] not in names:
+        raise ModelError(f"{source}: {what} {value!r} must be [name, low, high] with a name of {', '.join(names)}")
+    activation = Activation(str(value[0]), float(value[1]), float(value[2]))
+    if what == "depth_mode" and (activation.low, activation.high) != (-math.inf, math.inf):
+        raise ModelError(f"{source}: depth_mode must be unbounded (-Infinity, Infinity), got {value!r}")
+    return activation
+
+
+_EXP = Activation("exp", -math.inf, math.inf)
+_CONF = Activation("exp", 1.0, math.inf)
+_DESC_CONF = Activation("exp", 0.0, math.inf)
+_PUBLISHED_LICENCE = "CC BY-NC-SA 4.0"
+
+
+def _published(head_type: str, size: int, **extra: Any) -> ModelConfig:
+    """ViT-Large encoder, base decoder: the widths that all published models share."""
+    return ModelConfig(
+        head_type=head_type,
+        depth_mode=_EXP,
+        conf_mode=_CONF,
+        enc_embed_dim=1024,
+        enc_depth=24,
+        enc_num_heads=16,
+        dec_embed_dim=768,
+        dec_depth=12,
+        dec_num_heads=12,
+        img_size=(size, size),
+        licence=_PUBLISHED_LICENCE,
+        **extra,
+    )
+
+
+DEFAULT_MODEL = "naver/MASt3R_ViTLarge_BaseDecoder_512_catmlpdpt_metric"
+
+PRESETS: Mapping[str, ModelConfig] = {
+    DEFAULT_MODEL: _published("catmlp+dpt", 512, desc_dim=24, two_confs=True, desc_conf_mode=_DESC_CONF),
+    "naver/DUSt3R_ViTLarge_BaseDecoder_512_dpt": _published("dpt", 512),
+    "naver/DUSt3R_ViTLarge_BaseDecoder_512_linear": _published("linear", 512),
+    "naver/DUSt3R_ViTLarge_BaseDecoder_224_linear": _published("linear", 224),
+}
+"""Configurations of the published models by their Hugging Face names."""
+
+SMALL_MODEL = "small"
+"""Name of the model bundled with the package."""

@@ -1,0 +1,97 @@
+"""Dense prediction from tokens of four depths of the network (spec: network, section 6.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+LAYER_DIMS = (96, 192, 384, 768)
+FEATURES = 256
+LAST = 128
+
+
+class ResidualConvUnit(nn.Module):
+    """x + conv(relu(conv(relu(x))))."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(FEATURES, FEATURES, 3, padding=1)
+        self.conv2 = nn.Conv2d(FEATURES, FEATURES, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+
+
+class FusionBlock(nn.Module):
+    """Adds a finer level to the coarser one, refines, doubles the resolution.
+
+    `out_conv` comes after the upsampling in the published network; a 1x1 convolution commutes with
+    bilinear interpolation, so it is done before, at a quarter of the cost.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out_conv = nn.Conv2d(FEATURES, FEATURES, 1)
+        self.resConfUnit1 = ResidualConvUnit()  # without effect in the coarsest block, which has one input
+        self.resConfUnit2 = ResidualConvUnit()
+
+    def forward(self, coarse: torch.Tensor, fine: torch.Tensor | None = None) -> torch.Tensor:
+        x = coarse if fine is None else coarse + self.resConfUnit1(fine)
+        x = self.out_conv(self.resConfUnit2(x))
+        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+
+
+class Scratch(nn.Module):
+    """The fusion path; named as in the published state dict, which lists the four convolutions twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        convs = [nn.Conv2d(width, FEATURES, 3, padding=1, bias=False) for width in LAYER_DIMS]
+        self.layer1_rn, self.layer2_rn, self.layer3_rn, self.layer4_rn = convs
+        self.layer_rn = nn.ModuleList(convs)
+        self.refinenet1 = FusionBlock()
+        self.refinenet2 = FusionBlock()
+        self.refinenet3 = FusionBlock()
+        self.refinenet4 = FusionBlock()
+
+
+class DPT(nn.Module):
+    """Tokens of the hooked layers -> (B, channels, H, W) raw maps."""
+
+    def __init__(self, enc_width: int, dec_width: int, dec_depth: int, channels: int) -> None:
+        super().__init__()
+        self.hooks = (0, dec_depth * 2 // 4, dec_depth * 3 // 4, dec_depth)
+        d0, d1, d2, d3 = LAYER_DIMS
+        self.act_postprocess = nn.ModuleList(
+            [
+                nn.Sequential(nn.Conv2d(enc_width, d0, 1), nn.ConvTranspose2d(d0, d0, 4, stride=4)),
+                nn.Sequential(nn.Conv2d(dec_width, d1, 1), nn.ConvTranspose2d(d1, d1, 2, stride=2)),
+                nn.Sequential(nn.Conv2d(dec_width, d2, 1)),
+                nn.Sequential(nn.Conv2d(dec_width, d3, 1), nn.Conv2d(d3, d3, 3, stride=2, padding=1)),
+            ]
+        )
+        self.scratch = Scratch()
+        self.head = nn.Sequential(
+            nn.Conv2d(FEATURES, LAST, 3, padding=1),
+            nn.Identity(),  # the last upsampling: to the image's own size, see forward
+            nn.Conv2d(LAST, LAST, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(LAST, channels, 1),
+        )
+
+    def forward(self, tokens: list[torch.Tensor], grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+        """`tokens`: the decoder's token list (B, N, width), `grid` (rows, columns), `size` (H, W) pixels."""
+        dtype = self.head[0].weight.dtype
+        levels = []
+        for hook, post, conv in zip(self.hooks, self.act_postprocess, self.scratch.layer_rn, strict=True):
+            level = tokens[hook].to(dtype).unflatten(1, grid).permute(0, 3, 1, 2)  # channels-last in memory
+            levels.append(conv(post(level)))
+        scratch = self.scratch
+        x = scratch.refinenet4(levels[3])[:, :, : grid[0], : grid[1]]  # an odd grid was rounded up
+        x = scratch.refinenet3(x, levels[2])
+        x = scratch.refinenet2(x, levels[1])
+        x = scratch.refinenet1(x, levels[0])
+        x = self.head[0](x)
+        x = F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+        return self.head[4](F.relu(self.head[2](x)))
