@@ -85,7 +85,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.head_type not in HEAD_TYPES:
-            raise ModelError(f"unknown head_type {self.head_type!r} in the model's config; known: {', '.join(HEAD_TYPES)}")
+            raise ModelError(
+                f"unknown head_type {self.head_type!r} in the model's config; known: {', '.join(HEAD_TYPES)}"
+            )
         if (self.desc_dim is not None) != (self.head_type in ("catmlp+dpt", "catconv")):
             raise ModelError(f"head_type {self.head_type!r} does not fit the output_mode of the model's config")
         for side, width, heads in (

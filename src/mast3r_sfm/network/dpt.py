@@ -82,7 +82,7 @@ class DPT(nn.Module):
 
     def forward(self, tokens: list[torch.Tensor], grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
         """`tokens`: the decoder's token list (B, N, width), `grid` (rows, columns), `size` (H, W) pixels."""
-        dtype = self.head[0].weight.dtype
+        dtype = self.scratch.layer1_rn.weight.dtype
         levels = []
         for hook, post, conv in zip(self.hooks, self.act_postprocess, self.scratch.layer_rn, strict=True):
             level = tokens[hook].to(dtype).unflatten(1, grid).permute(0, 3, 1, 2)  # channels-last in memory

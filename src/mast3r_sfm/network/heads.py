@@ -101,7 +101,7 @@ class Head(nn.Module):
         return maps.float()
 
     def forward(self, tokens: list[torch.Tensor], grid: tuple[int, int]) -> HeadOutput:
-        """`tokens`: list of (B, N, width), index 0 the encoder's, then one per decoder block; `grid` (rows, columns)."""
+        """`tokens`: (B, N, width) each, index 0 the encoder's, then one per decoder block; `grid` (rows, columns)."""
         config = self.config
         raw = self.raw_points(tokens, grid)
         points = activate_points(raw[..., :3], config.depth_mode)

@@ -1,0 +1,67 @@
+"""Choice of device and precision, and what they leave for a batch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from mast3r_sfm.errors import InputError
+
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` (CUDA if there is one, else the CPU), `cuda`, `cuda:N`, `cpu` or `mps` -> device.
+
+    Raises InputError when the device asked for is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    kind, _, number = name.partition(":")
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError(
+                "--device cuda: torch sees no CUDA GPU here; use --device cpu, or run `mast3r-sfm doctor` to see why"
+            )
+        index = int(number) if number.isdigit() else torch.cuda.current_device()
+        if index >= torch.cuda.device_count():
+            raise InputError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
+        return torch.device("cuda", index)
+    if kind == "mps":
+        if not torch.backends.mps.is_available():
+            raise InputError("--device mps: torch sees no Apple GPU here; use --device cpu")
+        return torch.device("mps")
+    if kind == "cpu":
+        return torch.device("cpu")
+    raise InputError(f"--device {name}: unknown; allowed: auto, cuda, cuda:N, cpu, mps")
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """`auto` -> bf16 on a GPU that has it natively, fp16 on an older one, fp32 elsewhere. Raises InputError."""
+    if name not in PRECISIONS:
+        raise InputError(f"--precision {name}: unknown; allowed: {', '.join(PRECISIONS)}")
+    if name == "auto":
+        if device.type != "cuda":
+            return "fp32"
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    if name == "tf32" and device.type != "cuda":
+        raise InputError(f"--precision tf32: only CUDA GPUs have it, the device is {device.type}; use fp32")
+    return name
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """Type of the weights and of the matrix products; the residual stream and the outputs are float32."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+
+
+@contextlib.contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Allows TF32 products inside, if and only if `precision` is tf32, and restores the process's setting."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
