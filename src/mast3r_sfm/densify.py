@@ -1,0 +1,128 @@
+"""Dense depth maps from the aligned scene, and the cleaning of their confidences.
+
+Sources: spec alignment, sections 8.1, 12 and 13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+
+from mast3r_sfm.canonical import block_centres, spread_blocks
+from mast3r_sfm.types import CanonicalView
+
+_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 23}  # points in flight; a chunk has about ten temporaries
+
+
+def dense_depth(
+    canonical: CanonicalView, core_depth: torch.Tensor, focal_px: float, subsample: int = 8
+) -> torch.Tensor:
+    """(H, W) float32 z-depth in scene units: the aligned anchors with the relief of the canonical view.
+
+    core_depth  aligned depth of the anchors, (rows, columns) or flat, scene units
+    focal_px    aligned focal length: the relief was estimated at `canonical.focal_px`, and a longer lens
+                flattens it
+    subsample   block size S of the alignment
+    """
+    relative = canonical.relative_depth
+    shape = (int(relative.shape[0]), int(relative.shape[1]))
+    grid = canonical.core_depth.shape
+    core = core_depth.to(device=relative.device, dtype=relative.dtype).reshape(grid)
+    at_centres = relative.index_select(0, block_centres(shape[0], subsample, relative.device))
+    at_centres = at_centres.index_select(1, block_centres(shape[1], subsample, relative.device))
+    offset = relative / spread_blocks(at_centres, shape, subsample)
+    return spread_blocks(core, shape, subsample) * (1 + (offset - 1) * (canonical.focal_px / focal_px))
+
+
+def clean_confidences(
+    depths: Sequence[torch.Tensor],
+    confs: Sequence[torch.Tensor],
+    K: torch.Tensor,
+    world_from_cam: torch.Tensor,
+    neighbours: Sequence[Sequence[int]] | None = None,
+    tolerance: float = 1e-3,
+) -> list[torch.Tensor]:
+    """Confidences in which points that float in front of a more confident surface of another view are 0.
+
+    depths, confs   n maps (H, W) each, z-depth and confidence; sizes may differ between views
+    K               (n, 3, 3) pixels
+    world_from_cam  (n, 4, 4)
+    neighbours      views that each view is compared with; default: all others. The work is one projection of
+                    every pixel for every neighbour, so large sets should name the views that share pairs.
+    tolerance       relative depth by which a point must lie in front of the surface
+
+    Views are cleaned in turn, and later views see the cleaned confidences of earlier ones (spec: alignment,
+    section 13). Within a view the order of the comparisons cannot matter: a point only ever goes to zero, and
+    the other views' confidences do not change meanwhile; so the neighbours are compared in one batch.
+
+    A depth that is zero or not finite is neither tested nor does it test others. Inputs are not changed.
+    """
+    n = len(depths)
+    device = depths[0].device
+    sizes = torch.tensor([depth.shape for depth in depths], dtype=torch.float32, device=device)
+    bounds = [0, *accumulate(depth.numel() for depth in depths)]
+    starts = torch.tensor(bounds, device=device)
+    surface = torch.cat([_known(depth).reshape(-1) for depth in depths])
+    conf = torch.cat([conf.reshape(-1).float() for conf in confs])  # one buffer, cleaned in place
+
+    K64, world_from_cam64 = K.to(device, torch.float64), world_from_cam.to(device, torch.float64)
+    project = K64 @ torch.linalg.inv(world_from_cam64)[:, :3]
+    back_project = world_from_cam64.clone()
+    back_project[:, :3, :3] @= torch.linalg.inv(K64)
+
+    for i in range(n):
+        others = torch.tensor([j for j in (range(n) if neighbours is None else neighbours[i]) if j != i], device=device)
+        if len(others) == 0:
+            continue
+        # h = depth * (A (x, y, 1)) + b: homogeneous pixel of the point in each other view
+        h_from_i = (project[others] @ back_project[i]).float()
+        own = slice(bounds[i], bounds[i + 1])
+        depth_i, conf_i = surface[own].view(depths[i].shape), conf[own].view(depths[i].shape)
+        bad = torch.zeros_like(depth_i, dtype=torch.bool)
+        step = max(1, _CHUNK.get(device.type, _CHUNK["cpu"]) // depth_i.numel())
+        for first in range(0, len(others), step):
+            part = slice(first, first + step)
+            bad |= _in_front(
+                depth_i, conf_i, h_from_i[part], surface, conf, starts[others[part]], sizes[others[part]], tolerance
+            ).any(0)
+        conf_i.masked_fill_(bad & (conf_i > 0), 0.0)
+    return [conf[bounds[i] : bounds[i + 1]].view(depths[i].shape) for i in range(n)]
+
+
+def _known(depth: torch.Tensor) -> torch.Tensor:
+    """Depth in float32 with zero for "unknown"."""
+    depth = depth.float()
+    return torch.where(depth.isfinite(), depth, 0.0)
+
+
+def _in_front(
+    depth: torch.Tensor,
+    conf: torch.Tensor,
+    h_from_cam: torch.Tensor,
+    surface: torch.Tensor,
+    surface_conf: torch.Tensor,
+    starts: torch.Tensor,
+    sizes: torch.Tensor,
+    tolerance: float,
+) -> torch.Tensor:
+    """(J, H, W) bool: the point of each pixel hides a more confident surface of view j.
+
+    h_from_cam (J, 3, 4) maps (depth * (x, y, 1), 1) to homogeneous pixels of view j, third entry its depth;
+    `surface` and `surface_conf` are all maps end to end, `starts` and `sizes` (H, W) those of the views j.
+    """
+    H, W = depth.shape
+    x = torch.arange(W, device=depth.device, dtype=torch.float32)
+    y = torch.arange(H, device=depth.device, dtype=torch.float32)[:, None]
+    u, v, z = (
+        ((row[:, 0, None, None] * x + row[:, 1, None, None] * y) + row[:, 2, None, None])
+        .mul_(depth)
+        .add_(row[:, 3, None, None])
+        for row in h_from_cam.unbind(1)
+    )
+    u, v = (u / z).round_(), (v / z).round_()  # half to even; nan and inf fail the comparisons below
+    height, width = sizes[:, 0, None, None], sizes[:, 1, None, None]
+    visible = (depth != 0) & (z > 0) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    flat = torch.where(visible, v * width + u, 0.0).long() + starts[:, None, None]
+    return visible & (z < (1 - tolerance) * surface[flat]) & (conf < surface_conf[flat])
