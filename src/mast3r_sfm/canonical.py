@@ -81,7 +81,8 @@ def estimate_focal(points: torch.Tensor) -> torch.Tensor:
     ray_sq = (a * a).sum(0)
     focal = along_ray.mean() / ray_sq.mean()
     for _ in range(10):
-        weight = 1 / torch.linalg.vector_norm(u - focal * a, dim=0).clamp_min(1e-8)
+        # the sum of squares, because vector_norm over a leading dimension is 200 times slower on a CPU
+        weight = (u - focal * a).square_().sum(0).sqrt_().clamp_min_(1e-8).reciprocal_()
         focal = (weight * along_ray).mean() / (weight * ray_sq).mean()
     focal_60_deg = max(H, W) / 1.1547005  # 2 tan(30 deg)
     return focal.clamp(0.5 * focal_60_deg, 3.5 * focal_60_deg)
