@@ -1,1 +1,9 @@
+"""Rendered scenes with exact geometry: for training, tests, the demo scene and quality limits."""
 
+from .draws import RESERVED_SEEDS as RESERVED_SEEDS
+from .ideal import ideal_correspondences as ideal_correspondences
+from .ideal import ideal_pair_prediction as ideal_pair_prediction
+from .ideal import reproject as reproject
+from .ideal import visible_in as visible_in
+from .orbit import RenderedScene as RenderedScene
+from .orbit import render_orbit as render_orbit

@@ -1,0 +1,176 @@
+"""Cameras that look at the cluster of a scene, and the sequences of views they make."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .compose import clear_view, compose, scene_scale
+from .draws import Draws
+from .layout import Scenes
+from .photo import PhotoEffects, develop, draw_effects
+from .shading import render_rays
+
+RAYS_PER_CHUNK = 1 << 14
+
+
+@dataclass(frozen=True)
+class RenderedScene:
+    """n views of one synthetic scene with their exact geometry. OpenCV axes, pixel centres at integers, metres.
+
+    rgb             (n, H, W, 3) uint8
+    depth           (n, H, W) float32 z-depth; 0 where the ray leaves the scene (sky)
+    K               (n, 3, 3) float64 intrinsics, pixels
+    world_from_cam  (n, 4, 4) float64 camera-to-world; the world's y axis points down
+    """
+
+    rgb: torch.Tensor
+    depth: torch.Tensor
+    K: torch.Tensor
+    world_from_cam: torch.Tensor
+
+    @property
+    def num_views(self) -> int:
+        return int(self.rgb.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of every view."""
+        return int(self.depth.shape[1]), int(self.depth.shape[2])
+
+
+def look_at(eye: torch.Tensor, target: torch.Tensor, roll: torch.Tensor) -> torch.Tensor:
+    """World-from-camera rotations (..., 3, 3) of cameras at `eye` that look at `target`, rolled by radians."""
+    z = torch.nn.functional.normalize(target - eye, dim=-1)
+    down = torch.zeros_like(z)
+    down[..., 1] = 1.0
+    x = torch.nn.functional.normalize(torch.linalg.cross(down, z), dim=-1)
+    y = torch.linalg.cross(z, x)
+    c, s = roll.cos()[..., None], roll.sin()[..., None]
+    return torch.stack([c * x + s * y, -s * x + c * y, z], -1)
+
+
+def pixel_rays(focal: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """Camera-frame rays of unit z-depth (..., H * W, 3) of centred cameras with focal (...) pixels; shape (H, W)."""
+    H, W = shape
+    y, x = torch.meshgrid(
+        torch.arange(H, device=focal.device, dtype=focal.dtype) - (H - 1) / 2,
+        torch.arange(W, device=focal.device, dtype=focal.dtype) - (W - 1) / 2,
+        indexing="ij",
+    )
+    xy = torch.stack([x.flatten(), y.flatten()], -1) / focal[..., None, None]
+    return torch.cat([xy, torch.ones_like(xy[..., :1])], -1)
+
+
+def orbit_cameras(
+    draws: Draws, scenes: Scenes, outdoor: torch.Tensor, azimuth: torch.Tensor, jitter: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Camera centres (B, V, 3) and rotations (B, V, 3, 3) at azimuths (B, V) radians around the cluster."""
+    V = azimuth.shape[1]
+    scale = scene_scale(outdoor)[:, None]
+    floor = scenes.half[:, 1:2]
+    elevation = (draws.uniform(4, 34, 1) + jitter * draws.uniform(-4, 4, V)) * (math.pi / 180)
+    radius = draws.uniform(2.0, 2.9, 1) * scale * torch.exp(jitter * draws.uniform(-0.08, 0.08, V))
+    height = draws.uniform(0.25, 0.75, 1) * scale
+    target = torch.stack(
+        [
+            0.15 * jitter * scale * draws.normal(V),
+            floor - height + 0.05 * jitter * scale * draws.normal(V),
+            0.15 * jitter * scale * draws.normal(V),
+        ],
+        -1,
+    )
+    outward = torch.stack([elevation.cos() * azimuth.cos(), -elevation.sin(), elevation.cos() * azimuth.sin()], -1)
+    eye = target + radius[..., None] * outward
+    limit = scenes.half[:, None] - 0.25
+    eye = torch.minimum(torch.maximum(eye, -limit), limit)
+    return eye, look_at(eye, target, 0.04 * jitter * draws.normal(V).clamp(-2, 2))
+
+
+def render_orbit(
+    seed: int,
+    num_views: int,
+    size: tuple[int, int],
+    degrees: float,
+    device: torch.device | str = "cpu",
+    *,
+    outdoor: bool | None = None,
+    fov_deg: float = 62.0,
+    samples: int = 1,
+    effects: float = 0.4,
+) -> RenderedScene:
+    """Renders a random scene from cameras on an arc around it; the same seed gives the same scene on every device.
+
+    size      (W, H) in pixels, multiples of 8
+    degrees   arc between the first and the last camera; 360 or more: a closed circle without a doubled view
+    outdoor   True or False to ask for open ground or a room; None lets the seed decide
+    fov_deg   field of view along the longer side, the same for all views
+    samples   rays per pixel along each axis (supersampling); depth is always that of the pixel's centre
+    effects   strength of exposure changes, blur and noise (0: none)
+    """
+    W, H = size
+    draws = Draws(seed, 1)
+    is_outdoor = draws.chance(0.3)
+    if outdoor is not None:
+        is_outdoor = torch.full_like(is_outdoor, outdoor)
+    scenes = compose(draws, is_outdoor)
+    closed = degrees >= 360
+    steps = num_views if closed else max(num_views - 1, 1)
+    arc = math.radians(360.0 if closed else degrees)
+    azimuth = draws.uniform(0, 2 * math.pi, 1) + arc / steps * torch.arange(num_views)
+    eye, rotation = orbit_cameras(draws, scenes, is_outdoor, azimuth)
+    scenes = clear_view(scenes, eye)
+    photo = draw_effects(draws, num_views, effects)
+    focal = 0.5 * max(W, H) / math.tan(math.radians(fov_deg) / 2)
+    rgb, depth = _render_views(
+        scenes.to(device), eye.to(device), rotation.to(device), focal, (H, W), samples, photo.to(device)
+    )
+    pose = torch.eye(4, dtype=torch.float64).repeat(num_views, 1, 1)
+    pose[:, :3, :3], pose[:, :3, 3] = rotation[0].double(), eye[0].double()
+    K = torch.tensor([[focal, 0, (W - 1) / 2], [0, focal, (H - 1) / 2], [0, 0, 1]], dtype=torch.float64)
+    return RenderedScene(rgb, depth, K.repeat(num_views, 1, 1).to(device), pose.to(device))
+
+
+def _render_views(
+    scenes: Scenes,
+    eye: torch.Tensor,
+    rotation: torch.Tensor,
+    focal: float,
+    shape: tuple[int, int],
+    samples: int,
+    photo: PhotoEffects,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """rgb (n, H, W, 3) uint8 and depth (n, H, W) of the views of one scene, a chunk of rays at a time."""
+    H, W = shape
+    rays = pixel_rays(torch.tensor(focal, device=eye.device), shape)
+    offsets = [((k + 0.5) / samples - 0.5) / focal for k in range(samples)]
+    images, depths = [], []
+    for view in range(eye.shape[1]):
+        colours, ts = [], []
+        for part in rays.split(RAYS_PER_CHUNK):
+            colour = torch.zeros_like(part)
+            for dy in offsets:
+                for dx in offsets:
+                    moved = part + torch.tensor([dx, dy, 0.0], device=part.device)
+                    c, t = _trace(scenes, eye[0, view], rotation[0, view], moved, 1 / focal / samples)
+                    colour = colour + c.clamp(max=1.2) / samples**2
+            if samples != 1:
+                t = _trace(scenes, eye[0, view], rotation[0, view], part, 1 / focal)[1]
+            colours.append(colour)
+            ts.append(t)
+        one = PhotoEffects(*(tensor[:, view : view + 1] for tensor in photo))
+        image = develop(torch.cat(colours)[None, None], one, shape)[0, 0]
+        images.append((image * 255).round().to(torch.uint8).permute(1, 2, 0))
+        depths.append(torch.cat(ts).reshape(H, W))
+    return torch.stack(images), torch.stack(depths)
+
+
+def _trace(
+    scenes: Scenes, eye: torch.Tensor, rotation: torch.Tensor, rays: torch.Tensor, pixel_angle: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    d = rays @ rotation.T
+    angle = torch.full_like(d[:, 0], pixel_angle)
+    colour, t, _ = render_rays(scenes, eye.expand_as(d)[None], d[None], angle[None])
+    return colour[0], t[0]

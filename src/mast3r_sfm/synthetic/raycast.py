@@ -1,0 +1,249 @@
+"""Where rays meet the scene: exact intersections with convex primitives, porous ellipsoids and the hull.
+
+Everything is pointwise or a reduction over the objects, so that torch.compile makes few kernels of it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .layout import (
+    FACE_FLOOR,
+    FACE_X0,
+    NUM_SOLIDS,
+    SKY,
+    ObjectColumns,
+    Scenes,
+    terrain_height,
+)
+from .noise import hash3, hash_unit
+
+MISS = 1e9
+"""Ray parameter of a ray that meets nothing."""
+
+NEAREST = 1e-3
+"""Hits closer than this (metres along a ray of unit depth) are ignored: the surface that the ray left."""
+
+TERRAIN_STEPS = 20
+TERRAIN_REFINEMENTS = 4
+
+
+def _nonzero(x: torch.Tensor) -> torch.Tensor:
+    return torch.where(x.abs() < 1e-7, 1e-7, x)
+
+
+def _clip_to_plane(
+    enter: torch.Tensor, leave: torch.Tensor, normal_o: torch.Tensor, normal_d: torch.Tensor, bound: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clips the interval [enter, leave] of a ray to the half space normal_o + t normal_d <= bound."""
+    slope = _nonzero(normal_d)
+    t = (bound - normal_o) / slope
+    return torch.where(slope < 0, torch.maximum(enter, t), enter), torch.where(
+        slope < 0, leave, torch.minimum(leave, t)
+    )
+
+
+def _inside_interval(
+    o: list[torch.Tensor], d: list[torch.Tensor], shape: torch.Tensor, profile: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ray interval inside a primitive, in its local coordinates; empty (enter >= leave) if it is missed."""
+    slab = _nonzero(d[1])
+    low, high = (-1 - o[1]) / slab, (1 - o[1]) / slab
+    enter, leave = torch.minimum(low, high), torch.maximum(low, high)
+    # boxes whose sides may lean
+    box_enter, box_leave = enter, leave
+    for axis, width, lean in ((0, profile[0], profile[1]), (2, profile[2], profile[3])):
+        for sign in (1.0, -1.0):
+            box_enter, box_leave = _clip_to_plane(
+                box_enter, box_leave, sign * o[axis] - lean * o[1], sign * d[axis] - lean * d[1], width
+            )
+    # quadrics of revolution
+    p0, p1, p2 = profile[0], profile[1], profile[2]
+    a = d[0] * d[0] + d[2] * d[2] - p2 * d[1] * d[1]
+    b = o[0] * d[0] + o[2] * d[2] - d[1] * (0.5 * p1 + p2 * o[1])
+    c = o[0] * o[0] + o[2] * o[2] - p0 - o[1] * (p1 + p2 * o[1])
+    a = _nonzero(a)
+    discriminant = b * b - a * c
+    root = discriminant.clamp(min=0).sqrt()
+    t0, t1 = (-b - root) / a, (-b + root) / a
+    near, far = torch.minimum(t0, t1), torch.maximum(t0, t1)
+    # A steep ray against a cone: inside is outside the roots, on the nappe that widens with u_y.
+    steep = a < 0
+    quadric_enter = torch.where(steep, torch.where(d[1] > 0, far, -MISS), near)
+    quadric_leave = torch.where(steep, torch.where(d[1] > 0, MISS, near), far)
+    missed = (discriminant <= 0) & ~steep
+    round_enter = torch.maximum(enter, torch.where(missed, MISS, quadric_enter))
+    round_leave = torch.minimum(leave, torch.where(missed, -MISS, quadric_leave))
+    is_round = shape > 0.5
+    return torch.where(is_round, round_enter, box_enter), torch.where(is_round, round_leave, box_leave)
+
+
+def _local_rays(
+    objects: torch.Tensor, o: torch.Tensor, d: torch.Tensor
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Origins and directions in the local coordinates of each object, the objects along the last axis."""
+    from_centre = [o[..., k, None] - objects[..., ObjectColumns.CENTRE + k] for k in range(3)]
+    along = [d[..., k, None] for k in range(3)]
+    A = [[objects[..., ObjectColumns.A + 3 * i + k] for k in range(3)] for i in range(3)]
+    local_o = [A[i][0] * from_centre[0] + A[i][1] * from_centre[1] + A[i][2] * from_centre[2] for i in range(3)]
+    local_d = [A[i][0] * along[0] + A[i][1] * along[1] + A[i][2] * along[2] for i in range(3)]
+    return local_o, local_d
+
+
+def _leaf_at(
+    local_o: list[torch.Tensor], local_d: list[torch.Tensor], t: torch.Tensor, objects: torch.Tensor
+) -> torch.Tensor:
+    """Whether a porous ellipsoid is solid where a ray crosses its surface: leaves are blobs on a jittered lattice."""
+    density = 1.0 / objects[..., ObjectColumns.PROFILE + 3].clamp(min=1e-3)  # leaves per metre
+    cell: list[torch.Tensor] = []
+    inside: list[torch.Tensor] = []
+    t = t.clamp(-1e3, 1e3)
+    for k in range(3):
+        x = (local_o[k] + t * local_d[k]) * objects[..., ObjectColumns.HALF_SIZE + k] * density
+        floor = x.floor()
+        cell.append(floor.to(torch.int32))
+        inside.append(x - floor)
+    bits = hash3(cell[0], cell[1], cell[2], torch.zeros_like(cell[0]) + 5)
+    distance2 = torch.zeros_like(t)
+    for k in range(3):
+        distance2 = distance2 + (inside[k] - 0.25 - 0.5 * hash_unit(bits, k)) ** 2
+    return distance2 < 0.17
+
+
+def _nearest_leaf(objects: torch.Tensor, o: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    local_o, local_d = _local_rays(objects, o, d)
+    profile = [objects[..., ObjectColumns.PROFILE + k] for k in range(3)] + [torch.zeros_like(objects[..., 0])]
+    enter, leave = _inside_interval(local_o, local_d, objects[..., ObjectColumns.SHAPE], profile)
+    crossed = (enter < leave) & (objects[..., ObjectColumns.ACTIVE] > 0.5)
+    front = crossed & (enter > NEAREST) & _leaf_at(local_o, local_d, enter, objects)
+    back = crossed & (leave > NEAREST) & _leaf_at(local_o, local_d, leave, objects)
+    return torch.where(front, enter, torch.where(back, leave, MISS))
+
+
+def _nearest_solid(objects: torch.Tensor, o: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    local_o, local_d = _local_rays(objects, o, d)
+    profile = [objects[..., ObjectColumns.PROFILE + k] for k in range(4)]
+    enter, leave = _inside_interval(local_o, local_d, objects[..., ObjectColumns.SHAPE], profile)
+    hit = (enter < leave) & (enter > NEAREST) & (objects[..., ObjectColumns.ACTIVE] > 0.5)
+    return torch.where(hit, enter, MISS)
+
+
+def _terrain(scenes: Scenes, o: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    """First crossing of a ray with the ground (B, ...), by steps that shrink near the ground, then by secants."""
+    extra = (1,) * (o.dim() - 2)
+    floor = scenes.half[:, 1].reshape(-1, *extra)
+    amplitude = scenes.terrain[:, :, 0].abs()
+    top = amplitude.sum(-1).reshape(-1, *extra)
+    k = scenes.terrain[:, :, 1:3].norm(dim=-1)
+    steepest = (amplitude * k).sum(-1).reshape(-1, *extra)
+
+    def gap(t: torch.Tensor) -> torch.Tensor:
+        """Height of the ray above the ground."""
+        height = terrain_height(scenes.terrain, o[..., 0] + t * d[..., 0], o[..., 2] + t * d[..., 2])
+        return floor - height - (o[..., 1] + t * d[..., 1])
+
+    # A bound on how fast the gap can close along the ray makes a safe step.
+    sideways = (d[..., 0] ** 2 + d[..., 2] ** 2).sqrt()
+    closing = (d[..., 1] + steepest * sideways).clamp(min=1e-4)
+    down = _nonzero(d[..., 1])
+    t = torch.where(down > 0, (floor - top - o[..., 1]) / down, 0.0).clamp(min=0)
+    for _ in range(TERRAIN_STEPS):
+        t = t + gap(t) / closing
+    for _ in range(TERRAIN_REFINEMENTS):
+        h = 1e-2 * t.clamp(min=0.1)
+        slope = (gap(t + h) - gap(t - h)) / (2 * h)
+        t = t - (gap(t) / torch.where(slope < -1e-3, slope, -1e9))
+    found = (t > NEAREST) & (t < 300) & (gap(t).abs() < 2e-3 * t) & (d[..., 1] + steepest * sideways > 1e-3)
+    return torch.where(found, t, MISS)
+
+
+def cast(scenes: Scenes, o: torch.Tensor, d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Casts rays o + t d into the scenes.
+
+    o, d  (B, P, 3) float32 origins and directions (any length)
+    Returns t (B, P) float32, `MISS` for the sky, and the surface ids (B, P) int64.
+    """
+    objects = scenes.objects[:, None]
+    solid_t, solid = _nearest_solid(objects[..., :NUM_SOLIDS, :], o, d).min(-1)
+    leaf_t, leaf = _nearest_leaf(objects[..., NUM_SOLIDS:, :], o, d).min(-1)
+    t = torch.minimum(solid_t, leaf_t)
+    surface = torch.where(leaf_t < solid_t, leaf + NUM_SOLIDS, solid)
+
+    outdoor = scenes.outdoor[:, None] > 0.5
+    ground = _terrain(scenes, o, d)
+    wall = torch.full_like(t, MISS)
+    face = torch.zeros_like(surface)
+    for k in range(3):
+        extent = scenes.half[:, None, k]
+        t_k = torch.where(d[..., k] > 0, extent - o[..., k], -extent - o[..., k]) / _nonzero(d[..., k])
+        face = torch.where(t_k < wall, FACE_X0 + 2 * k + (d[..., k] > 0).long(), face)
+        wall = torch.minimum(wall, t_k)
+    hull = torch.where(outdoor, ground, wall)
+    face = torch.where(outdoor, torch.where(ground < MISS, FACE_FLOOR, SKY), face)
+    return torch.minimum(t, hull), torch.where(t < hull, surface, face)
+
+
+def occluded(scenes: Scenes, o: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    """Whether an object (the hull casts no shadow) lies along the rays o + t d, t > 0: (B, P) bool."""
+    objects = scenes.objects[:, None]
+    solid = (_nearest_solid(objects[..., :NUM_SOLIDS, :], o, d) < MISS).any(-1)
+    leaf = (_nearest_leaf(objects[..., NUM_SOLIDS:, :], o, d) < MISS).any(-1)
+    return solid | leaf
+
+
+def normals(scenes: Scenes, points: torch.Tensor, surface: torch.Tensor, hit_objects: torch.Tensor) -> torch.Tensor:
+    """Outward unit normals at the hits.
+
+    points (B, P, 3), surface (B, P), hit_objects (B, P, ObjectColumns.WIDTH): rows of the objects hit
+    (anything for the hull). Returns (B, P, 3).
+    """
+    g = hit_objects
+    A = [[g[..., ObjectColumns.A + 3 * i + k] for k in range(3)] for i in range(3)]
+    off = [points[..., k] - g[..., ObjectColumns.CENTRE + k] for k in range(3)]
+    u = [A[i][0] * off[0] + A[i][1] * off[1] + A[i][2] * off[2] for i in range(3)]
+    p0, p1, p2, p3 = (g[..., ObjectColumns.PROFILE + k] for k in range(4))
+    leafy = (surface >= NUM_SOLIDS) & (surface < FACE_X0)
+    p3 = torch.where(leafy, 0.0, p3)
+    zero = torch.zeros_like(p0)
+    # the face whose constraint is tightest
+    excess_x = u[0].abs() - (p0 + p1 * u[1])
+    excess_y = u[1].abs() - 1
+    excess_z = u[2].abs() - (p2 + p3 * u[1])
+    on_x = (excess_x >= excess_y) & (excess_x >= excess_z)
+    on_y = ~on_x & (excess_y >= excess_z)
+    sign = [torch.where(u[k] >= 0, 1.0, -1.0) for k in range(3)]
+    box = [
+        torch.where(on_x, sign[0], zero),
+        torch.where(on_y, sign[1], torch.where(on_x, -p1, -p3)),
+        torch.where(on_x | on_y, zero, sign[2]),
+    ]
+    cap = 2 * excess_y > u[0] * u[0] + u[2] * u[2] - p0 - u[1] * (p1 + p2 * u[1])
+    quadric = [
+        torch.where(cap, zero, u[0]),
+        torch.where(cap, sign[1], -0.5 * p1 - p2 * u[1]),
+        torch.where(cap, zero, u[2]),
+    ]
+    is_round = g[..., ObjectColumns.SHAPE] > 0.5
+    local = [torch.where(is_round, quadric[k], box[k]) for k in range(3)]
+    world = [A[0][k] * local[0] + A[1][k] * local[1] + A[2][k] * local[2] for k in range(3)]  # A^T n
+    # hull: room faces look inwards, the ground upwards
+    is_object = surface < FACE_X0
+    face = surface - FACE_X0
+    slope_x, slope_z = _terrain_slope(scenes, points)
+    outdoor = scenes.outdoor[:, None] > 0.5
+    inward = [torch.where(face // 2 == k, 1.0 - 2.0 * (face % 2).float(), 0.0) for k in range(3)]
+    ground = [-slope_x, -torch.ones_like(slope_x), -slope_z]
+    n = [torch.where(is_object, world[k], torch.where(outdoor, ground[k], inward[k])) for k in range(3)]
+    scale = torch.rsqrt(n[0] * n[0] + n[1] * n[1] + n[2] * n[2] + 1e-12)
+    return torch.stack([n[k] * scale for k in range(3)], -1)
+
+
+def _terrain_slope(scenes: Scenes, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Derivatives of the height above the floor with respect to x and z: (B, P) each."""
+    slope_x = torch.zeros_like(points[..., 0])
+    slope_z = torch.zeros_like(slope_x)
+    for wave in range(scenes.terrain.shape[1]):
+        amplitude, k_x, k_z, phase = (scenes.terrain[:, wave, c, None] for c in range(4))
+        cosine = amplitude * torch.cos(k_x * points[..., 0] + k_z * points[..., 2] + phase)
+        slope_x, slope_z = slope_x + k_x * cosine, slope_z + k_z * cosine
+    return slope_x, slope_z
