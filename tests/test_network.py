@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import golden_rule
 import numpy as np
 import pytest
 import torch
 
+import golden_rule
 from mast3r_sfm.config import PRESETS, ModelConfig
 from mast3r_sfm.network import TwoViewNetwork
 from mast3r_sfm.network.heads import unpatchify

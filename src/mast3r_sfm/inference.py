@@ -1,0 +1,185 @@
+"""Views and pairs -> predictions: every image encoded once, pairs decoded in batches, both directions together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from mast3r_sfm.checkpoint import Model
+from mast3r_sfm.device import matmul_precision
+from mast3r_sfm.errors import ReconstructionError
+from mast3r_sfm.network import HeadOutput
+from mast3r_sfm.types import PairPrediction, View, ViewPrediction
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+Progress = Callable[[int], None]
+"""Called with the number of items done since the last call."""
+
+_CPU_BATCH = 1  # a batch gains nothing on a CPU, and costs memory
+_MAX_BATCH = 16
+_SHARE = 0.6  # of the free GPU memory that a batch may take by estimate
+_BYTES_PER_PIXEL = 9_000  # activations of one symmetric pair at the peak, per pixel of a view, in half precision
+
+
+@dataclass(frozen=True)
+class EncodedViews:
+    """Encoder tokens of all views, each (N, width) in the model's compute type, on `device`."""
+
+    tokens: tuple[torch.Tensor, ...]
+    shapes: tuple[tuple[int, int], ...]
+
+    def descriptor(self) -> torch.Tensor:
+        """(n, width) float32 on the CPU: mean token of every view, for the similarity of images."""
+        return torch.stack([tokens.float().mean(0) for tokens in self.tokens]).cpu()
+
+
+def auto_batch_size(model: Model, shape: tuple[int, int]) -> int:
+    """Pairs decoded at once: as many as the free GPU memory takes by estimate, 1 on a CPU."""
+    if model.device.type != "cuda":
+        return _CPU_BATCH
+    free, _ = torch.cuda.mem_get_info(model.device)
+    width = 4 if model.precision in ("fp32", "tf32") else 2
+    pair = _BYTES_PER_PIXEL * shape[0] * shape[1] * width / 2
+    return max(1, min(_MAX_BATCH, int(_SHARE * free / pair)))
+
+
+@torch.inference_mode()
+def encode_views(
+    model: Model, views: Sequence[View], batch_size: int | None = None, progress: Progress | None = None
+) -> EncodedViews:
+    """Encodes every view once. Tokens stay on the model's device, in half precision if the model computes in it."""
+    tokens: list[torch.Tensor | None] = [None] * len(views)
+    dtype = model.network.decoder_embed.weight.dtype
+    for group in _by_shape(range(len(views)), lambda k: views[k].shape):
+        size = batch_size or 2 * auto_batch_size(model, views[group[0]].shape)
+
+        def run(batch: Sequence[int]) -> torch.Tensor:
+            images = torch.stack([views[k].tensor for k in batch])
+            if model.device.type == "cuda":
+                images = images.pin_memory().to(model.device, non_blocking=True)
+            with matmul_precision(model.precision):
+                return model.network.encode(images).to(dtype)
+
+        for batch, encoded in _run_in_batches(group, size, run):
+            for k, row in zip(batch, encoded, strict=True):
+                tokens[k] = row
+            if progress:
+                progress(len(batch))
+    return EncodedViews(tuple(t for t in tokens if t is not None), tuple(view.shape for view in views))
+
+
+def predict_pairs(
+    model: Model,
+    encoded: EncodedViews,
+    pairs: Sequence[tuple[int, int]],
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> Iterator[PairPrediction]:
+    """Symmetric predictions, one per pair of indices, in groups of equal shapes (not in the order given).
+
+    A consumer that drops each prediction before it takes the next keeps one batch of dense maps in memory.
+    Raises ReconstructionError if a prediction is not finite, naming the pair.
+    """
+    shapes = encoded.shapes
+    for group in _by_shape(range(len(pairs)), lambda k: (shapes[pairs[k][0]], shapes[pairs[k][1]])):
+        size = batch_size or auto_batch_size(model, shapes[pairs[group[0]][0]])
+
+        def run(batch: Sequence[int]) -> list[PairPrediction]:
+            with matmul_precision(model.precision), torch.inference_mode():
+                return _decode(model, encoded, [pairs[k] for k in batch])
+
+        for batch, predictions in _run_in_batches(group, size, run):
+            _check_finite(predictions)
+            predictions.reverse()
+            while predictions:
+                yield predictions.pop()  # the consumer's is then the only reference
+            if progress:
+                progress(len(batch))
+
+
+def _decode(model: Model, encoded: EncodedViews, pairs: Sequence[tuple[int, int]]) -> list[PairPrediction]:
+    first = torch.stack([encoded.tokens[i] for i, _ in pairs])
+    second = torch.stack([encoded.tokens[j] for _, j in pairs])
+    shape1, shape2 = encoded.shapes[pairs[0][0]], encoded.shapes[pairs[0][1]]
+    decode = model.network.decode
+    count = len(pairs)
+    if shape1 == shape2:  # both directions are one batch
+        own, other = decode(torch.cat([first, second]), torch.cat([second, first]), shape1, shape1)
+        i_in_i, j_in_j = _views(own, 0, count), _views(own, count, count)
+        j_in_i, i_in_j = _views(other, 0, count), _views(other, count, count)
+    else:
+        own, other = decode(first, second, shape1, shape2)
+        i_in_i, j_in_i = _views(own, 0, count), _views(other, 0, count)
+        own, other = decode(second, first, shape2, shape1)
+        j_in_j, i_in_j = _views(own, 0, count), _views(other, 0, count)
+    return [
+        PairPrediction(i, j, *maps)
+        for (i, j), *maps in zip(pairs, i_in_i, j_in_i, j_in_j, i_in_j, strict=True)
+    ]  # fmt: skip
+
+
+def _views(out: HeadOutput, start: int, count: int) -> list[ViewPrediction]:
+    return [
+        ViewPrediction(
+            out.points[k],
+            out.conf[k],
+            None if out.desc is None else out.desc[k],
+            None if out.desc_conf is None else out.desc_conf[k],
+        )
+        for k in range(start, start + count)
+    ]
+
+
+def _check_finite(predictions: Sequence[PairPrediction]) -> None:
+    """One host synchronisation per batch; the sums of a map are finite iff the map is (or it overflows, as bad)."""
+    totals = []
+    for pair in predictions:
+        for view in (pair.i_in_i, pair.j_in_i, pair.j_in_j, pair.i_in_j):
+            total = view.points.sum() + view.conf.sum()
+            if view.desc is not None and view.desc_conf is not None:
+                total = total + view.desc.sum() + view.desc_conf.sum()
+            totals.append(total)
+    finite = torch.stack(totals).isfinite().reshape(-1, 4).all(1).tolist()
+    for pair, good in zip(predictions, finite, strict=True):
+        if not good:
+            raise ReconstructionError(
+                f"the network's prediction for images {pair.i} and {pair.j} is not finite; try --precision fp32"
+            )
+
+
+def _by_shape(items: Sequence[int], key: Callable[[int], object]) -> list[list[int]]:
+    """Groups items by key, both in order of first appearance."""
+    groups: dict[object, list[int]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.values())
+
+
+def _run_in_batches(
+    items: Sequence[int], size: int, run: Callable[[Sequence[int]], Result]
+) -> Iterator[tuple[Sequence[int], Result]]:
+    """Runs batches of `size`, halving it whenever GPU memory runs out; yields each batch and its result."""
+    start = 0
+    while start < len(items):
+        batch = items[start : start + size]
+        try:
+            result = run(batch)
+        except torch.cuda.OutOfMemoryError as error:
+            if size == 1:
+                raise ReconstructionError(
+                    "the GPU's memory does not suffice for a single pair; use a smaller --image-size, "
+                    "--precision bf16, or --device cpu"
+                ) from error
+            size = max(1, size // 2)
+            logger.warning("GPU memory ran out; the batch size is now %d", size)
+            torch.cuda.empty_cache()
+            continue
+        start += len(batch)
+        yield batch, result
