@@ -1,0 +1,56 @@
+"""Two opinions on a point: hand-made maps where one match is right and one is wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mast3r_sfm.types import Correspondences, PairPrediction, ViewPrediction
+from mast3r_sfm.verification import VerificationLimits, disagreement, verify_matches
+
+
+def _pair(shift: float) -> PairPrediction:
+    """Two 2 x 3 images of the same points at distance 4 on the axis; j's opinions are `shift` off along z."""
+    points = torch.zeros(2, 3, 3)
+    points[..., 2] = 4.0
+    moved = points.clone()
+    moved[0, 2, 2] += shift  # pixel (x=2, y=0) only
+    view = lambda p: ViewPrediction(p, torch.ones(2, 3))  # noqa: E731
+    return PairPrediction(0, 1, view(points), view(moved), view(points), view(points))
+
+
+def _matches(count: int = 1) -> Correspondences:
+    xy = torch.tensor([[0, 1], [2, 0]], dtype=torch.int32).repeat(count, 1)
+    return Correspondences(0, 1, xy, xy, torch.ones(len(xy)))
+
+
+def test_disagreement_is_relative_to_the_distance() -> None:
+    assert disagreement(_pair(1.0), _matches()).tolist() == pytest.approx([0.0, 0.25])
+
+
+def test_wrong_matches_are_dropped() -> None:
+    limits = VerificationLimits(max_distance=0.1, min_share=0.2, min_matches=1)
+    kept, believed = verify_matches(_pair(1.0), _matches(), limits)
+    assert kept.xy_i.tolist() == [[0, 1]] and believed
+
+
+@pytest.mark.parametrize(
+    ("limits", "believed"), [((0.1, 0.5, 1), True), ((0.1, 0.6, 1), False), ((0.1, 0.1, 9), False)]
+)
+def test_pair_needs_a_share_and_a_number(limits: tuple[float, float, int], believed: bool) -> None:
+    assert verify_matches(_pair(1.0), _matches(4), VerificationLimits(*limits))[1] is believed
+
+
+def test_point_at_the_camera_is_denied() -> None:
+    pair = _pair(0.0)
+    pair.i_in_i.points[0, 2] = 0
+    pair.j_in_i.points[0, 2] = 0
+    assert disagreement(pair, _matches()).tolist() == [0.0, float("inf")]
+
+
+def test_no_match_at_all() -> None:
+    empty = Correspondences(
+        0, 1, torch.zeros(0, 2, dtype=torch.int32), torch.zeros(0, 2, dtype=torch.int32), torch.zeros(0)
+    )
+    kept, believed = verify_matches(_pair(0.0), empty, VerificationLimits())
+    assert len(kept) == 0 and not believed
