@@ -1,0 +1,54 @@
+"""`matches.npz`: the matched pixels of every pair, packed into flat arrays.
+
+    with np.load("matches.npz") as m:
+        for k, (i, j) in enumerate(m["pairs"]):
+            of_pair = slice(*m["offsets"][k : k + 2])
+            m["files"][i], m["files"][j], m["xy_i"][of_pair], m["xy_j"][of_pair], m["conf"][of_pair]
+
+pairs    (P, 2) int32 indices of the images i, j
+offsets  (P + 1,) int64: the matches of pair k are the rows offsets[k] to offsets[k + 1]
+xy_i     (M, 2) int32 matched pixels (x, y) of the network's image of i; `cameras.json` has the way back to the photo
+xy_j     (M, 2) int32, of j
+conf     (M,) float32, > 0
+files    (n,) text: the file of every image
+
+The file loads without pickle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mast3r_sfm.export.files import write_npz
+from mast3r_sfm.types import Correspondences, Reconstruction
+
+
+def pack_matches(matches: Sequence[Correspondences]) -> dict[str, np.ndarray]:
+    """The arrays of this module's docstring but `files`."""
+    no_pixels, no_values = np.zeros((0, 2), dtype=np.int32), np.zeros(0, dtype=np.float32)
+    return {
+        "pairs": np.array([[m.i, m.j] for m in matches], dtype=np.int32).reshape(-1, 2),
+        "offsets": np.cumsum([0] + [len(m) for m in matches], dtype=np.int64),
+        "xy_i": np.concatenate([no_pixels] + [m.xy_i.numpy() for m in matches]).astype(np.int32),
+        "xy_j": np.concatenate([no_pixels] + [m.xy_j.numpy() for m in matches]).astype(np.int32),
+        "conf": np.concatenate([no_values] + [m.conf.numpy() for m in matches]).astype(np.float32),
+    }
+
+
+def unpack_matches(packed: Mapping[str, np.ndarray]) -> tuple[Correspondences, ...]:
+    """The inverse of `pack_matches`."""
+    xy_i, xy_j, conf = (torch.from_numpy(packed[key]) for key in ("xy_i", "xy_j", "conf"))
+    bounds = packed["offsets"].tolist()
+    return tuple(
+        Correspondences(i, j, xy_i[start:end], xy_j[start:end], conf[start:end])
+        for (i, j), start, end in zip(packed["pairs"].tolist(), bounds[:-1], bounds[1:], strict=True)
+    )
+
+
+def write_matches(reconstruction: Reconstruction, path: Path) -> None:
+    files = np.array([view.file for view in reconstruction.views], dtype=np.str_)
+    write_npz(path, {**pack_matches(reconstruction.matches), "files": files})

@@ -1,0 +1,245 @@
+"""The output folder of a reconstruction, which exists completely or not at all.
+
+Everything is written to a hidden folder beside the output, which takes the output's place by renaming when it is
+complete. An existing result makes way by renaming too, and comes back if anything goes wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import logging
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mast3r_sfm.errors import InputError
+from mast3r_sfm.export.cameras import write_cameras
+from mast3r_sfm.export.depth import write_depth_maps
+from mast3r_sfm.export.files import write_json
+from mast3r_sfm.export.glb import EmptySceneError, SceneOptions, SceneStatistics, write_glb
+from mast3r_sfm.export.matches import write_matches
+from mast3r_sfm.export.store import load_reconstruction, save_reconstruction
+from mast3r_sfm.types import Reconstruction
+
+logger = logging.getLogger(__name__)
+
+SCENE, STORE, RUN = "scene.glb", "reconstruction.npz", "run.json"
+_TOOL = "mast3r-sfm"
+_OWN_ENTRY = re.compile(
+    r"scene\.glb|reconstruction\.npz|run\.json|cameras\.json|matches\.npz|(depth|confidence)_\d{3,}\.(npy|png)"
+)
+_DESKTOP_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # left by file managers that looked at the folder
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Makes sure, before the computation, that a result can be written to `output`.
+
+    Raises InputError if `output` is a file, a folder with anything else than a result, a result and not `overwrite`,
+    a mount point, the current folder, or if the folder that is to hold it cannot be written to.
+    """
+    output = output.resolve()
+    parent = next((folder for folder in output.parents if folder.exists()), output)
+    with _explained(parent):
+        _check_replaceable(output, overwrite)
+        probe = _sibling(parent / output.name, "probe")
+        probe.mkdir()
+        probe.rmdir()
+
+
+def write_result(
+    reconstruction: Reconstruction, output: Path, options: SceneOptions, run: Mapping[str, Any], overwrite: bool
+) -> SceneStatistics:
+    """Writes all files of a result to the folder `output`, or leaves everything as it was.
+
+    run  content of `run.json`; "tool" and "scene" are added
+
+    Raises InputError for what `check_output` checks, if the disk is full, and if there is no scene to write (empty,
+    or an impossible budget). In the last case everything but the scene is written all the same, because
+    `rewrite_scene` with other options mends it.
+    """
+    output = output.resolve()
+    with _explained(output.parent):
+        _check_replaceable(output, overwrite)
+        with _parents_of(output), _staging_folder(output) as staging:
+            save_reconstruction(reconstruction, staging / STORE)
+            write_depth_maps(reconstruction, staging)
+            write_cameras(reconstruction, staging / "cameras.json")
+            write_matches(reconstruction, staging / "matches.npz")
+            no_scene: InputError | None = None
+            try:
+                statistics = write_glb(reconstruction, staging / SCENE, options)
+                scene = _scene_section(options, statistics)
+            except InputError as error:
+                no_scene, scene = error, {**dataclasses.asdict(options), "error": str(error)}
+            write_json(staging / RUN, {**run, "tool": _TOOL, "scene": scene})
+            _move_into_place(staging, output, overwrite)
+    if no_scene is not None:
+        raise InputError(_with_cure(no_scene, output)) from no_scene
+    return statistics
+
+
+def rewrite_scene(output: Path, options: SceneOptions) -> SceneStatistics:
+    """Writes the scene of an existing result anew, with other options, and notes them in its `run.json`.
+
+    Raises InputError if `output` is not a result or cannot be written to, or if the scene would be empty. The old
+    scene stays then.
+    """
+    output = output.resolve()
+    run = _read_run(output)
+    if run is None:
+        raise InputError(f"{output} is not a result of {_TOOL}: name the output folder of a finished reconstruction")
+    reconstruction = load_reconstruction(output / STORE)
+    new_scene, new_run = _sibling(output / SCENE, "new"), _sibling(output / RUN, "new")
+    with _explained(output):
+        try:
+            statistics = write_glb(reconstruction, new_scene, options)
+            write_json(new_run, {**run, "scene": _scene_section(options, statistics)})
+            new_scene.replace(output / SCENE)
+            new_run.replace(output / RUN)
+        finally:
+            new_scene.unlink(missing_ok=True)
+            new_run.unlink(missing_ok=True)
+    return statistics
+
+
+def _scene_section(options: SceneOptions, statistics: SceneStatistics) -> dict[str, Any]:
+    # statistics last, so that the camera size is the one drawn
+    return {**dataclasses.asdict(options), **dataclasses.asdict(statistics), "share_kept": statistics.share_kept}
+
+
+def _with_cure(error: InputError, output: Path) -> str:
+    suggestion = error.suggested_min_conf_thr if isinstance(error, EmptySceneError) else None
+    option = "" if suggestion is None else f" --min-conf-thr {suggestion:.2f}"
+    return f"{error}. Everything but the scene is in {output}; for the scene run: {_TOOL} export {output}{option}"
+
+
+def _read_run(folder: Path) -> dict[str, Any] | None:
+    """The `run.json` of a result; None if `folder` is not one."""
+    try:
+        run = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return run if isinstance(run, dict) and run.get("tool") == _TOOL else None
+
+
+def _check_replaceable(output: Path, overwrite: bool) -> None:
+    """Raises InputError unless `output` does not exist, is an empty folder, or a result that may be replaced."""
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise InputError(f"--output {output} is a file: name a folder")
+    if Path.cwd().is_relative_to(output):
+        raise InputError(f"--output {output} holds the current folder: name a new folder, for example {output}/result")
+    if _is_mount_point(output):
+        raise InputError(
+            f"--output {output} is a mount point, which cannot be replaced as a whole: "
+            f"name a folder in it, for example {output}/result"
+        )
+    entries = {entry.name for entry in output.iterdir()} - _DESKTOP_LITTER
+    if not entries:
+        return
+    if _read_run(output) is None:
+        raise InputError(f"--output {output} has files in it that are no result of {_TOOL}: name another folder")
+    if not overwrite:
+        raise InputError(f"--output {output} already holds a result: name another folder, or replace it by --overwrite")
+    foreign = sorted(name for name in entries if not _OWN_ENTRY.fullmatch(name))
+    if foreign:
+        raise InputError(
+            f"--output {output} holds a result and also {foreign[0]}, which --overwrite would delete: "
+            "move it elsewhere, or name another folder"
+        )
+
+
+def _is_mount_point(folder: Path) -> bool:
+    if folder.is_mount():
+        return True
+    try:  # a bind mount from the same disk, as containers have them, shows only here
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    # the fifth field; blanks and the like are octal there
+    points = {re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), line.split()[4]) for line in mounts}
+    return str(folder) in points
+
+
+def _sibling(path: Path, role: str) -> Path:
+    """A new hidden name beside `path`, on the same disk, so that renaming is possible and atomic."""
+    return path.with_name(f".{path.name}.{role}-{secrets.token_hex(4)}")
+
+
+@contextlib.contextmanager
+def _parents_of(output: Path) -> Iterator[None]:
+    """Creates the folders above `output`; takes those that it created away again on failure."""
+    missing = [folder for folder in output.parents if not folder.exists()]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # not there, or no longer empty
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _staging_folder(output: Path) -> Iterator[Path]:
+    """A folder beside `output` that is gone afterwards, whatever happens, unless it was moved into place."""
+    staging = _sibling(output, "partial")
+    try:
+        staging.mkdir()
+        yield staging
+    finally:
+        _remove(staging)
+
+
+def _move_into_place(staging: Path, output: Path, overwrite: bool) -> None:
+    """Renames `staging` to `output`; a result that was there is deleted afterwards, or put back on failure."""
+    old = _sibling(output, "old")
+    try:
+        _check_replaceable(output, overwrite)  # again: hours may have passed
+        if output.exists():
+            output.rename(old)
+        staging.rename(output)
+    except (OSError, InputError) as error:
+        rescued = output.with_name(f"{output.name}-{secrets.token_hex(4)}")
+        staging.rename(rescued)
+        raise InputError(f"{error}. The finished result is in {rescued}") from error
+    finally:
+        # Ctrl-C may come between any two steps, so look at what is there
+        if not output.exists() and old.exists():
+            old.rename(output)
+        _remove(old)
+    if old.exists():
+        logger.warning("The replaced result could not be deleted: %s", old)
+
+
+def _remove(folder: Path) -> None:
+    """Deletes a folder as far as possible, and does not let Ctrl-C leave half of it."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turns failures of the file system into an InputError that names the folder and the cure."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(_explanation(error, folder)) from error
+
+
+def _explanation(error: OSError, folder: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk of {folder} is full: free some space, or name an --output on another disk"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{folder} cannot be written to ({error.strerror}): change its permissions, or name another --output"
+    return f"Writing to {folder} failed ({error.strerror or error}): name another --output"

@@ -1,0 +1,110 @@
+"""`reconstruction.npz`: a whole `Reconstruction`, without loss, so that it can be exported again."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from mast3r_sfm.errors import InputError
+from mast3r_sfm.export.files import write_npz
+from mast3r_sfm.export.matches import pack_matches, unpack_matches
+from mast3r_sfm.types import ImageTransform, ReconstructedView, Reconstruction
+
+FORMAT_VERSION = 1
+
+
+def save_reconstruction(reconstruction: Reconstruction, path: Path) -> None:
+    """Writes one compressed file that `load_reconstruction` and `np.load` read, without pickle."""
+    views = reconstruction.views
+    arrays = {
+        "format_version": np.array(FORMAT_VERSION),
+        "index": np.array([view.index for view in views], dtype=np.int64),
+        "file": np.array([view.file for view in views], dtype=np.str_),
+        "transform": np.array([_packed_transform(view.transform) for view in views], dtype=np.int64).reshape(-1, 4, 2),
+        "registered": np.array([view.registered for view in views], dtype=bool),
+        "K": np.array([view.K for view in views], dtype=np.float64).reshape(-1, 3, 3),
+        "world_from_cam": np.array([view.world_from_cam for view in views], dtype=np.float64).reshape(-1, 4, 4),
+        "median_reprojection_error_px": np.array([view.median_reprojection_error_px for view in views], dtype=float),
+        "num_matches": np.array([view.num_matches for view in views], dtype=np.int64),
+        **{f"match_{key}": array for key, array in pack_matches(reconstruction.matches).items()},
+    }
+    for number, view in enumerate(views):
+        arrays[f"rgb_{number:03d}"] = view.rgb
+        arrays[f"depth_{number:03d}"] = view.depth
+        arrays[f"conf_{number:03d}"] = view.conf
+        # cleaning sets confidences to 0 and changes nothing else, so a flag per pixel says it all
+        cleaned = (view.conf_clean == 0) & (view.conf != 0)
+        assert np.array_equal(_cleaned(view.conf, cleaned), view.conf_clean, equal_nan=True)
+        arrays[f"cleaned_{number:03d}"] = cleaned
+        if view.mask is not None:
+            arrays[f"mask_{number:03d}"] = view.mask
+    write_npz(path, arrays)
+
+
+def load_reconstruction(path: Path) -> Reconstruction:
+    """Reads what `save_reconstruction` wrote.
+
+    Raises InputError if the file is missing, damaged, or of another version of the format.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            version = int(file["format_version"])
+            if version != FORMAT_VERSION:
+                raise InputError(
+                    f"{path} has format {version}, this version of mast3r-sfm reads format {FORMAT_VERSION}: "
+                    "run the reconstruction again"
+                )
+            matches = unpack_matches({key: file[f"match_{key}"] for key in pack_matches([])})
+            columns = {key: file[key] for key in _COLUMNS}
+            views = tuple(_view(file, columns, number) for number in range(len(columns["index"])))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: name the output folder of a finished reconstruction") from error
+    except (OSError, EOFError, KeyError, IndexError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): run the reconstruction again"
+        ) from error
+    return Reconstruction(views, matches)
+
+
+_COLUMNS = (
+    "index",
+    "file",
+    "transform",
+    "registered",
+    "K",
+    "world_from_cam",
+    "median_reprojection_error_px",
+    "num_matches",
+)
+
+
+def _cleaned(conf: np.ndarray, cleaned: np.ndarray) -> np.ndarray:
+    return np.where(cleaned, np.float32(0), conf)
+
+
+def _packed_transform(transform: ImageTransform) -> list[tuple[int, int]]:
+    return [transform.original_size, transform.resized_size, transform.crop_left_top, transform.network_size]
+
+
+def _view(file: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray], number: int) -> ReconstructedView:
+    conf = file[f"conf_{number:03d}"]
+    original, resized, crop, network = ((int(x), int(y)) for x, y in columns["transform"][number])
+    return ReconstructedView(
+        index=int(columns["index"][number]),
+        file=str(columns["file"][number]),
+        transform=ImageTransform(original, resized, crop, network),
+        rgb=file[f"rgb_{number:03d}"],
+        registered=bool(columns["registered"][number]),
+        K=columns["K"][number],
+        world_from_cam=columns["world_from_cam"][number],
+        depth=file[f"depth_{number:03d}"],
+        conf=conf,
+        conf_clean=_cleaned(conf, file[f"cleaned_{number:03d}"]),
+        median_reprojection_error_px=float(columns["median_reprojection_error_px"][number]),
+        num_matches=int(columns["num_matches"][number]),
+        mask=file.get(f"mask_{number:03d}"),
+    )
