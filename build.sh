@@ -24,7 +24,7 @@ while [ $# -gt 0 ]; do
         tag=$2 && shift
         ;;
     --tag=*) tag=${1#--tag=} ;;
-    --no-upstream) build_args+=(--build-arg UPSTREAM=none --build-arg DEMO=/opt/mast3r-sfm/demo_data) ;;
+    --no-upstream) build_args+=(--build-arg UPSTREAM=none) ;;
     -h | --help) sed -n '2,/^[^#]/{s/^# \{0,1\}//p;}' "$0" && exit ;;
     *) build_args+=("$1") ;;
     esac

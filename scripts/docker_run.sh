@@ -26,14 +26,15 @@ docker_has_gpu() {
 }
 
 docker_demo_folder() { # IMAGE -> the photos it carries: the published demo, or the project's own if built without it
-    local folder
-    folder=$(docker image inspect --format '{{index .Config.Labels "mast3r-sfm.demo"}}' "$1")
-    if [ -z "$folder" ]; then
+    case $(docker image inspect --format '{{index .Config.Labels "mast3r-sfm.upstream"}}' "$1") in
+    published) echo /opt/mast3r-sfm/demo_data/NLE_tower ;;
+    none) echo /opt/mast3r-sfm/demo_data ;;
+    *)
         echo "error: $1 is not an image of this project; build it with ./build.sh --tag $1, or name another one" \
             "in MAST3R_SFM_IMAGE" >&2
         return 2
-    fi
-    echo "$folder"
+        ;;
+    esac
 }
 
 docker_note_stale_image() { # ROOT IMAGE

@@ -30,8 +30,8 @@ case "$1 ${2:-}" in
     esac ;;
 "image inspect")
     if [ ! -e "$FAKE/image" ]; then echo "No such image" >&2; exit 1; fi
-    case "$*" in *mast3r-sfm.demo*) cat "$FAKE/image" ;; *revision*) cat "$FAKE/revision" 2>/dev/null || echo ;; esac ;;
-"build "*) echo /opt/mast3r-sfm/demo_data/NLE_tower >"$FAKE/image" ;;
+    case "$*" in *mast3r-sfm.upstream*) cat "$FAKE/image" ;; *revision*) cat "$FAKE/revision" 2>/dev/null || echo ;; esac ;;
+"build "*) echo published >"$FAKE/image" ;;
 "run "*) exit "$(cat "$FAKE/exit-code" 2>/dev/null || echo 0)" ;;
 esac
 """
@@ -119,7 +119,7 @@ def docker(tmp_path: Path) -> Docker:
     (folder / "docker").write_text(FAKE_DOCKER)
     (folder / "docker").chmod(0o755)
     fake = Docker(folder, home.resolve())
-    fake.set(gpu=True, image="/opt/mast3r-sfm/demo_data/NLE_tower\n")
+    fake.set(gpu=True, image="published\n")
     return fake
 
 
@@ -298,6 +298,11 @@ def test_unusable_docker_is_named_with_its_cure(docker: Docker, script: str, mes
     assert done.returncode == 2
     assert cure in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_image_without_the_published_code_has_the_projects_own_demo(docker: Docker) -> None:
+    docker.set(image="none\n")
+    assert docker.run().command == ["reconstruct", "--input", "/opt/mast3r-sfm/demo_data"]
 
 
 def test_docker_with_a_gpu_is_the_first_choice(docker: Docker) -> None:
