@@ -206,8 +206,12 @@ def _rows(
 ) -> torch.Tensor:
     """Packs primitives (..., 3), (..., 3), (...), (..., 4), (..., 3, 3), (...) into rows of the object table."""
     A = R.transpose(-1, -2) / half[..., None]
-    widest = half * torch.stack([(profile[..., 0] + profile[..., 1].abs()).clamp(min=1.0)] * 3, -1)
-    bound = widest.norm(dim=-1)
+    p = profile.abs().unbind(-1)
+    is_round, is_ball = shape > 0.5, (shape > 0.5) & (profile[..., 2] < 0)
+    widest_x = torch.where(is_round, (p[0] + p[1] + p[2]).sqrt(), p[0] + p[1])
+    widest_z = torch.where(is_round, widest_x, p[2] + p[3])
+    bound = (half * torch.stack([widest_x, torch.ones_like(widest_x), widest_z], -1)).norm(dim=-1)
+    bound = torch.where(is_ball, half.amax(-1), bound)
     columns = [A.flatten(-2), centre, half, shape[..., None], profile, active.float()[..., None], bound[..., None]]
     rows = torch.cat(columns, -1)
     assert rows.shape[-1] == ObjectColumns.WIDTH

@@ -13,7 +13,8 @@ from .layout import Scenes
 from .photo import PhotoEffects, develop, draw_effects
 from .shading import render_rays
 
-RAYS_PER_CHUNK = 1 << 14
+TILE = 64
+"""Edge of the square tiles that a view is rendered in, pixels: few objects are near the rays of one tile."""
 
 
 @dataclass(frozen=True)
@@ -144,33 +145,34 @@ def _render_views(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """rgb (n, H, W, 3) uint8 and depth (n, H, W) of the views of one scene, a chunk of rays at a time."""
     H, W = shape
-    rays = pixel_rays(torch.tensor(focal, device=eye.device), shape)
-    offsets = [((k + 0.5) / samples - 0.5) / focal for k in range(samples)]
+    rays = pixel_rays(torch.tensor(focal, device=eye.device), shape).reshape(H, W, 3)
+    steps = [((k + 0.5) / samples - 0.5) / focal for k in range(samples)]
+    offsets = [torch.tensor([dx, dy, 0.0], device=eye.device) for dy in steps for dx in steps]
     images, depths = [], []
     for view in range(eye.shape[1]):
-        colours, ts = [], []
-        for part in rays.split(RAYS_PER_CHUNK):
-            colour = torch.zeros_like(part)
-            for dy in offsets:
-                for dx in offsets:
-                    moved = part + torch.tensor([dx, dy, 0.0], device=part.device)
-                    c, t = _trace(scenes, eye[0, view], rotation[0, view], moved, 1 / focal / samples)
-                    colour = colour + c.clamp(max=1.2) / samples**2
-            if samples != 1:
-                t = _trace(scenes, eye[0, view], rotation[0, view], part, 1 / focal)[1]
-            colours.append(colour)
-            ts.append(t)
+        colour, depth = torch.zeros_like(rays), torch.zeros_like(rays[..., 0])
+        for top in range(0, H, TILE):
+            for left in range(0, W, TILE):
+                tile = slice(top, top + TILE), slice(left, left + TILE)
+                part = rays[tile]
+                for offset in offsets:
+                    c, t = _trace(scenes, eye[0, view], rotation[0, view], part + offset, 1 / focal / samples)
+                    colour[tile] += c.clamp(max=1.2) / len(offsets)
+                if samples != 1:
+                    t = _trace(scenes, eye[0, view], rotation[0, view], part, 1 / focal)[1]
+                depth[tile] = t
         one = PhotoEffects(*(tensor[:, view : view + 1] for tensor in photo))
-        image = develop(torch.cat(colours)[None, None], one, shape)[0, 0]
+        image = develop(colour.reshape(1, 1, H * W, 3), one, shape)[0, 0]
         images.append((image * 255).round().to(torch.uint8).permute(1, 2, 0))
-        depths.append(torch.cat(ts).reshape(H, W))
+        depths.append(depth)
     return torch.stack(images), torch.stack(depths)
 
 
 def _trace(
     scenes: Scenes, eye: torch.Tensor, rotation: torch.Tensor, rays: torch.Tensor, pixel_angle: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    d = rays @ rotation.T
+    """Colours (h, w, 3) and depths (h, w) of camera-frame rays (h, w, 3) of one camera."""
+    d = rays.reshape(-1, 3) @ rotation.T
     angle = torch.full_like(d[:, 0], pixel_angle)
-    colour, t, _ = render_rays(scenes, eye.expand_as(d)[None], d[None], angle[None])
-    return colour[0], t[0]
+    colour, t, _ = render_rays(scenes, eye.expand_as(d)[None], d[None], angle[None], cull=True)
+    return colour[0].reshape(rays.shape), t[0].reshape(rays.shape[:-1])

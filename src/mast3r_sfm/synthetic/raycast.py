@@ -5,6 +5,8 @@ Everything is pointwise or a reduction over the objects, so that torch.compile m
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from .layout import (
@@ -67,10 +69,11 @@ def _inside_interval(
     root = discriminant.clamp(min=0).sqrt()
     t0, t1 = (-b - root) / a, (-b + root) / a
     near, far = torch.minimum(t0, t1), torch.maximum(t0, t1)
-    # A steep ray against a cone: inside is outside the roots, on the nappe that widens with u_y.
+    # A steep ray against a cone: inside is outside the roots, on the nappe that the slab cuts.
     steep = a < 0
-    quadric_enter = torch.where(steep, torch.where(d[1] > 0, far, -MISS), near)
-    quadric_leave = torch.where(steep, torch.where(d[1] > 0, MISS, near), far)
+    widening = d[1] * p1 > 0
+    quadric_enter = torch.where(steep, torch.where(widening, far, -MISS), near)
+    quadric_leave = torch.where(steep, torch.where(widening, MISS, near), far)
     missed = (discriminant <= 0) & ~steep
     round_enter = torch.maximum(enter, torch.where(missed, MISS, quadric_enter))
     round_leave = torch.minimum(leave, torch.where(missed, -MISS, quadric_leave))
@@ -157,20 +160,65 @@ def _terrain(scenes: Scenes, o: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
     return torch.where(found, t, MISS)
 
 
-def cast(scenes: Scenes, o: torch.Tensor, d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+class Shortlist(NamedTuple):
+    """Ids of the objects that a bundle of rays of one scene may meet: solids (k,) and leaves (m,) int64, not empty."""
+
+    solids: torch.Tensor
+    leaves: torch.Tensor
+
+
+def shortlist(scenes: Scenes, o: torch.Tensor, d: torch.Tensor) -> Shortlist:
+    """The objects of a single scene whose bounding sphere meets the cone around all rays o + t d, o and d (1, P, 3).
+
+    What makes small tiles fast on a CPU. Compiled batches do without: the shapes would depend on the data.
+    """
+    apex = (o[0].amin(0) + o[0].amax(0)) / 2
+    apex_radius = (o[0] - apex).norm(dim=-1).amax()
+    unit = torch.nn.functional.normalize(d[0], dim=-1)
+    axis = torch.nn.functional.normalize(unit.mean(0), dim=-1)
+    opening = torch.acos((unit @ axis).amin().clamp(-1, 1))
+    objects = scenes.objects[0]
+    towards = objects[:, ObjectColumns.CENTRE : ObjectColumns.CENTRE + 3] - apex
+    distance = towards.norm(dim=-1).clamp(min=1e-6)
+    reach = (objects[:, ObjectColumns.BOUND] + apex_radius) / distance
+    angle = torch.acos((towards @ axis / distance).clamp(-1, 1))
+    near = (reach >= 1) | (angle - torch.asin(reach.clamp(max=1)) <= opening + 1e-3)
+    near = near & (objects[:, ObjectColumns.ACTIVE] > 0.5)
+    near[0] = near[NUM_SOLIDS] = True  # a reduction needs an element
+    ids = near.nonzero()[:, 0]
+    return Shortlist(ids[ids < NUM_SOLIDS], ids[ids >= NUM_SOLIDS])
+
+
+def _split(scenes: Scenes, near: Shortlist | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of the solids and of the leaves, (B, 1, n, WIDTH) each."""
+    objects = scenes.objects[:, None]
+    if near is None:
+        return objects[..., :NUM_SOLIDS, :], objects[..., NUM_SOLIDS:, :]
+    return objects[..., near.solids, :], objects[..., near.leaves, :]
+
+
+def cast(
+    scenes: Scenes, o: torch.Tensor, d: torch.Tensor, near: Shortlist | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Casts rays o + t d into the scenes.
 
     o, d  (B, P, 3) float32 origins and directions (any length)
+    near  the only objects to look at (one scene only); None: all
     Returns t (B, P) float32, `MISS` for the sky, and the surface ids (B, P) int64.
     """
-    objects = scenes.objects[:, None]
-    solid_t, solid = _nearest_solid(objects[..., :NUM_SOLIDS, :], o, d).min(-1)
-    leaf_t, leaf = _nearest_leaf(objects[..., NUM_SOLIDS:, :], o, d).min(-1)
+    solids, leaves = _split(scenes, near)
+    solid_t, solid = _nearest_solid(solids, o, d).min(-1)
+    leaf_t, leaf = _nearest_leaf(leaves, o, d).min(-1)
+    if near is None:
+        leaf = leaf + NUM_SOLIDS
+    else:
+        solid, leaf = near.solids[solid], near.leaves[leaf]
     t = torch.minimum(solid_t, leaf_t)
-    surface = torch.where(leaf_t < solid_t, leaf + NUM_SOLIDS, solid)
+    surface = torch.where(leaf_t < solid_t, leaf, solid)
 
     outdoor = scenes.outdoor[:, None] > 0.5
-    ground = _terrain(scenes, o, d)
+    skip_terrain = near is not None and not bool(outdoor.any())
+    ground = torch.full_like(t, MISS) if skip_terrain else _terrain(scenes, o, d)
     wall = torch.full_like(t, MISS)
     face = torch.zeros_like(surface)
     for k in range(3):
@@ -183,12 +231,10 @@ def cast(scenes: Scenes, o: torch.Tensor, d: torch.Tensor) -> tuple[torch.Tensor
     return torch.minimum(t, hull), torch.where(t < hull, surface, face)
 
 
-def occluded(scenes: Scenes, o: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+def occluded(scenes: Scenes, o: torch.Tensor, d: torch.Tensor, near: Shortlist | None = None) -> torch.Tensor:
     """Whether an object (the hull casts no shadow) lies along the rays o + t d, t > 0: (B, P) bool."""
-    objects = scenes.objects[:, None]
-    solid = (_nearest_solid(objects[..., :NUM_SOLIDS, :], o, d) < MISS).any(-1)
-    leaf = (_nearest_leaf(objects[..., NUM_SOLIDS:, :], o, d) < MISS).any(-1)
-    return solid | leaf
+    solids, leaves = _split(scenes, near)
+    return (_nearest_solid(solids, o, d) < MISS).any(-1) | (_nearest_leaf(leaves, o, d) < MISS).any(-1)
 
 
 def normals(scenes: Scenes, points: torch.Tensor, surface: torch.Tensor, hit_objects: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 from .layout import FACE_X0, NUM_OBJECTS, NUM_SURFACES, SKY, LightColumns, MaterialColumns, ObjectColumns, Scenes
 from .materials import BRICKS, CHECKER, DOTS, NOISE, PATCHES, PLANKS, STRIPES, WINDOWS
 from .noise import hash3, hash_unit, value_noise
-from .raycast import MISS, cast, normals, occluded
+from .raycast import MISS, cast, normals, occluded, shortlist
 
 OCTAVES = 4
 SHADOW_OFFSET = 2e-3
@@ -23,16 +23,22 @@ def _columns(table: torch.Tensor, start: int) -> torch.Tensor:
 
 
 def render_rays(
-    scenes: Scenes, o: torch.Tensor, d: torch.Tensor, pixel_angle: torch.Tensor, shadows: bool = True
+    scenes: Scenes,
+    o: torch.Tensor,
+    d: torch.Tensor,
+    pixel_angle: torch.Tensor,
+    shadows: bool = True,
+    cull: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Casts and shades rays.
 
     o, d         (B, P, 3) float32 origins and directions
     pixel_angle  (B, P) width of a pixel at unit ray parameter, metres: finer texture is faded out
+    cull         look only at objects near these rays: for a small tile of one scene, not for compiled batches
     Returns linear colours (B, P, 3), ray parameters t (B, P) (0 for the sky) and surface ids (B, P) int64.
     """
-    t, surface = cast(scenes, o, d)
-    colour = shade(scenes, o, d, t, surface, pixel_angle, shadows)
+    t, surface = cast(scenes, o, d, shortlist(scenes, o, d) if cull else None)
+    colour = shade(scenes, o, d, t, surface, pixel_angle, shadows, cull)
     return colour, torch.where(t < MISS, t, 0.0), surface
 
 
@@ -43,7 +49,8 @@ def shade(
     t: torch.Tensor,
     surface: torch.Tensor,
     pixel_angle: torch.Tensor,
-    shadows: bool,
+    shadows: bool = True,
+    cull: bool = False,
 ) -> torch.Tensor:
     """Linear colours (B, P, 3), mostly within [0, 1], of rays that met `surface` at `t`."""
     batch = torch.arange(t.shape[0], device=t.device)[:, None]
@@ -58,13 +65,15 @@ def shade(
     n = normals(scenes, points, surface, g)
     n = torch.where((_dot(n, view) > 0)[..., None], -n, n)  # inner side of a leaf shell
 
-    albedo = _texture(g, m, points, view, t * pixel_angle, is_object, is_sky)
+    albedo = _texture(g, m, points, t * pixel_angle, is_object)
     occlusion = _ambient_occlusion(scenes, points, n, surface)
     sun, fill = _columns(lights, LightColumns.SUN), _columns(lights, LightColumns.FILL)
     facing_sun, facing_fill = _dot(n, sun), _dot(n, fill).clamp(min=0)
     lit = (facing_sun > 0).float()
     if shadows:
-        lit = lit * (~occluded(scenes, points + SHADOW_OFFSET * (1 + t[..., None]) * n, sun.expand_as(points))).float()
+        start, towards_sun = points + SHADOW_OFFSET * (1 + t[..., None]) * n, sun.expand_as(points)
+        near = shortlist(scenes, start, towards_sun) if cull else None
+        lit = lit * (~occluded(scenes, start, towards_sun, near)).float()
     sun_light = facing_sun.clamp(min=0) * lit * lights[..., LightColumns.SUN_STRENGTH]
     fill_light = facing_fill * lights[..., LightColumns.FILL_STRENGTH] * (0.5 + 0.5 * occlusion)
 
@@ -76,7 +85,8 @@ def shade(
     fresnel = (1 + _dot(view, n)).clamp(0, 1) ** 3
     up = (0.5 - 0.5 * mirrored[..., 1]).clamp(0, 1)
 
-    clouds = _clouds(lights, m, view, pixel_angle)
+    no_sky = cull and not bool(is_sky.any())
+    clouds = torch.zeros_like(t) if no_sky else _clouds(lights, view, pixel_angle)
     channels = []
     for c in range(3):
         zenith, horizon = lights[..., LightColumns.SKY_COLOUR + c], lights[..., LightColumns.HORIZON + c]
@@ -114,7 +124,7 @@ def _ambient_occlusion(scenes: Scenes, points: torch.Tensor, n: torch.Tensor, su
     return (1 - 0.9 * covered - hull).clamp(0.2, 1)
 
 
-def _clouds(lights: torch.Tensor, m: torch.Tensor, view: torch.Tensor, pixel_angle: torch.Tensor) -> torch.Tensor:
+def _clouds(lights: torch.Tensor, view: torch.Tensor, pixel_angle: torch.Tensor) -> torch.Tensor:
     """Cloud cover (B, P) from 0 to 1 of upward rays."""
     up = (-view[..., 1]).clamp(min=0.04)
     plane = torch.stack([view[..., 0] / (up + 0.15), torch.zeros_like(up), view[..., 2] / (up + 0.15)], -1) * 2.0
@@ -125,13 +135,7 @@ def _clouds(lights: torch.Tensor, m: torch.Tensor, view: torch.Tensor, pixel_ang
 
 
 def _texture(
-    g: torch.Tensor,
-    m: torch.Tensor,
-    points: torch.Tensor,
-    view: torch.Tensor,
-    footprint: torch.Tensor,
-    is_object: torch.Tensor,
-    is_sky: torch.Tensor,
+    g: torch.Tensor, m: torch.Tensor, points: torch.Tensor, footprint: torch.Tensor, is_object: torch.Tensor
 ) -> list[torch.Tensor]:
     """Three albedo channels (B, P) of a solid texture, in metres along the object's own axes."""
     A = [[g[..., ObjectColumns.A + 3 * i + k] for k in range(3)] for i in range(3)]
