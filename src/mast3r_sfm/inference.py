@@ -35,7 +35,7 @@ class EncodedViews:
     tokens: tuple[torch.Tensor, ...]
     shapes: tuple[tuple[int, int], ...]
 
-    def descriptor(self) -> torch.Tensor:
+    def mean_tokens(self) -> torch.Tensor:
         """(n, width) float32 on the CPU: mean token of every view, for the similarity of images."""
         return torch.stack([tokens.float().mean(0) for tokens in self.tokens]).cpu()
 
@@ -45,9 +45,13 @@ def auto_batch_size(model: Model, shape: tuple[int, int]) -> int:
     if model.device.type != "cuda":
         return _CPU_BATCH
     free, _ = torch.cuda.mem_get_info(model.device)
-    width = 4 if model.precision in ("fp32", "tf32") else 2
-    pair = _BYTES_PER_PIXEL * shape[0] * shape[1] * width / 2
-    return max(1, min(_MAX_BATCH, int(_SHARE * free / pair)))
+    return max(1, min(_MAX_BATCH, int(_SHARE * free / bytes_per_pair(model, shape))))
+
+
+def bytes_per_pair(model: Model, shape: tuple[int, int]) -> float:
+    """Rough bytes of activations and maps that one symmetric pair of views of `shape` (H, W) takes at the peak."""
+    element = model.network.decoder_embed.weight.element_size()
+    return _BYTES_PER_PIXEL * shape[0] * shape[1] * element / 2
 
 
 @torch.inference_mode()

@@ -133,6 +133,10 @@ class Correspondences:
     def __len__(self) -> int:
         return int(self.conf.shape[0])
 
+    def select(self, keep: torch.Tensor) -> Correspondences:
+        """The matches where `keep` (M,) bool is true."""
+        return Correspondences(self.i, self.j, self.xy_i[keep], self.xy_j[keep], self.conf[keep])
+
 
 @dataclass(frozen=True)
 class CanonicalView:

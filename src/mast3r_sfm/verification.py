@@ -51,6 +51,5 @@ def verify_matches(
     prediction: PairPrediction, matches: Correspondences, limits: VerificationLimits
 ) -> tuple[Correspondences, bool]:
     """The matches that both opinions confirm, and whether enough survived to believe the pair at all."""
-    keep = disagreement(prediction, matches) <= limits.max_distance
-    kept = Correspondences(matches.i, matches.j, matches.xy_i[keep], matches.xy_j[keep], matches.conf[keep])
+    kept = matches.select(disagreement(prediction, matches) <= limits.max_distance)
     return kept, len(kept) >= max(limits.min_matches, limits.min_share * len(matches))

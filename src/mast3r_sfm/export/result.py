@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 SCENE, STORE, RUN = "scene.glb", "reconstruction.npz", "run.json"
 _TOOL = "mast3r-sfm"
 _OWN_ENTRY = re.compile(
-    r"scene\.glb|reconstruction\.npz|run\.json|cameras\.json|matches\.npz|(depth|confidence)_\d{3,}\.(npy|png)"
+    r"scene\.glb|reconstruction\.npz|run\.json|cameras\.json|matches\.(npz|png)|(depth|confidence)_\d{3,}\.(npy|png)"
 )
 _DESKTOP_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # left by file managers that looked at the folder
 
@@ -82,6 +82,34 @@ def write_result(
     if no_scene is not None:
         raise InputError(_with_cure(no_scene, output)) from no_scene
     return statistics
+
+
+@contextlib.contextmanager
+def replaced_folder(output: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder to write a whole result to; it becomes `output` when the block ends well, and vanishes otherwise.
+
+    Raises InputError for what `check_output` checks, and if the disk is full.
+    """
+    output = output.resolve()
+    _check_replaceable(output, overwrite)
+    with _explained(output.parent), _parents_of(output), _staging_folder(output) as staging:
+        yield staging
+        _move_into_place(staging, output, overwrite)
+
+
+def write_run(folder: Path, run: Mapping[str, Any]) -> None:
+    """Writes `run.json`, which also marks the folder as a result of this tool."""
+    write_json(folder / RUN, {"tool": _TOOL, **run})
+
+
+def read_scene_options(output: Path) -> SceneOptions:
+    """The options the scene of a result was written with. Raises InputError if `output` is not a result."""
+    run = _read_run(output)
+    scene = None if run is None else run.get("scene")
+    if not isinstance(scene, dict):
+        raise InputError(f"{output} is not a result of {_TOOL}: name the output folder of a finished reconstruction")
+    names = {field.name for field in dataclasses.fields(SceneOptions)}
+    return SceneOptions(**{name: value for name, value in scene.items() if name in names})
 
 
 def rewrite_scene(output: Path, options: SceneOptions) -> SceneStatistics:

@@ -1,0 +1,271 @@
+"""What the commands of the command line do, with everything they need imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mast3r_sfm import __version__
+from mast3r_sfm.alignment import AlignmentConfig
+from mast3r_sfm.checkpoint import Model, load_model
+from mast3r_sfm.config import DEFAULT_MODEL, SMALL_MODEL
+from mast3r_sfm.console import ProgressDisplay, WarningCollector, logging_to_console, say, show_table
+from mast3r_sfm.errors import InputError
+from mast3r_sfm.export.glb import SceneOptions, SceneStatistics
+from mast3r_sfm.export.match_result import write_match_result
+from mast3r_sfm.export.result import check_output, read_scene_options, rewrite_scene, write_result
+from mast3r_sfm.hub import HubUnreachableError
+from mast3r_sfm.images import ImageSizing, find_images, load_images
+from mast3r_sfm.inference import encode_views, predict_pairs
+from mast3r_sfm.matching import match_pair
+from mast3r_sfm.memory import estimate_memory, gigabytes, peak_memory
+from mast3r_sfm.pipeline import ReconstructionOptions, RunReport, plan_pairs
+from mast3r_sfm.pipeline import reconstruct as run_pipeline
+from mast3r_sfm.scene_graph import resolve_graph
+from mast3r_sfm.types import Reconstruction, View
+from mast3r_sfm.verification import VerificationLimits, verify_matches
+
+DEFAULT_MIN_CONF_THR = 3.0
+
+
+def reconstruct(inputs: list[str], output: Path | None, options: Mapping[str, Any]) -> bool:
+    """The `reconstruct` command. Returns whether some images could not be registered."""
+    quiet = options["quiet"]
+    start = time.perf_counter()
+    with logging_to_console(options["debug"]) as log:
+        output = _free_output(inputs) if output is None else output
+        check_output(output, options["overwrite"])
+        paths = find_images(inputs)
+        resolve_graph(options["scene_graph"], len(paths))  # a misspelt graph should not wait for the model
+        model = _load_model(options, log, quiet)
+        scene = SceneOptions(
+            min_conf_thr=_first(options["min_conf_thr"], model.config.min_conf_thr, DEFAULT_MIN_CONF_THR),
+            as_pointcloud=options["as_pointcloud"],
+            max_points=options["max_points"],
+            clean_depth=options["clean_depth"],
+        )
+        chosen = _pipeline_options(options)
+        with ProgressDisplay(quiet) as display:
+            views = _load_views(paths, model, options, display)
+            say(_announcement(model, views, chosen), quiet)
+            loaded = time.perf_counter()
+            reconstruction, report = run_pipeline(views, model, chosen, display)
+        seconds = {"Set up and read images": loaded - start, **report.seconds}
+        writing = time.perf_counter()
+        run = _run_document(inputs, views, model, options, report, seconds, log)
+        statistics = write_result(reconstruction, output, scene, run, options["overwrite"])
+        seconds["Write files"] = time.perf_counter() - writing
+        show_table(_summary(reconstruction, report, statistics, seconds, model, output), quiet)
+    return len(reconstruction.registered) < len(reconstruction.views)
+
+
+def match(image_a: str, image_b: str, output: Path, options: Mapping[str, Any]) -> None:
+    """The `match` command."""
+    quiet = options["quiet"]
+    with logging_to_console(options["debug"]) as log:
+        check_output(output, options["overwrite"])
+        paths = find_images([image_a, image_b])
+        if len(paths) != 2:
+            raise InputError(f"match takes two image files; {image_a} and {image_b} name {len(paths)}")
+        model = _load_model(options, log, quiet)
+        with ProgressDisplay(quiet) as display:
+            first, second = _load_views(paths, model, options, display)
+        encoded = encode_views(model, [first, second])
+        (prediction,) = predict_pairs(model, encoded, [(0, 1)])
+        matches = match_pair(prediction, options["subsample"]) if model.config.has_descriptors else None
+        found = None if matches is None else len(matches)
+        if matches is not None and options["verify_matches"]:
+            matches, _ = verify_matches(prediction, matches, VerificationLimits())
+        run = {
+            "command": "match",
+            "versions": _versions(),
+            "model": _model_document(model),
+            "options": _plain(options),
+            "images": [{"file": str(view.path), "sha256": view.sha256} for view in (first, second)],
+            "num_matches": found,
+            "num_verified": None if matches is None else len(matches),
+            "warnings": log.messages,
+        }
+        write_match_result((first, second), prediction, matches, output, run, options["overwrite"])
+    if matches is None:
+        say(f"This model predicts no descriptors: depth and confidence only. Files in {output}", quiet)
+    else:
+        kept = f", {len(matches)} confirmed by the geometry" if options["verify_matches"] else ""
+        say(f"{found} matches{kept}. Files in {output}", quiet)
+
+
+def export(folder: Path, options: Mapping[str, Any]) -> None:
+    """The `export` command."""
+    with logging_to_console(options["debug"]):
+        names = ("min_conf_thr", "as_pointcloud", "max_points", "clean_depth")
+        changes = {name: options[name] for name in names if options[name] is not None}
+        scene = dataclasses.replace(read_scene_options(folder), **changes)
+        statistics = rewrite_scene(folder, scene)
+        say(_scene_line(statistics, scene), options["quiet"])
+
+
+def _first(*values: float | None) -> float:
+    return next(value for value in values if value is not None)
+
+
+def _free_output(inputs: Sequence[str]) -> Path:
+    """outputs/<name of the first input>, with -2, -3, ... appended if it is taken."""
+    first = Path(inputs[0])
+    name = (first.name if first.is_dir() else first.resolve().parent.name) or first.resolve().name or "scene"
+    base = Path("outputs") / name
+    number, folder = 1, base
+    while folder.exists():
+        number += 1
+        folder = base.with_name(f"{name}-{number}")
+    return folder
+
+
+def _load_model(options: Mapping[str, Any], log: WarningCollector, quiet: bool) -> Model:
+    """The model asked for; the bundled one if none was asked for and the published one cannot be had."""
+    name, device, precision = options["model_name"], options["device"], options["precision"]
+    try:
+        model = load_model(name or DEFAULT_MODEL, device, precision, options["revision"])
+    except HubUnreachableError as error:
+        if name is not None:
+            raise
+        model = load_model(SMALL_MODEL, device, precision)
+        log.warn(
+            f"{error}. The small model bundled with this tool ({SMALL_MODEL}) is used instead of {DEFAULT_MODEL}: "
+            "expect coarse depth; it was trained on rendered scenes only"
+        )
+    say(f"Model {model.name} ({model.precision} on {model.device}), weights under {model.licence}", quiet)
+    return model
+
+
+def _load_views(
+    paths: Sequence[Path], model: Model, options: Mapping[str, Any], display: ProgressDisplay
+) -> list[View]:
+    config = model.config
+    sizing = ImageSizing.for_model(options["image_size"] or config.image_size, config.patch_size, config.accept_squares)
+    display.start("Read images", len(paths))
+    views = load_images(paths, sizing, progress=lambda done, total: display.advance())
+    display.finish()
+    return views
+
+
+def _pipeline_options(options: Mapping[str, Any]) -> ReconstructionOptions:
+    return ReconstructionOptions(
+        scene_graph=options["scene_graph"],
+        batch_size=options["batch_size"],
+        verification=VerificationLimits() if options["verify_matches"] else None,
+        alignment=AlignmentConfig(
+            subsample=options["subsample"],
+            niter_coarse=options["niter"],
+            niter_fine=0 if options["no_refine"] else options["niter"],
+            shared_intrinsics=options["shared_intrinsics"],
+            matching_conf_thr=options["matching_conf_thr"],
+        ),
+        clean_depth=options["clean_depth"],
+        seed=options["seed"],
+    )
+
+
+def _announcement(model: Model, views: Sequence[View], chosen: ReconstructionOptions) -> str:
+    """One line before the work starts: what it is, and what memory it will take."""
+    count = len(views)
+    pairs = plan_pairs(views, chosen, None)
+    shown = "pairs chosen by similarity" if pairs is None else f"{len(pairs)} pairs"
+    num_pairs = 10 * count if pairs is None else len(pairs)
+    memory = gigabytes(estimate_memory(model, views, num_pairs, chosen.batch_size))
+    height, width = views[0].shape
+    return f"{count} images of about {width}x{height}, {shown}, estimated {model.device.type.upper()} memory {memory}"
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "mast3r_sfm": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+    }
+
+
+def _model_document(model: Model) -> dict[str, Any]:
+    document = {
+        "name": model.name,
+        "revision": model.revision,
+        "licence": model.licence,
+        "precision": model.precision,
+        "device": str(model.device),
+    }
+    if model.device.type == "cuda":
+        document["gpu"] = torch.cuda.get_device_name(model.device)
+    return document
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+
+
+def _run_document(
+    inputs: Sequence[str],
+    views: Sequence[View],
+    model: Model,
+    options: Mapping[str, Any],
+    report: RunReport,
+    seconds: Mapping[str, float],
+    log: WarningCollector,
+) -> dict[str, Any]:
+    """Content of run.json: all that is needed to run it again, and what happened."""
+    return {
+        "command": "reconstruct",
+        "arguments": sys.argv[1:],
+        "versions": _versions(),
+        "model": {**_model_document(model), "requested": options["model_name"] or DEFAULT_MODEL},
+        "inputs": list(inputs),
+        "options": _plain(options),
+        "images": [{"index": view.index, "file": str(view.path), "sha256": view.sha256} for view in views],
+        "pairs": [dataclasses.asdict(pair) for pair in report.pairs],
+        "groups": [list(group) for group in report.groups],
+        "seconds": dict(seconds),
+        "peak_memory_bytes": peak_memory(model.device),
+        "warnings": log.messages,
+    }
+
+
+def _summary(
+    reconstruction: Reconstruction,
+    report: RunReport,
+    statistics: SceneStatistics,
+    seconds: Mapping[str, float],
+    model: Model,
+    output: Path,
+) -> dict[str, str]:
+    """The table at the end."""
+    registered = reconstruction.registered
+    focals = [float(view.K_original[0, 0]) for view in registered]
+    errors = [view.median_reprojection_error_px for view in registered]
+    dropped = sum(not pair.kept for pair in report.pairs)
+    kept = len(report.pairs) - dropped
+    peak = peak_memory(model.device)
+    rows = {
+        "Images registered": f"{len(registered)} of {len(reconstruction.views)}",
+        "Pairs used": f"{kept} of {len(report.pairs)}" + (f" ({dropped} denied or empty)" if dropped else ""),
+        "Median reprojection error": f"{np.nanmedian(errors):.2f} px" if np.isfinite(errors).any() else "none",
+        "Points kept": f"{statistics.share_kept:.0%} of the pixels",
+        "Focal length": f"{min(focals):.0f} to {max(focals):.0f} px of the original images",
+        "Time": ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()),
+        "Peak memory": ", ".join(f"{name.upper()} {gigabytes(value)}" for name, value in peak.items()),
+        "Files": str(output),
+    }
+    return rows
+
+
+def _scene_line(statistics: SceneStatistics, scene: SceneOptions) -> str:
+    what = "points" if scene.as_pointcloud else "triangles"
+    number = statistics.num_vertices if scene.as_pointcloud else statistics.num_faces
+    return f"{number} {what}, {statistics.share_kept:.0%} of the pixels kept"

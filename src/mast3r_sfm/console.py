@@ -1,0 +1,117 @@
+"""What a person at the shell sees: progress bars, warnings, the table at the end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+console = Console(stderr=True, highlight=False)
+"""Everything but a command's result goes to the standard error stream."""
+
+
+class WarningCollector(logging.Handler):
+    """Shows log records on the console and keeps the warnings for `run.json`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            self.warn(message)
+        else:
+            console.print(f"[dim]{record.name}: {_plain(message)}[/dim]", soft_wrap=True)
+
+    def warn(self, message: str) -> None:
+        """A warning of the command line's own."""
+        self.messages.append(message)
+        console.print(f"[yellow]Warning:[/yellow] {_plain(message)}", soft_wrap=True)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")  # file names are not markup
+
+
+@contextmanager
+def logging_to_console(debug: bool) -> Iterator[WarningCollector]:
+    """Routes the library's log records to the console inside."""
+    collector = WarningCollector()
+    logger = logging.getLogger("mast3r_sfm")
+    before = logger.level, logger.propagate
+    logger.addHandler(collector)
+    logger.setLevel(logging.DEBUG if debug else logging.WARNING)
+    logger.propagate = False
+    try:
+        yield collector
+    finally:
+        logger.removeHandler(collector)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
+class ProgressDisplay:
+    """A bar with the time left for every stage (a `progress.Reporter`)."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=quiet,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> ProgressDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def start(self, stage: str, total: int) -> None:
+        self._task = self._progress.add_task(stage, total=total)
+
+    def advance(self, steps: int = 1) -> None:
+        if self._task is not None:
+            self._progress.advance(self._task, steps)
+
+    def finish(self) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, completed=self._progress.tasks[self._task].total)
+        self._task = None
+
+
+def say(message: str, quiet: bool = False) -> None:
+    """A line for the person at the shell."""
+    if not quiet:
+        console.print(_plain(message), soft_wrap=True)
+
+
+def show_table(rows: dict[str, str], quiet: bool) -> None:
+    """Two columns: what, and its value."""
+    if quiet:
+        return
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, _plain(value))
+    console.print(table)
