@@ -97,11 +97,30 @@ class Scenes(NamedTuple):
         return Scenes(*(tensor[start:stop] for tensor in self))
 
 
+TERRAIN_RADIUS = 16.0
+"""Beyond this distance from the world's y axis (metres) the ground flattens out, so that horizons are well-behaved."""
+
+
+def _flattening(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    far = (x * x + z * z) * (1 / TERRAIN_RADIUS**2)
+    return 1 / (1 + far * far)
+
+
 def terrain_height(terrain: torch.Tensor, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    """Height of the ground above the floor plane (metres, upwards) at x, z of shape (B, ...)."""
+    """Height of the ground above the floor plane (metres, upwards) at x, z of shape (B, n)."""
     height = torch.zeros_like(x)
-    extra = (1,) * (x.dim() - 1)
     for wave in range(terrain.shape[1]):
-        amplitude, k_x, k_z, phase = (terrain[:, wave, c].reshape(-1, *extra) for c in range(4))
+        amplitude, k_x, k_z, phase = (terrain[:, wave, c, None] for c in range(4))
         height = height + amplitude * torch.sin(k_x * x + k_z * z + phase)
-    return height
+    return height * _flattening(x, z)
+
+
+def terrain_slope(terrain: torch.Tensor, x: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Derivatives of the ground's height by x and by z, (B, n) each; the slow flattening counts as constant."""
+    slope_x, slope_z = torch.zeros_like(x), torch.zeros_like(x)
+    for wave in range(terrain.shape[1]):
+        amplitude, k_x, k_z, phase = (terrain[:, wave, c, None] for c in range(4))
+        cosine = amplitude * torch.cos(k_x * x + k_z * z + phase)
+        slope_x, slope_z = slope_x + k_x * cosine, slope_z + k_z * cosine
+    flattening = _flattening(x, z)
+    return slope_x * flattening, slope_z * flattening

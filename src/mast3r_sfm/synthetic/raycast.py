@@ -17,6 +17,7 @@ from .layout import (
     ObjectColumns,
     Scenes,
     terrain_height,
+    terrain_slope,
 )
 from .noise import hash3, hash_unit
 
@@ -132,32 +133,36 @@ def _nearest_solid(objects: torch.Tensor, o: torch.Tensor, d: torch.Tensor) -> t
 
 
 def _terrain(scenes: Scenes, o: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
-    """First crossing of a ray with the ground (B, ...), by steps that shrink near the ground, then by secants."""
-    extra = (1,) * (o.dim() - 2)
-    floor = scenes.half[:, 1].reshape(-1, *extra)
+    """First crossing of rays (B, P, 3) with the ground (B, P): safe steps down to it, then Newton's method."""
+    floor = scenes.half[:, 1:2]
     amplitude = scenes.terrain[:, :, 0].abs()
-    top = amplitude.sum(-1).reshape(-1, *extra)
-    k = scenes.terrain[:, :, 1:3].norm(dim=-1)
-    steepest = (amplitude * k).sum(-1).reshape(-1, *extra)
+    top = amplitude.sum(-1, keepdim=True)
+    steepest = 1.2 * (amplitude * scenes.terrain[:, :, 1:3].norm(dim=-1)).sum(-1, keepdim=True)
 
     def gap(t: torch.Tensor) -> torch.Tensor:
         """Height of the ray above the ground."""
         height = terrain_height(scenes.terrain, o[..., 0] + t * d[..., 0], o[..., 2] + t * d[..., 2])
         return floor - height - (o[..., 1] + t * d[..., 1])
 
-    # A bound on how fast the gap can close along the ray makes a safe step.
+    def refine(t: torch.Tensor) -> torch.Tensor:
+        for _ in range(TERRAIN_REFINEMENTS):
+            h = 1e-2 * t.clamp(min=0.1)
+            slope = (gap(t + h) - gap(t - h)) / (2 * h)
+            t = t - gap(t) / torch.where(slope < -1e-3, slope, -1e9)
+        return t
+
+    # a bound on how fast the gap can close along the ray makes a safe step
     sideways = (d[..., 0] ** 2 + d[..., 2] ** 2).sqrt()
-    closing = (d[..., 1] + steepest * sideways).clamp(min=1e-4)
+    closing = d[..., 1] + steepest * sideways
     down = _nonzero(d[..., 1])
     t = torch.where(down > 0, (floor - top - o[..., 1]) / down, 0.0).clamp(min=0)
     for _ in range(TERRAIN_STEPS):
-        t = t + gap(t) / closing
-    for _ in range(TERRAIN_REFINEMENTS):
-        h = 1e-2 * t.clamp(min=0.1)
-        slope = (gap(t + h) - gap(t - h)) / (2 * h)
-        t = t - (gap(t) / torch.where(slope < -1e-3, slope, -1e9))
-    found = (t > NEAREST) & (t < 300) & (gap(t).abs() < 2e-3 * t) & (d[..., 1] + steepest * sideways > 1e-3)
-    return torch.where(found, t, MISS)
+        t = t + gap(t) / closing.clamp(min=1e-4)
+    t = refine(t)
+    found = (t > NEAREST) & (t < 300) & (gap(t).abs() < 1e-4 * (1 + t)) & (closing > 1e-3)
+    # a ray that grazes the ground may need more steps; far away the ground is flat, and its plane a good start
+    plane = torch.where(down > 1e-3, (floor - o[..., 1]) / down, MISS)
+    return torch.where(found, t, torch.where(plane < MISS, refine(plane.clamp(max=2e3)), MISS))
 
 
 class Shortlist(NamedTuple):
@@ -275,21 +280,10 @@ def normals(scenes: Scenes, points: torch.Tensor, surface: torch.Tensor, hit_obj
     # hull: room faces look inwards, the ground upwards
     is_object = surface < FACE_X0
     face = surface - FACE_X0
-    slope_x, slope_z = _terrain_slope(scenes, points)
+    slope_x, slope_z = terrain_slope(scenes.terrain, points[..., 0], points[..., 2])
     outdoor = scenes.outdoor[:, None] > 0.5
     inward = [torch.where(face // 2 == k, 1.0 - 2.0 * (face % 2).float(), 0.0) for k in range(3)]
     ground = [-slope_x, -torch.ones_like(slope_x), -slope_z]
     n = [torch.where(is_object, world[k], torch.where(outdoor, ground[k], inward[k])) for k in range(3)]
     scale = torch.rsqrt(n[0] * n[0] + n[1] * n[1] + n[2] * n[2] + 1e-12)
     return torch.stack([n[k] * scale for k in range(3)], -1)
-
-
-def _terrain_slope(scenes: Scenes, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Derivatives of the height above the floor with respect to x and z: (B, P) each."""
-    slope_x = torch.zeros_like(points[..., 0])
-    slope_z = torch.zeros_like(slope_x)
-    for wave in range(scenes.terrain.shape[1]):
-        amplitude, k_x, k_z, phase = (scenes.terrain[:, wave, c, None] for c in range(4))
-        cosine = amplitude * torch.cos(k_x * points[..., 0] + k_z * points[..., 2] + phase)
-        slope_x, slope_z = slope_x + k_x * cosine, slope_z + k_z * cosine
-    return slope_x, slope_z
