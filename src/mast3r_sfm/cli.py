@@ -198,3 +198,45 @@ def export(folder: Path, **options: Any) -> None:
     from mast3r_sfm import commands
 
     commands.export(folder, options)
+
+
+@cli.command()
+def doctor() -> int:
+    """Say what this machine has for a reconstruction, what it lacks, and the cure.
+
+    Exit code 0 if a reconstruction can run, 1 if not.
+    """
+    from mast3r_sfm import doctor as diagnosis
+
+    checks = diagnosis.run_checks()
+    click.echo(diagnosis.report(checks))
+    return 0 if diagnosis.can_reconstruct(checks) else 1
+
+
+@cli.command()
+@click.option(
+    "--input", "inputs", multiple=True, required=True, metavar="PATH", help="Folder, .jpg or .png file, or quoted glob."
+)
+@model_options
+@click.option(
+    "--scene-graph",
+    default="complete",
+    show_default=True,
+    metavar="GRAPH",
+    help="complete, swin, logwin, oneref, pairs:FILE.",
+)
+@click.option(
+    "--niter", type=click.IntRange(min=0), default=300, show_default=True, help="Iterations of each of the two stages."
+)
+@display_options
+def verify(inputs: tuple[str, ...], **options: Any) -> int:
+    """Compare with the published MASt3R code on the same photos and weights.
+
+    The code is found in $MAST3R_UPSTREAM or /opt/mast3r (the container). Runs in fp32 unless --precision says
+    otherwise, and without the verification of matches, which the published method does not have. Exit code 0 if the
+    engines agree, 6 if they differ.
+    """
+    from mast3r_sfm import cross_check
+    from mast3r_sfm.engines.verify import EXIT_DIFFERS
+
+    return 0 if cross_check.verify(inputs, options) else EXIT_DIFFERS
