@@ -25,6 +25,9 @@ Status = Literal["ok", "note", "failed"]
 _WEIGHTS_GB = 2.75
 _LOADING_GB = 1.3 * _WEIGHTS_GB
 _RESULT_GB = 1.0  # a scene of 2 M faces with its maps takes a few hundred MB
+_DRIVER = Path("/dev/nvidiactl")
+_CONTAINER_MARK = Path("/.dockerenv")
+_BUNDLED = Path(__file__).parent / "data" / SMALL_MODEL
 _INSTALL = "in a checkout run ./test.sh or ./predict.sh --local, which install it; elsewhere pip install -r {lock}"
 
 
@@ -49,7 +52,11 @@ def run_checks(output: Path | None = None) -> list[Check]:
     """
     checks = [check_python(), check_packages(_requirements())]
     torch = _import("torch")
-    if torch is not None:
+    if torch is None:
+        checks += [
+            Check("torch", "failed", "torch cannot be imported", _INSTALL.format(lock="requirements-torch.lock"))
+        ]
+    else:
         checks += [check_gpu(torch)]
     checks += [check_memory(), check_model(), check_disk(output or Path.cwd())]
     return [*checks, *check_optional_parts()]
@@ -106,7 +113,7 @@ def check_packages(requirements: Iterable[str]) -> Check:
 def check_gpu(torch: Any) -> Check:
     """The GPUs as torch sees them. None is not a failure: the CPU does the same work more slowly."""
     build = f"torch {torch.__version__}"
-    driver = shutil.which("nvidia-smi") is not None or Path("/dev/nvidiactl").exists()
+    driver = shutil.which("nvidia-smi") is not None or _DRIVER.exists()
     if torch.cuda.is_available():
         return _check_cuda(torch, build)
     if torch.backends.mps.is_available():
@@ -116,7 +123,7 @@ def check_gpu(torch: Any) -> Check:
             remedy = "install torch's CUDA build (delete .venv and let it be made again), or use ./predict.sh --docker"
             return Check("GPU", "note", f"there is an NVIDIA driver, but {build} was built without CUDA", remedy)
         return Check("GPU", "note", f"none ({build} without CUDA): the CPU is used, which is much slower")
-    if Path("/.dockerenv").exists():
+    if _CONTAINER_MARK.exists():
         remedy = "run the container with --gpus all (./predict.sh does), with the NVIDIA Container Toolkit on the host"
         return Check("GPU", "note", f"none reaches this container ({build}): the CPU is used", remedy)
     remedy = f"install or update the NVIDIA driver ({build} was built for CUDA {torch.version.cuda})"
@@ -164,7 +171,6 @@ def check_model() -> Check:
     cache = f"cache {constants.HF_HUB_CACHE}"
     if isinstance(hub.try_to_load_from_cache(DEFAULT_MODEL, "model.safetensors"), str):
         return Check("model", "ok", f"{DEFAULT_MODEL} is in the {cache}")
-    small = Path(__file__).parent / "data" / SMALL_MODEL
     if constants.HF_HUB_OFFLINE:
         how = "HF_HUB_OFFLINE is set, so it is not downloaded"
         remedy = f"unset HF_HUB_OFFLINE, or copy a cache that has the model to {constants.HF_HUB_CACHE}"
@@ -175,7 +181,7 @@ def check_model() -> Check:
         how = f"it is downloaded when it is first needed ({_WEIGHTS_GB} GB)"
         remedy = ""
     detail = f"{DEFAULT_MODEL} is not in the {cache}; {how}"
-    if not (small / "config.json").exists() or not any(small.glob("*.safetensors")):
+    if not (_BUNDLED / "config.json").exists() or not any(_BUNDLED.glob("*.safetensors")):
         return Check("model", "failed", f"{detail}; and the bundled model is incomplete", "reinstall mast3r-sfm")
     return Check("model", "note", f"{detail}. The bundled model ({SMALL_MODEL}) takes its place if need be", remedy)
 
