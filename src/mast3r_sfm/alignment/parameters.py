@@ -1,0 +1,213 @@
+"""The unknowns of the scene in one flat vector, and the cameras and depths that follow from them.
+
+Spec: alignment, section 8, in this form: with the size s of a view, the global scaling G = 1 / min s, the base
+focal fb, the focal f, the normalised core depth k and the image centre o = (W/2, H/2, 1),
+
+    depth   d = G s med (k - 1 + f / fb)
+    centre  c = G t - G s R l,    l = med (f / fb) K^-1 o
+
+so changing the focal moves the camera along its axis while the relief stays, and the ray of the image centre
+is the lever between the pose of the chain and the camera.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mast3r_sfm.alignment.config import AlignmentConfig
+from mast3r_sfm.alignment.kinematic_tree import KinematicTree
+from mast3r_sfm.alignment.problem import AlignmentProblem
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Views of one flat float vector, in this order. m is n, or 1 if the intrinsics are shared.
+
+    quaternions        (n, 4) xyzw, relative to the parent in the tree
+    translations       (n, 3)
+    log_sizes          (n,)
+    log_focals         (m,)
+    principal_points   (m, 2) in units of (W, H)
+    relief             (n, A) normalised core depth
+    """
+
+    quaternions: torch.Tensor
+    translations: torch.Tensor
+    log_sizes: torch.Tensor
+    log_focals: torch.Tensor
+    principal_points: torch.Tensor
+    relief: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Intrinsics:
+    """zooms f / fb (n,), K and K_inverse (n, 3, 3) pixels, levers l (n, 3)."""
+
+    zooms: torch.Tensor
+    K: torch.Tensor
+    K_inverse: torch.Tensor
+    levers: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Extrinsics:
+    """rotations (n, 3, 3) world from camera, centres (n, 3) world, scales (n,) G s."""
+
+    rotations: torch.Tensor
+    centres: torch.Tensor
+    scales: torch.Tensor
+
+
+class SceneModel:
+    """The forward model of one problem: constants, layout of the flat vector, equations."""
+
+    def __init__(self, problem: AlignmentProblem, shared_intrinsics: bool) -> None:
+        device = problem.device
+        n, num_anchors = problem.relief.shape
+        self.problem = problem
+        self.num_views = n
+        m = 1 if shared_intrinsics else n
+        self.shapes = {
+            "quaternions": (n, 4),
+            "translations": (n, 3),
+            "log_sizes": (n,),
+            "log_focals": (m,),
+            "principal_points": (m, 2),
+            "relief": (n, num_anchors),
+        }
+        sizes = [int(np.prod(shape)) for shape in self.shapes.values()]
+        ends = np.cumsum(sizes).tolist()
+        self.slices = {
+            name: slice(end - size, end) for name, size, end in zip(self.shapes, sizes, ends, strict=True)
+        }
+        self.size = ends[-1]
+
+        diagonal = torch.linalg.vector_norm(problem.sizes, dim=1)
+        self._focal_range = (0.25 * diagonal, 10 * diagonal)
+        self._inverse_base_focals = problem.base_focals.reciprocal()
+        self._image_centre = torch.cat([problem.sizes / 2, torch.ones(n, 1, device=device)], 1)[:, :, None]
+        self._zeros = torch.zeros(n, device=device)
+        self._ones = torch.ones(n, device=device)
+        self._rotation_basis = _rotation_basis().to(device)
+        self._identity = torch.eye(3, device=device).view(1, 9)
+        self._jumps = _ancestor_jumps(problem.tree, device)
+
+    def initial(self) -> torch.Tensor:
+        """(size,) float32: everything at the root with unit sizes, base focals, centred principal points."""
+        problem = self.problem
+        theta = torch.zeros(self.size, device=problem.device)
+        start = self.unpack(theta)
+        start.quaternions[:, 3] = 1
+        if len(start.log_focals) == self.num_views:
+            start.log_focals[:] = problem.base_focals.log()
+        else:
+            weight = problem.mean_confs / problem.mean_confs.sum()
+            start.log_focals[:] = (weight * problem.base_focals).sum().log()
+        start.principal_points[:] = 0.5
+        start.relief[:] = problem.relief
+        return theta
+
+    def unpack(self, theta: torch.Tensor) -> Parameters:
+        return Parameters(**{name: theta[self.slices[name]].view(shape) for name, shape in self.shapes.items()})
+
+    def intrinsics(self, log_focals: torch.Tensor, principal_points: torch.Tensor) -> Intrinsics:
+        focals = log_focals.exp().clamp(*self._focal_range)  # (n,) also if they are shared
+        centre_x, centre_y = (principal_points * self.problem.sizes).unbind(1)
+        inverse = focals.reciprocal()
+        zero, one = self._zeros, self._ones
+        K = torch.stack([focals, zero, centre_x, zero, focals, centre_y, zero, zero, one], 1).view(-1, 3, 3)
+        K_inverse = torch.stack(
+            [inverse, zero, -centre_x * inverse, zero, inverse, -centre_y * inverse, zero, zero, one], 1
+        ).view(-1, 3, 3)
+        zooms = focals * self._inverse_base_focals
+        return Intrinsics(
+            zooms=zooms,
+            K=K,
+            K_inverse=K_inverse,
+            levers=(zooms * self.problem.median_depths)[:, None] * (K_inverse @ self._image_centre)[..., 0],
+        )
+
+    def extrinsics(
+        self, quaternions: torch.Tensor, translations: torch.Tensor, log_sizes: torch.Tensor, levers: torch.Tensor
+    ) -> Extrinsics:
+        poses = self._chain(torch.cat([self._rotations(quaternions), translations[:, :, None]], 2))
+        sizes = log_sizes.exp()
+        scaling = sizes.min().reciprocal()
+        scales = sizes * scaling
+        rotations = poses[:, :, :3]
+        levers_world = (rotations @ levers[:, :, None])[..., 0]
+        return Extrinsics(
+            rotations=rotations,
+            centres=poses[:, :, 3] * scaling - scales[:, None] * levers_world,
+            scales=scales,
+        )
+
+    def depths(self, scales: torch.Tensor, zooms: torch.Tensor, relief: torch.Tensor) -> torch.Tensor:
+        """(n, A) depths of the anchors, scene units."""
+        unit = scales * self.problem.median_depths
+        return torch.addcmul((unit * (zooms - 1))[:, None], unit[:, None], relief)
+
+    def _rotations(self, quaternions: torch.Tensor) -> torch.Tensor:
+        """(n, 4) xyzw of any length -> (n, 3, 3)
+
+        In the form 1 - 2(yy + zz): its gradient along an identity quaternion is exactly zero, whereas Adam would
+        blow up the rounding error of any other form to a full step.
+        """
+        unit = quaternions / torch.linalg.vector_norm(quaternions, dim=1, keepdim=True)
+        products = (unit[:, :, None] * unit[:, None, :]).view(-1, 16)
+        return torch.addmm(self._identity, products, self._rotation_basis).view(-1, 3, 3)
+
+    def _chain(self, poses: torch.Tensor) -> torch.Tensor:
+        """Poses (n, 3, 4) relative to the parents -> relative to the world, in log2(depth) rounds.
+
+        After round r every pose is relative to its ancestor 2^r levels up (pointer jumping).
+        """
+        for select, root, translation in self._jumps:
+            ancestors = torch.addmm(root, select, poses.view(-1, 12)).view(-1, 3, 4)
+            poses = torch.baddbmm(ancestors * translation, ancestors[:, :, :3], poses)
+        return poses
+
+
+# rotation matrix minus the identity, row by row, as sums of products of the unit quaternion (x, y, z, w)
+_ROTATION_TERMS: tuple[dict[str, int], ...] = (
+    {"yy": -2, "zz": -2},
+    {"xy": 2, "zw": -2},
+    {"xz": 2, "yw": 2},
+    {"xy": 2, "zw": 2},
+    {"xx": -2, "zz": -2},
+    {"yz": 2, "xw": -2},
+    {"xz": 2, "yw": -2},
+    {"yz": 2, "xw": 2},
+    {"xx": -2, "yy": -2},
+)
+
+
+def _rotation_basis() -> torch.Tensor:
+    """(16, 9): products q_a q_b, row 4 a + b, to entries of the rotation matrix."""
+    basis = torch.zeros(16, 9)
+    for column, terms in enumerate(_ROTATION_TERMS):
+        for (a, b), factor in terms.items():
+            basis["xyzw".index(a) * 4 + "xyzw".index(b), column] = factor
+    return basis
+
+
+def _ancestor_jumps(tree: KinematicTree, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """For every round of the chain: (n, n) selection of the ancestors, (n, 12) identity poses for the views that
+    have none left, and the mask (4,) of a pose's translation column.
+
+    Selection by a matrix, because the gradient of an indexed read is a sum by atomics on a GPU.
+    """
+    ancestor = tree.parents()
+    translation = torch.tensor([0.0, 0, 0, 1], device=device)
+    jumps = []
+    while (ancestor >= 0).any():
+        has_one = ancestor >= 0
+        select = torch.zeros(len(ancestor), len(ancestor))
+        select[np.flatnonzero(has_one), ancestor[has_one]] = 1
+        identity = torch.eye(3, 4).view(1, 12) * torch.from_numpy(~has_one)[:, None]
+        jumps.append((select.to(device), identity.to(device), translation))
+        ancestor = np.where(has_one, ancestor[ancestor], -1)
+    return jumps
