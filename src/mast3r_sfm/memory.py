@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -35,11 +36,19 @@ def estimate_memory(model: Model, views: Sequence[View], num_pairs: int, batch_s
 
 def peak_memory(device: torch.device) -> dict[str, float]:
     """Peak bytes so far: `ram` of this process, and `gpu` if the device is one."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"ram": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}
+    peak = {"ram": _peak_ram()}
     if device.type == "cuda":
         peak["gpu"] = float(torch.cuda.max_memory_allocated(device))
     return peak
+
+
+def _peak_ram() -> float:
+    try:  # Linux; unlike getrusage it does not count what the process was forked from
+        status = Path("/proc/self/status").read_text()
+        return 1024.0 * int(status.split("VmHWM:")[1].split()[0])
+    except (OSError, IndexError):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 def gigabytes(num_bytes: float) -> str:
