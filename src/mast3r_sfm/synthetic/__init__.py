@@ -7,3 +7,6 @@ from .ideal import reproject as reproject
 from .ideal import visible_in as visible_in
 from .orbit import RenderedScene as RenderedScene
 from .orbit import render_orbit as render_orbit
+from .pairs import PairBatch as PairBatch
+from .pairs import correspond as correspond
+from .pairs import render_pairs as render_pairs

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from ..types import Correspondences, PairPrediction, ViewPrediction
-from .orbit import RenderedScene, pixel_rays
+from .cameras import pixel_rays
+from .orbit import RenderedScene
 
 VISIBLE_TOLERANCE = 0.01
 """A point is visible in another view if its depth there agrees with that view's depth map to this share."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from .cameras import clamp_to_hull, look_at, pixel_rays
 from .compose import clear_view, compose, scene_scale
 from .draws import Draws
 from .layout import Scenes
@@ -42,29 +44,6 @@ class RenderedScene:
         return int(self.depth.shape[1]), int(self.depth.shape[2])
 
 
-def look_at(eye: torch.Tensor, target: torch.Tensor, roll: torch.Tensor) -> torch.Tensor:
-    """World-from-camera rotations (..., 3, 3) of cameras at `eye` that look at `target`, rolled by radians."""
-    z = torch.nn.functional.normalize(target - eye, dim=-1)
-    down = torch.zeros_like(z)
-    down[..., 1] = 1.0
-    x = torch.nn.functional.normalize(torch.linalg.cross(down, z), dim=-1)
-    y = torch.linalg.cross(z, x)
-    c, s = roll.cos()[..., None], roll.sin()[..., None]
-    return torch.stack([c * x + s * y, -s * x + c * y, z], -1)
-
-
-def pixel_rays(focal: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """Camera-frame rays of unit z-depth (..., H * W, 3) of centred cameras with focal (...) pixels; shape (H, W)."""
-    H, W = shape
-    y, x = torch.meshgrid(
-        torch.arange(H, device=focal.device, dtype=focal.dtype) - (H - 1) / 2,
-        torch.arange(W, device=focal.device, dtype=focal.dtype) - (W - 1) / 2,
-        indexing="ij",
-    )
-    xy = torch.stack([x.flatten(), y.flatten()], -1) / focal[..., None, None]
-    return torch.cat([xy, torch.ones_like(xy[..., :1])], -1)
-
-
 def orbit_cameras(
     draws: Draws, scenes: Scenes, outdoor: torch.Tensor, azimuth: torch.Tensor, jitter: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,9 +63,7 @@ def orbit_cameras(
         -1,
     )
     outward = torch.stack([elevation.cos() * azimuth.cos(), -elevation.sin(), elevation.cos() * azimuth.sin()], -1)
-    eye = target + radius[..., None] * outward
-    limit = scenes.half[:, None] - 0.25
-    eye = torch.minimum(torch.maximum(eye, -limit), limit)
+    eye = clamp_to_hull(scenes, target + radius[..., None] * outward)
     return eye, look_at(eye, target, 0.04 * jitter * draws.normal(V).clamp(-2, 2))
 
 
@@ -101,6 +78,7 @@ def render_orbit(
     fov_deg: float = 62.0,
     samples: int = 1,
     effects: float = 0.4,
+    views: Sequence[int] | None = None,
 ) -> RenderedScene:
     """Renders a random scene from cameras on an arc around it; the same seed gives the same scene on every device.
 
@@ -110,6 +88,7 @@ def render_orbit(
     fov_deg   field of view along the longer side, the same for all views
     samples   rays per pixel along each axis (supersampling); depth is always that of the pixel's centre
     effects   strength of exposure changes, blur and noise (0: none)
+    views     render only these of the views (they look the same as in the whole orbit); None: all
     """
     W, H = size
     draws = Draws(seed, 1)
@@ -124,6 +103,10 @@ def render_orbit(
     eye, rotation = orbit_cameras(draws, scenes, is_outdoor, azimuth)
     scenes = clear_view(scenes, eye)
     photo = draw_effects(draws, num_views, effects)
+    if views is not None:
+        eye, rotation = eye[:, list(views)], rotation[:, list(views)]
+        photo = PhotoEffects(*(tensor[:, list(views)] for tensor in photo))
+        num_views = len(views)
     focal = 0.5 * max(W, H) / math.tan(math.radians(fov_deg) / 2)
     rgb, depth = _render_views(
         scenes.to(device), eye.to(device), rotation.to(device), focal, (H, W), samples, photo.to(device)

@@ -1,0 +1,197 @@
+"""Two views of each of many scenes at once: what a model trains on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from .cameras import clamp_to_hull, look_at, pixel_rays
+from .compose import clear_view, compose, scene_scale
+from .draws import Draws
+from .layout import SKY, Scenes
+from .photo import PhotoEffects, develop, draw_effects
+from .shading import render_rays, render_rays_culled
+
+MAX_ANGLE_DEG = 150.0
+OUTDOOR_SHARE = 0.3
+OTHER_SCENE_SHARE = 0.07
+"""Share of pairs whose second image shows another scene."""
+AWAY_SHARE = 0.05
+"""Share of pairs whose second camera looks away from what the first one sees."""
+SAME_SURFACE_TOLERANCE = 0.02
+
+
+class PairBatch(NamedTuple):
+    """B pairs of views with exact geometry, all in the frame of camera 1. P pixels a view, row-major, in both views.
+
+    images1, images2  (B, 3, H, W) float32 in [-1, 1]; the two may have (H, W) swapped
+    points            (B, 2, P, 3) float32, metres; zero for the sky
+    depth             (B, 2, P) float32 z-depth in the view's own camera, 0 for the sky
+    surface           (B, 2, P) int64 ids of the surfaces seen
+    focal             (B, 2) float32 pixels
+    R, t              (B, 3, 3), (B, 3): camera 1 from camera 2
+    related           (B,) bool, False where image 2 shows another scene: its points mean nothing then
+    """
+
+    images1: torch.Tensor
+    images2: torch.Tensor
+    points: torch.Tensor
+    depth: torch.Tensor
+    surface: torch.Tensor
+    focal: torch.Tensor
+    R: torch.Tensor
+    t: torch.Tensor
+    related: torch.Tensor
+
+
+class PairPlan(NamedTuple):
+    """Scenes, cameras and effects of a batch of pairs, drawn but not rendered; on the CPU until moved.
+
+    eye (B, 2, 3), rotation (B, 2, 3, 3) world from camera, focal (B, 2) in longer sides of the image.
+    """
+
+    scenes: Scenes
+    eye: torch.Tensor
+    rotation: torch.Tensor
+    focal: torch.Tensor
+    related: torch.Tensor
+    effects: PhotoEffects
+
+    def to(self, device: torch.device | str) -> PairPlan:
+        eye, rotation, focal, related = (tensor.to(device, non_blocking=True) for tensor in self[1:5])
+        return PairPlan(self.scenes.to(device), eye, rotation, focal, related, self.effects.to(device))
+
+
+Renderer = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+Developer = Callable[..., torch.Tensor]
+
+
+def plan_pairs(
+    seed: int, batch: int, max_angle_deg: float = MAX_ANGLE_DEG, unrelated: bool = True, min_angle_deg: float = 0.0
+) -> PairPlan:
+    """Draws scenes and two cameras for each.
+
+    The angle between the cameras, as seen from the objects, lies below 60 degrees for most pairs and reaches
+    `max_angle_deg` for the rest. With `unrelated`, some pairs have nothing in common (see the shares above).
+    """
+    draws = Draws(seed, batch)
+    outdoor = draws.chance(OUTDOOR_SHARE)
+    scenes = compose(draws, outdoor)
+    scale = scene_scale(outdoor)[:, None]
+    usual = draws.uniform(min_angle_deg, max(min(60.0, max_angle_deg), min_angle_deg))
+    wide = draws.uniform(min_angle_deg, max_angle_deg)
+    angle = torch.where(draws.chance(0.6), usual, wide) * (math.pi / 180)
+    first = draws.uniform(0, 2 * math.pi)
+    azimuth = torch.stack([first, first + angle * torch.where(draws.chance(0.5), 1.0, -1.0)], 1)
+    elevation = draws.uniform(-3, 40, 1) + draws.uniform(-10, 10, 2)
+    elevation = elevation.clamp(-5, 50) * (math.pi / 180)
+    radius = draws.log_uniform(1.4, 3.2, 1) * scale * torch.exp(draws.uniform(-0.3, 0.3, 2))
+    height = draws.uniform(0.1, 1.0, 1) * scale
+    spread = torch.where(draws.chance(0.8, 1), 0.12, 0.4)[..., None] * scale[..., None]
+    target = torch.stack(
+        [
+            draws.uniform(-0.35, 0.35) * scale[:, 0],
+            scenes.half[:, 1] - height[:, 0],
+            draws.uniform(-0.35, 0.35) * scale[:, 0],
+        ],
+        -1,
+    )
+    target = target[:, None] + spread * draws.normal(2, 3) * torch.tensor([1.0, 0.5, 1.0])
+    outward = torch.stack([elevation.cos() * azimuth.cos(), -elevation.sin(), elevation.cos() * azimuth.sin()], -1)
+    eye = clamp_to_hull(scenes, target + radius[..., None] * outward)
+    away = draws.chance(AWAY_SHARE) & unrelated
+    behind = 2 * eye[:, 1] - target[:, 1]
+    target = torch.stack([target[:, 0], torch.where(away[:, None], behind, target[:, 1])], 1)
+    rotation = look_at(eye, target, (0.07 * draws.normal(2)).clamp(-0.2, 0.2))
+    fov = draws.uniform(42, 85) * (math.pi / 180)
+    zoom = torch.where(draws.chance(0.35), torch.exp(draws.uniform(-0.3, 0.3)), 1.0)
+    focal = torch.stack([0.5 / torch.tan(fov / 2), 0.5 / torch.tan(fov / 2) * zoom], 1)
+    related = ~(draws.chance(OTHER_SCENE_SHARE) & unrelated)
+    return PairPlan(clear_view(scenes, eye), eye, rotation, focal, related, draw_effects(draws, 2))
+
+
+def render_plan(
+    plan: PairPlan,
+    shapes: tuple[tuple[int, int], tuple[int, int]],
+    renderer: Renderer = render_rays,
+    developer: Developer = develop,
+) -> PairBatch:
+    """Renders a plan on the device it lies on.
+
+    shapes     (H, W) of the first and of the second view, multiples of 8, with the same number of pixels
+    renderer, developer   `render_rays` and `develop` or compiled versions of them
+    """
+    P = shapes[0][0] * shapes[0][1]
+    assert shapes[1][0] * shapes[1][1] == P
+    focal = plan.focal * float(max(shapes[0]))
+    rays = torch.stack([pixel_rays(focal[:, v], shapes[v]) for v in range(2)], 1)
+    d = _rotate(plan.rotation, rays)
+    o = plan.eye[:, :, None].expand_as(d)
+    angle = (1 / focal)[:, :, None].expand(-1, -1, P)
+    colour, t, surface = renderer(plan.scenes, o.flatten(1, 2), d.flatten(1, 2), angle.flatten(1, 2))
+    colour, t, surface = (x.unflatten(1, (2, P)) for x in (colour, t, surface))
+    images = []
+    for v in range(2):
+        one = PhotoEffects(*(tensor[:, v : v + 1] for tensor in plan.effects))
+        images.append(developer(colour[:, v : v + 1], one, shapes[v])[:, 0] * 2 - 1)
+    other = torch.where(plan.related[:, None, None, None], images[1], images[1].roll(1, 0))
+
+    R1_inverse = plan.rotation[:, 0].transpose(-1, -2)
+    R = (R1_inverse[:, :, :, None] * plan.rotation[:, 1][:, None]).sum(2)  # no matrix product: keeps full float32
+    offset = _rotate(R1_inverse, (plan.eye[:, 1] - plan.eye[:, 0])[:, None])[:, 0]
+    own = rays * t[..., None]
+    second = _rotate(R, own[:, 1]) + offset[:, None] * (t[:, 1, :, None] > 0)
+    points = torch.stack([own[:, 0], second], 1)
+    return PairBatch(images[0], other, points, t, surface, focal, R, offset, plan.related)
+
+
+def render_pairs(
+    seed: int,
+    batch: int,
+    size: tuple[int, int],
+    device: torch.device | str = "cpu",
+    *,
+    max_angle_deg: float = MAX_ANGLE_DEG,
+    unrelated: bool = True,
+) -> PairBatch:
+    """Renders `batch` pairs of views of random scenes, (W, H) = size pixels, multiples of 8."""
+    plan = plan_pairs(seed, batch, max_angle_deg, unrelated).to(device)
+    W, H = size
+    renderer = render_rays if plan.eye.is_cuda else render_rays_culled
+    with torch.no_grad():
+        return render_plan(plan, ((H, W), (H, W)), renderer)
+
+
+def correspond(
+    pairs: PairBatch, source: int, pixels: torch.Tensor, shapes: tuple[tuple[int, int], tuple[int, int]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where pixels of one view appear in the other.
+
+    source  0: `pixels` are of view 1 and looked up in view 2; 1: the other way round
+    pixels  (B, M) int64 flat indices
+    Returns flat indices (B, M) of the nearest pixels of the other view and whether the points are visible there.
+    """
+    other = 1 - source
+    H, W = shapes[other]
+    batch = torch.arange(pixels.shape[0], device=pixels.device)[:, None]
+    X = pairs.points[batch, source, pixels]
+    if other == 1:
+        X = _rotate(pairs.R.transpose(-1, -2), X - pairs.t[:, None])
+    z = X[..., 2]
+    safe = z.clamp(min=1e-3)
+    focal = pairs.focal[:, other, None]
+    x = (X[..., 0] / safe * focal + (W - 1) / 2).clamp(-1e6, 1e6).round()
+    y = (X[..., 1] / safe * focal + (H - 1) / 2).clamp(-1e6, 1e6).round()
+    ok = (z > 0.05) & (x >= 0) & (x < W) & (y >= 0) & (y < H) & pairs.related[:, None]
+    target = (y.clamp(0, H - 1) * W + x.clamp(0, W - 1)).long()
+    ok = ok & ((pairs.depth[batch, other, target] - z).abs() < SAME_SURFACE_TOLERANCE * z)
+    seen = pairs.surface[batch, source, pixels]
+    return target, ok & (pairs.surface[batch, other, target] == seen) & (seen != SKY)
+
+
+def _rotate(R: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """R (..., 3, 3) applied to points (..., M, 3) by sums, not by matrix products: TF32 must not round geometry."""
+    return torch.stack([(points * R[..., k, :].unsqueeze(-2)).sum(-1) for k in range(3)], -1)
