@@ -88,10 +88,10 @@ def load_images(
     paths: Sequence[str | Path],
     sizing: ImageSizing | None = None,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
     workers: int | None = None,
 ) -> list[View]:
-    """Loads every file as a view; view k is file k. `progress(done, total)` is called from this thread, in order.
+    """Loads every file as a view; view k is file k. `progress(1)` is called from this thread after each.
 
     `workers` threads decode at once (default: the CPUs, at most 4, because each holds a full-size original). The
     result does not depend on them. One warning sums up the images that lose more than `HEAVY_CROP` to the crop.
@@ -106,7 +106,7 @@ def load_images(
             for view in pool.map(lambda item: _load(Path(item[1]), item[0], sizing), enumerate(paths)):
                 views.append(view)
                 if progress is not None:
-                    progress(len(views), len(paths))
+                    progress(1)
         finally:
             pool.shutdown(cancel_futures=True)  # else a bad file or Ctrl-C would wait for all the other images
     _warn_of_crops(views)

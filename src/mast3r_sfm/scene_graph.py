@@ -1,0 +1,297 @@
+"""Which pairs of images the network looks at (spec: alignment, section 1)."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .errors import InputError
+
+logger = logging.getLogger(__name__)
+
+ACCEPTED_GRAPHS = (
+    "complete, swin[-k][-noncyclic], logwin[-k][-noncyclic], oneref[-i], retrieval[-Na-k], pairs:FILE, auto"
+)
+"""The forms of a scene graph string; letters stand for integers."""
+
+COMPLETE_UP_TO = 25
+"""`auto` pairs every image with every other up to this many images: 300 pairs."""
+
+_WINDOW = 3
+_KEY_IMAGES = 20
+_NEIGHBOURS = 10
+
+_TOKEN_COMPONENTS = 128
+_COSINES_AT_ONCE = 2**24
+
+Pair = tuple[int, int]
+
+
+def make_pairs(
+    graph: str,
+    num_images: int,
+    similarity: np.ndarray | None = None,
+    seed: int = 0,
+    prefilter: str | None = None,
+    *,
+    ordered: bool = False,
+    names: Sequence[str | Path] | None = None,
+) -> list[Pair]:
+    """Oriented, unordered-unique pairs of image indices without self pairs; the first of a pair is decoded first.
+
+    graph       complete             every pair, (larger, smaller)
+                swin-k               every image with the k that follow (k = 3), around the end unless -noncyclic
+                logwin-k             every image with those 1, 2, 4, ..., 2^(k-1) away (k = 3), likewise
+                oneref-i             image i (0) with every other
+                retrieval-Na-k       Na key images (min(20, n)) pairwise, every other image with its nearest key, and
+                                     every image with the nearest k (10), where k counts the image itself
+                pairs:FILE           the pairs that a text file lists (see `read_pairs`)
+                auto                 see `resolve_graph`
+    similarity  (n, n), 1 for equal images; needed if `needs_similarity`
+    seed        the first key image is image seed % n; the others follow from it
+    prefilter   seqD or cycD: keeps pairs at most D apart, cyc around the end
+    ordered     images are frames of a film; for `auto`
+    names       file names of the images, for `pairs:FILE`
+
+    One image has no pairs: the list is empty. The pairs may leave the images unconnected: `connected_components`.
+    Raises InputError for a graph, prefilter or file that is malformed, does not fit `num_images` or leaves no pair.
+    """
+    graph = resolve_graph(graph, num_images, ordered)
+    kind, _, arguments = graph.partition(":" if graph.startswith("pairs:") else "-")
+    pairs: Iterable[Pair]
+    if kind == "complete":
+        pairs = ((i, j) for i in range(num_images) for j in range(i))
+    elif kind in ("swin", "logwin"):
+        window, cyclic = _window_arguments(arguments)
+        window = min(window, 2 * num_images)  # steps repeat by then, modulo the number of images
+        steps = range(1, window + 1) if kind == "swin" else [2**power for power in range(window)]
+        pairs = _window_pairs(num_images, steps, cyclic)
+    elif kind == "oneref":
+        reference = int(arguments or 0)
+        if reference >= num_images:
+            raise InputError(f"--scene-graph {graph}: image {reference} of {num_images}; they are counted from 0")
+        pairs = ((reference, j) for j in range(num_images))
+    elif kind == "retrieval":
+        num_keys, num_nearest = (int(part) for part in arguments.split("-"))
+        pairs = _retrieval_pairs(1.0 - _checked(similarity, num_images), num_keys, num_nearest, seed)
+    else:
+        pairs = read_pairs(arguments, num_images, names)
+    kept = list(_prefiltered(_unique(pairs), prefilter, num_images))
+    if not kept and num_images > 1:
+        raise InputError(
+            f"--scene-graph {graph}{f' with prefilter {prefilter}' if prefilter else ''} makes no pair "
+            f"of {num_images} images; use a larger window or 'complete'"
+        )
+    return kept
+
+
+def resolve_graph(graph: str, num_images: int, ordered: bool = False) -> str:
+    """The graph with its defaults filled in: `auto` and `retrieval` in numbers, all others checked for their form.
+
+    `auto` is `complete` up to `COMPLETE_UP_TO` images, above that `logwin-noncyclic` if `ordered`, else `retrieval`.
+    Raises InputError that lists the accepted forms.
+    """
+    if num_images < 1:
+        raise InputError("no images to pair")
+    if graph == "auto":
+        graph = "complete" if num_images <= COMPLETE_UP_TO else "logwin-noncyclic" if ordered else "retrieval"
+    if graph == "retrieval":
+        graph = f"retrieval-{min(_KEY_IMAGES, num_images)}-{_NEIGHBOURS}"
+    well_formed = r"complete|(swin|logwin)(-0*[1-9]\d*)?(-noncyclic)?|oneref(-\d+)?|retrieval-\d+-\d+|pairs:.+"
+    if not re.fullmatch(well_formed, graph, flags=re.ASCII):
+        raise InputError(f"--scene-graph {graph!r}: unknown; use one of {ACCEPTED_GRAPHS} (k at least 1)")
+    return graph
+
+
+def needs_similarity(graph: str, num_images: int, ordered: bool = False) -> bool:
+    """Whether `make_pairs` wants a similarity matrix for this graph; raises InputError as `resolve_graph` does."""
+    return resolve_graph(graph, num_images, ordered).startswith("retrieval")
+
+
+def read_pairs(path: str | Path, num_images: int, names: Sequence[str | Path] | None = None) -> list[Pair]:
+    """Pairs listed in a text file, in its order: two indices from 0, or two file names of `names`, per line.
+
+    Fields are separated by a comma, a tab or blanks (a name with blanks needs one of the others). A name is a path
+    as the input gave it, or its last part if only one image has it. `#` at the start or after a blank begins a
+    comment. Raises InputError that names the line.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a UTF-8 text file"
+        raise InputError(f"--scene-graph pairs:{path}: cannot be read ({reason}); name a text file of pairs") from error
+    by_name = _index_by_name(names or [])
+    pairs = []
+    for number, line in enumerate(lines, start=1):
+        text = re.sub(r"(^|\s)#.*", "", line).strip()
+        if not text:
+            continue
+        fields = [field.strip() for field in re.split(r"[,\t]", text)] if re.search(r"[,\t]", text) else text.split()
+        where = f"{path}, line {number}"
+        if len(fields) != 2:
+            raise InputError(
+                f"{where}: {text!r} are {len(fields)} fields; write two indices or two file names per line"
+            )
+        i, j = (_index_of(field, by_name, num_images, where) for field in fields)
+        if i == j:
+            raise InputError(f"{where}: {text!r} pairs image {i} with itself; remove the line")
+        pairs.append((i, j))
+    return pairs
+
+
+def connected_components(num_images: int, pairs: Iterable[Pair]) -> list[list[int]]:
+    """The groups of images that pairs connect, each ascending; the largest first, equal ones by their first image."""
+    group = list(range(num_images))
+
+    def root(i: int) -> int:
+        while group[i] != i:
+            group[i] = group[group[i]]
+            i = group[i]
+        return i
+
+    for i, j in pairs:
+        group[root(i)] = root(j)
+    members: dict[int, list[int]] = {}
+    for i in range(num_images):
+        members.setdefault(root(i), []).append(i)
+    return sorted(members.values(), key=lambda images: (-len(images), images[0]))
+
+
+@torch.inference_mode()
+def similarity_from_tokens(tokens: Sequence[torch.Tensor]) -> np.ndarray:
+    """How much images show the same, from their encoder tokens: n tensors (N_i, D) -> (n, n) float64.
+
+    The similarity of two images is the mean, over the tokens of both, of the cosine with the best token of the
+    other (Chamfer similarity), cut to [0, 1]; it is symmetric and 1 on the diagonal. Before that all tokens are
+    centred, whitened over the set and reduced to their 128 leading components, so that what all images share does
+    not count. The whitening is damped by the mean variance: components of pure noise stay small.
+
+    On rendered orbits it names views that truly overlap where one mean token per image does not (the four best of
+    24 hold 96 % of the best four's overlap against 84 %); it costs less than encoding the images. Works on the
+    tokens' device, in float32.
+    """
+    channels = tokens[0].shape[1]
+    counts = np.array([len(t) for t in tokens])
+    mean = torch.stack([t.float().sum(0) for t in tokens]).sum(0) / counts.sum()
+    covariance = torch.zeros(channels, channels, dtype=torch.float64)
+    for t in tokens:  # one image at a time: a float32 copy of all tokens may not fit
+        centred = t.float() - mean
+        covariance += (centred.T @ centred).cpu().double()
+    variances, axes = torch.linalg.eigh(covariance / counts.sum())
+    # tokens that differ by rounding only (blank images) must not be whitened into features
+    rounding = 1e-6 * float(mean.square().mean()) + 1e-30
+    whitening = axes / (variances.clamp(min=0) + variances.mean().clamp(min=rounding)).sqrt()
+    whitening = whitening[:, -_TOKEN_COMPONENTS:].to(mean)
+    directions = [torch.nn.functional.normalize((t.float() - mean) @ whitening, dim=1, eps=0.01) for t in tokens]
+    every, starts = torch.cat(directions), np.cumsum(counts) - counts
+    directed = np.empty((len(tokens), len(tokens)))  # [i, j]: how well image j's tokens are found among those of i
+    for i, own in enumerate(directions):
+        best = torch.cat([(part @ own.T).amax(1) for part in every.split(max(1, _COSINES_AT_ONCE // len(own)))])
+        directed[i] = np.add.reduceat(best.cpu().double().numpy(), starts) / counts
+    similarity = np.clip((directed + directed.T) / 2.0, 0.0, 1.0)
+    np.fill_diagonal(similarity, 1.0)
+    return similarity
+
+
+def _window_arguments(arguments: str) -> tuple[int, bool]:
+    """(k, cyclic) of '', 'k', 'noncyclic' or 'k-noncyclic'."""
+    cyclic = not arguments.endswith("noncyclic")
+    number = arguments.removesuffix("noncyclic").strip("-")
+    return int(number) if number else _WINDOW, cyclic
+
+
+def _window_pairs(num_images: int, steps: Iterable[int], cyclic: bool) -> list[Pair]:
+    """(smaller, larger), ascending. A step on one side of every image covers the other side too."""
+    found = set()
+    for step in steps:
+        if step >= num_images and not cyclic:
+            break
+        for i in range(num_images):
+            j = i + step
+            if cyclic or j < num_images:
+                found.add((min(i, j % num_images), max(i, j % num_images)))
+    return sorted(found)
+
+
+def _retrieval_pairs(distance: np.ndarray, num_keys: int, num_nearest: int, seed: int) -> list[Pair]:
+    n = len(distance)
+    keys = _farthest_points(distance, min(num_keys, n), seed % n)
+    pairs = [(a, b) for position, a in enumerate(keys) for b in keys[position + 1 :]]
+    joined = set()
+    if keys:
+        for i in set(range(n)) - set(keys):
+            joined.add((i, keys[int(np.argmin(distance[i, keys]))]))
+    for i in range(n):
+        joined.update((i, int(j)) for j in np.argsort(distance[i], kind="stable")[:num_nearest])
+    return pairs + sorted((min(pair), max(pair)) for pair in joined)
+
+
+def _farthest_points(distance: np.ndarray, count: int, first: int) -> list[int]:
+    """`count` images, each the farthest from those before it (lowest index on ties)."""
+    keys = [first][:count]
+    to_nearest_key = distance[first].copy()
+    while len(keys) < count:
+        to_nearest_key[keys] = -np.inf  # never again, even among equal images
+        keys.append(int(np.argmax(to_nearest_key)))
+        to_nearest_key = np.minimum(to_nearest_key, distance[keys[-1]])
+    return keys
+
+
+def _checked(similarity: np.ndarray | None, num_images: int) -> np.ndarray:
+    if similarity is None or np.shape(similarity) != (num_images, num_images):
+        raise ValueError(f"retrieval needs a similarity matrix of {num_images} x {num_images}")
+    if not np.isfinite(similarity).all():
+        raise ValueError("the similarity matrix is not finite")
+    return np.asarray(similarity, dtype=np.float64)
+
+
+def _unique(pairs: Iterable[Pair]) -> Iterator[Pair]:
+    """Drops self pairs, and repetitions in either orientation."""
+    seen = set()
+    for i, j in pairs:
+        unordered = (min(i, j), max(i, j))
+        if i != j and unordered not in seen:
+            seen.add(unordered)
+            yield i, j
+
+
+def _prefiltered(pairs: Iterable[Pair], prefilter: str | None, num_images: int) -> Iterable[Pair]:
+    if prefilter is None:
+        return pairs
+    match = re.fullmatch(r"(seq|cyc)(\d+)", prefilter, flags=re.ASCII)
+    if not match:
+        raise InputError(f"pair prefilter {prefilter!r}: unknown; use seqD or cycD, such as seq5")
+    limit = int(match[2])
+
+    def apart(i: int, j: int) -> int:
+        along = abs(i - j)
+        return along if match[1] == "seq" else min(along, num_images - along)
+
+    return ((i, j) for i, j in pairs if apart(i, j) <= limit)
+
+
+def _index_by_name(names: Sequence[str | Path]) -> dict[str, set[int]]:
+    """Every path as given, and its last part -> the images that go by it."""
+    by_name: dict[str, set[int]] = {}
+    for index, name in enumerate(names):
+        for key in {str(name), Path(name).name}:
+            by_name.setdefault(key, set()).add(index)
+    return by_name
+
+
+def _index_of(field: str, by_name: dict[str, set[int]], num_images: int, where: str) -> int:
+    if field in by_name:
+        if len(by_name[field]) > 1:
+            indices = ", ".join(map(str, sorted(by_name[field])))
+            raise InputError(f"{where}: {field!r} may be image {indices}; write its index or its path")
+        return next(iter(by_name[field]))
+    if re.fullmatch(r"\d+", field, flags=re.ASCII):
+        if int(field) < num_images:
+            return int(field)
+        raise InputError(f"{where}: image {field} of {num_images}; they are counted from 0")
+    raise InputError(f"{where}: {field!r} is neither an index nor the file name of an input image")
