@@ -64,7 +64,8 @@ def model_options(command: _Command) -> _Command:
             click.option("--revision", metavar="REV", help="Branch, tag or commit of the model on the hub."),
             click.option("--image-size", type=int, metavar="PIXELS",
                          help="Long edge of the network's images [default: the model's own, 512 for the published]."),
-            click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cuda, cuda:N, cpu, mps."),
+            click.option("--device", default="auto", show_default=True, metavar="DEVICE",
+                         help="auto, cuda, cuda:N, cpu, mps."),
             click.option("--precision", default="auto", show_default=True,
                          type=click.Choice(["auto", "fp32", "tf32", "bf16", "fp16"]), help="Of the matrix products."),
         ]

@@ -151,7 +151,7 @@ def _load_views(
     config = model.config
     sizing = ImageSizing.for_model(options["image_size"] or config.image_size, config.patch_size, config.accept_squares)
     display.start("Read images", len(paths))
-    views = load_images(paths, sizing, progress=lambda done, total: display.advance())
+    views = load_images(paths, sizing, progress=display.advance)
     display.finish()
     return views
 

@@ -35,10 +35,6 @@ class EncodedViews:
     tokens: tuple[torch.Tensor, ...]
     shapes: tuple[tuple[int, int], ...]
 
-    def mean_tokens(self) -> torch.Tensor:
-        """(n, width) float32 on the CPU: mean token of every view, for the similarity of images."""
-        return torch.stack([tokens.float().mean(0) for tokens in self.tokens]).cpu()
-
 
 def auto_batch_size(model: Model, shape: tuple[int, int]) -> int:
     """Pairs decoded at once: as many as the free GPU memory takes by estimate, 1 on a CPU."""

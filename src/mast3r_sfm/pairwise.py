@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mast3r_sfm.alignment import FallbackPrediction, sample_fallback
 from mast3r_sfm.canonical import CanonicalAccumulator
 from mast3r_sfm.errors import ReconstructionError
 from mast3r_sfm.matching import match_pair
@@ -30,17 +31,6 @@ class PairSummary:
 
 
 @dataclass(frozen=True)
-class SampledPrediction:
-    """One view's points in the other's camera at the corners of its blocks, for pairs without good matches.
-
-    points (blocks, 3) and conf (blocks,), row-major (spec: alignment, section 2)
-    """
-
-    points: torch.Tensor
-    conf: torch.Tensor
-
-
-@dataclass(frozen=True)
 class PairwiseData:
     """Everything the alignment needs, of all pairs.
 
@@ -52,7 +42,7 @@ class PairwiseData:
 
     canonical: tuple[CanonicalView | None, ...]
     correspondences: tuple[Correspondences, ...]
-    fallback: Mapping[tuple[int, int], SampledPrediction]
+    fallback: Mapping[tuple[int, int], FallbackPrediction]
     summaries: tuple[PairSummary, ...]
 
 
@@ -86,7 +76,7 @@ class PairwiseCollector:
         self._denied: dict[int, CanonicalAccumulator] = {}
         self._canonical: list[CanonicalView | None] = [None] * len(shapes)
         self._correspondences: dict[tuple[int, int], Correspondences] = {}
-        self._fallback: dict[tuple[int, int], SampledPrediction] = {}
+        self._fallback: dict[tuple[int, int], FallbackPrediction] = {}
         self._summaries: dict[tuple[int, int], PairSummary] = {}
 
     def add(self, prediction: PairPrediction) -> None:
@@ -100,8 +90,7 @@ class PairwiseCollector:
         if believed:
             self._correspondences[pair] = kept
             if float(kept.conf.max()) <= self._matching_conf_thr:
-                self._fallback[pair] = self._sample(prediction.j_in_i)
-                self._fallback[pair[1], pair[0]] = self._sample(prediction.i_in_j)
+                self._fallback |= sample_fallback(prediction, self._subsample)
         self._add_own(prediction.i, prediction.i_in_i, pair, believed)
         self._add_own(prediction.j, prediction.j_in_j, pair, believed)
 
@@ -126,11 +115,6 @@ class PairwiseCollector:
                 x, y = getattr(matches, side).long().unbind(-1)
                 matches = matches.select(mask.to(x.device)[y, x])
         return matches
-
-    def _sample(self, view: ViewPrediction) -> SampledPrediction:
-        step = self._subsample
-        points, conf = view.points[::step, ::step], view.conf[::step, ::step]
-        return SampledPrediction(points.reshape(-1, 3).clone(), conf.flatten().clone())
 
     def _add_own(self, index: int, view: ViewPrediction, pair: tuple[int, int], believed: bool) -> None:
         group = self._believed if believed else self._denied

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from mast3r_sfm.alignment import AlignmentConfig, AlignmentResult, align, build_problem, reprojection_errors
+from mast3r_sfm.alignment import (
+    AlignmentConfig,
+    AlignmentResult,
+    align,
+    build_problem,
+    reprojection_errors,
+)
 from mast3r_sfm.checkpoint import Model
 from mast3r_sfm.densify import clean_confidences, dense_depth
 from mast3r_sfm.errors import InputError, ReconstructionError
@@ -69,7 +74,7 @@ def plan_pairs(
     if needs_similarity(options.scene_graph, len(views), options.ordered):
         if encoded is None:
             return None
-        similarity = similarity_from_tokens(encoded.mean_tokens())
+        similarity = similarity_from_tokens(encoded.tokens)
     return make_pairs(
         options.scene_graph,
         len(views),
@@ -108,11 +113,16 @@ def reconstruct(
     chosen = groups[0]
     _report_groups(views, groups)
 
+    canonical = [view for k in chosen if (view := data.canonical[k]) is not None]
+    inside = set(chosen)
+    matches = [m for m in data.correspondences if m.i in inside and m.j in inside]
     with timer.stage("Align cameras", options.alignment.niter_coarse + options.alignment.niter_fine):
-        canonical, matches = _subset(data, chosen)
-        aligned, errors = _align(canonical, matches, data, chosen, options, report)
+        problem = build_problem(canonical, matches, data.fallback, options.alignment)
+        aligned = align(problem, options.alignment, lambda *_: report.advance())
+        errors = reprojection_errors(problem, aligned)
+        del problem
     with timer.stage("Dense depth", 1):
-        reconstruction = _assemble(views, data, chosen, aligned, errors, matches, pairs, options)
+        reconstruction = _assemble(views, data.canonical, chosen, aligned, errors, matches, pairs, options)
     return reconstruction, RunReport(data.summaries, tuple(map(tuple, groups)), timer.seconds)
 
 
@@ -170,42 +180,12 @@ def _report_groups(views: Sequence[View], groups: Sequence[Sequence[int]]) -> No
     )
 
 
-def _subset(data: PairwiseData, chosen: Sequence[int]) -> tuple[list[CanonicalView], list[Correspondences]]:
-    """Canonical views of the chosen images and the matches among them, numbered within the subset."""
-    number = {index: k for k, index in enumerate(chosen)}
-    canonical = [view for k in chosen if (view := data.canonical[k]) is not None]
-    matches = [
-        dataclasses.replace(m, i=number[m.i], j=number[m.j])
-        for m in data.correspondences
-        if m.i in number and m.j in number
-    ]
-    return canonical, matches
-
-
-def _align(
-    canonical: Sequence[CanonicalView],
-    matches: Sequence[Correspondences],
-    data: PairwiseData,
-    chosen: Sequence[int],
-    options: ReconstructionOptions,
-    report: Reporter,
-) -> tuple[AlignmentResult, np.ndarray]:
-    """Poses, intrinsics and anchor depths of the chosen views, and each view's median reprojection error."""
-    number = {index: k for k, index in enumerate(chosen)}
-    fallback = {
-        (number[r], number[o]): sample for (r, o), sample in data.fallback.items() if r in number and o in number
-    }
-    problem = build_problem(canonical, matches, fallback, options.alignment)
-    result = align(problem, options.alignment, progress=report.advance)
-    return result, reprojection_errors(problem, result)
-
-
 def _assemble(
     views: Sequence[View],
-    data: PairwiseData,
+    all_canonical: Sequence[CanonicalView | None],
     chosen: Sequence[int],
     aligned: AlignmentResult,
-    errors: np.ndarray,
+    errors: torch.Tensor,
     matches: Sequence[Correspondences],
     pairs: Sequence[tuple[int, int]],
     options: ReconstructionOptions,
@@ -213,14 +193,15 @@ def _assemble(
     """Dense depth at the aligned anchors, cleaned confidences, everything on the CPU."""
     subsample = options.alignment.subsample
     number = {index: k for k, index in enumerate(chosen)}
-    canonical = [view for k in chosen if (view := data.canonical[k]) is not None]
+    canonical = [one for k in chosen if (one := all_canonical[k]) is not None]
     # the first registered camera is the origin: the alignment's own frame has no meaning
-    world_from_cam = np.linalg.inv(aligned.world_from_cam[0]) @ aligned.world_from_cam
+    world_from_cam = np.linalg.inv(aligned.world_from_cam[0].numpy()) @ aligned.world_from_cam.numpy()
+    K = aligned.K.numpy()
     depths = [
-        dense_depth(view, aligned.core_depth[k], float(aligned.K[k, 0, 0]), subsample)
-        for k, view in enumerate(canonical)
+        dense_depth(one, aligned.core_depths[k], float(K[k, 0, 0]), subsample)
+        for k, one in enumerate(canonical)
     ]
-    confs = [view.conf for view in canonical]
+    confs = [one.conf for one in canonical]
     clean = confs
     if options.clean_depth and len(chosen) > 1:
         device = depths[0].device
@@ -228,13 +209,13 @@ def _assemble(
         clean = clean_confidences(
             depths,
             confs,
-            torch.from_numpy(aligned.K).float().to(device),
+            torch.from_numpy(K).float().to(device),
             torch.from_numpy(world_from_cam).float().to(device),
             neighbours,
         )
     counts = np.zeros(len(views), dtype=np.int64)
     for m in matches:
-        counts[[chosen[m.i], chosen[m.j]]] += len(m)
+        counts[[m.i, m.j]] += len(m)
 
     result = []
     for view in views:
@@ -243,15 +224,15 @@ def _assemble(
         if view.index in number:
             k = number[view.index]
             maps = (depths[k].cpu().numpy(), confs[k].cpu().numpy(), clean[k].cpu().numpy())
-            placed = (True, aligned.K[k], world_from_cam[k])
+            placed = (True, K[k], world_from_cam[k])
             error = float(errors[k])
         else:
-            maps, K = _alone(view, data.canonical[view.index], subsample)
-            placed = (False, K, np.eye(4))
+            maps, own_K = _alone(view, all_canonical[view.index], subsample)
+            placed = (False, own_K, np.eye(4))
             error = float("nan")
         result.append(ReconstructedView(*common, *placed, *maps, error, int(counts[view.index]), mask))
     kept = tuple(
-        Correspondences(chosen[m.i], chosen[m.j], m.xy_i.cpu(), m.xy_j.cpu(), m.conf.float().cpu()) for m in matches
+        Correspondences(m.i, m.j, m.xy_i.cpu(), m.xy_j.cpu(), m.conf.float().cpu()) for m in matches
     )
     return Reconstruction(tuple(result), kept)
 

@@ -23,7 +23,7 @@ def write_match_result(
     run: Mapping[str, Any],
     overwrite: bool,
 ) -> None:
-    """Writes `matches.npz`, `matches.png`, depth and confidence (NPY, PNG) of both views and `run.json`, all or nothing.
+    """Writes matches, their picture, depth and confidence (NPY, PNG) of both views and `run.json`, all or nothing.
 
     matches.npz holds `xy_i`, `xy_j` (M, 2) int32 pixels of the network's images, `original_xy_i`,
     `original_xy_j` (M, 2) float64 pixels of the photos, `conf` (M,) float32 and `files` (2,). Depths are each
