@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,8 +10,6 @@ import numpy as np
 import torch
 
 from .errors import InputError
-
-logger = logging.getLogger(__name__)
 
 ACCEPTED_GRAPHS = (
     "complete, swin[-k][-noncyclic], logwin[-k][-noncyclic], oneref[-i], retrieval[-Na-k], pairs:FILE, auto"
