@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
-from mast3r_sfm.checkpoint import Model, load_model
+import torch
 
 
 class AsymmetricMASt3R(torch.nn.Module):
     """Carries a model of this project."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.inner = model
 
     @classmethod
     def from_pretrained(cls, name: str) -> AsymmetricMASt3R:
+        from mast3r_sfm.checkpoint import load_model
+
         return cls(load_model(name, device="cpu", precision="fp32"))

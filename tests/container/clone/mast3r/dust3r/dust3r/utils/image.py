@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from mast3r_sfm import images
-
 
 def load_images(folder_or_list: list[str], size: int) -> list[dict[str, Any]]:
+    from mast3r_sfm import images
+
     known = [path for path in folder_or_list if Path(path).suffix.lower() in (".jpg", ".jpeg", ".png")]
     views = images.load_images(known, images.ImageSizing.for_model(size, 16, False))
     return [
