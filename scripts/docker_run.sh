@@ -144,7 +144,9 @@ docker_reconstruct() { # IMAGE ARGUMENT...
         previous=$arg
     done
 
-    # Results are written beside their place and moved there at the end, so it is the folder above that is mounted.
+    # Results are written beside their place and moved there at the end, so it is the folder above that is mounted; if
+    # the output is a link, the one it leads to as well.
+    if [ -L "$output" ]; then add_mount "$(dirname -- "$(readlink -f "$output")")" rw; fi
     if [ -n "$output" ]; then output=$(clean_path "$output/.."); else output=$PWD/outputs; fi
     mkdir -p -- "$output" # else Docker would make it, as root
     add_mount "$output" rw

@@ -229,6 +229,14 @@ def test_output_inside_the_input_and_input_inside_the_outputs_folder(docker: Doc
     assert not docker.run("--output", "album/result", "--input", "album").mount(album).readonly
 
 
+def test_an_output_that_is_a_link_is_written_where_it_leads(docker: Docker, tmp_path: Path) -> None:
+    (tmp_path / "disk" / "scene").mkdir(parents=True)
+    (docker.home / "link").symlink_to(tmp_path / "disk" / "scene")
+    run = docker.run("--output", "link")
+    assert not run.mount(tmp_path / "disk").readonly
+    assert not run.mount(docker.home).readonly, "the link itself must be seen inside"
+
+
 def test_a_name_with_a_comma_and_quotes_is_one_field(docker: Docker) -> None:
     photos(docker.home / 'a, "b":c')
     run = docker.run("--input", 'a, "b":c')
