@@ -87,6 +87,20 @@ def predict_pairs(
     A consumer that drops each prediction before it takes the next keeps one batch of dense maps in memory.
     Raises ReconstructionError if a prediction is not finite, naming the pair.
     """
+    for batch in predict_batches(model, encoded, pairs, batch_size, progress):
+        batch.reverse()
+        while batch:
+            yield batch.pop()  # the consumer's is then the only reference
+
+
+def predict_batches(
+    model: Model,
+    encoded: EncodedViews,
+    pairs: Sequence[tuple[int, int]],
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> Iterator[list[PairPrediction]]:
+    """`predict_pairs` by the batch; the pairs of a batch agree in the shapes of their views."""
     shapes = encoded.shapes
     for group in _by_shape(range(len(pairs)), lambda k: (shapes[pairs[k][0]], shapes[pairs[k][1]])):
         size = batch_size or auto_batch_size(model, shapes[pairs[group[0]][0]])
@@ -97,9 +111,7 @@ def predict_pairs(
 
         for batch, predictions in _run_in_batches(group, size, run):
             _check_finite(predictions)
-            predictions.reverse()
-            while predictions:
-                yield predictions.pop()  # the consumer's is then the only reference
+            yield predictions
             if progress:
                 progress(len(batch))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Sequence
+
 import torch
 
 from mast3r_sfm.errors import InputError
@@ -77,11 +80,30 @@ def match_pair(prediction: PairPrediction, subsample: int = 8) -> Correspondence
     Both predictions of each view take part, with seeds in either view; a match's confidence is the
     geometric mean of its two descriptor confidences. Raises InputError for a model without descriptors.
     """
-    passes = ((prediction.i_in_i, prediction.j_in_i), (prediction.i_in_j, prediction.j_in_j))
+    return match_pairs([prediction], subsample)[0]
+
+
+def match_pairs(predictions: Sequence[PairPrediction], subsample: int = 8) -> list[Correspondences]:
+    """`match_pair` of several pairs; on a CUDA device with Triton, all of them at once."""
+    if not predictions:
+        return []
+    _require_descriptors(predictions[0])
+    if predictions[0].i_in_i.conf.is_cuda and has_triton():
+        from mast3r_sfm.matching_cuda import match_batch
+
+        return match_batch(predictions, subsample)
+    return [_match_one(prediction, subsample) for prediction in predictions]
+
+
+def has_triton() -> bool:
+    """Whether the fused search is there (it comes with torch's CUDA builds on Linux)."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def _match_one(prediction: PairPrediction, subsample: int) -> Correspondences:
     parts: list[list[torch.Tensor]] = [[], [], [], []]
-    for view_i, view_j in passes:
-        desc_i, conf_i = _descriptors(view_i)
-        desc_j, conf_j = _descriptors(view_j)
+    for view_i, view_j in passes(prediction):
+        (desc_i, conf_i), (desc_j, conf_j) = descriptors(view_i), descriptors(view_j)
         p, q = match_maps(desc_i, desc_j, subsample)
         for part, value in zip(parts, (p, q, conf_i.flatten()[p], conf_j.flatten()[q]), strict=True):
             part.append(value)
@@ -89,6 +111,17 @@ def match_pair(prediction: PairPrediction, subsample: int = 8) -> Correspondence
     p, q, *confs = (torch.cat(part) for part in parts)
     p, q, qi, qj = merge_matches(p, q, height_j * width_j, *confs)
     return Correspondences(prediction.i, prediction.j, flat_to_xy(p, width_i), flat_to_xy(q, width_j), (qi * qj).sqrt())
+
+
+def passes(prediction: PairPrediction) -> tuple[tuple[ViewPrediction, ViewPrediction], ...]:
+    """The two decodings of a pair, each as (view i, view j)."""
+    return (prediction.i_in_i, prediction.j_in_i), (prediction.i_in_j, prediction.j_in_j)
+
+
+def descriptors(view: ViewPrediction) -> tuple[torch.Tensor, torch.Tensor]:
+    """Descriptors (H, W, D) and their confidence (H, W) of a MASt3R prediction."""
+    assert view.desc is not None and view.desc_conf is not None  # checked where predictions come in
+    return view.desc, view.desc_conf
 
 
 def flat_to_xy(index: torch.Tensor, width: int) -> torch.Tensor:
@@ -101,7 +134,6 @@ def xy_to_flat(xy: torch.Tensor, width: int) -> torch.Tensor:
     return xy[:, 1].long() * width + xy[:, 0].long()
 
 
-def _descriptors(view: ViewPrediction) -> tuple[torch.Tensor, torch.Tensor]:
-    if view.desc is None or view.desc_conf is None:
+def _require_descriptors(prediction: PairPrediction) -> None:
+    if prediction.i_in_i.desc is None:
         raise InputError("--model-name: this model predicts no descriptors to match; use a MASt3R model")
-    return view.desc, view.desc_conf

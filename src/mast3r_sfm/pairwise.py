@@ -12,7 +12,7 @@ import torch
 from mast3r_sfm.alignment import FallbackPrediction, sample_fallback
 from mast3r_sfm.canonical import CanonicalAccumulator
 from mast3r_sfm.errors import ReconstructionError
-from mast3r_sfm.matching import match_pair
+from mast3r_sfm.matching import match_pairs
 from mast3r_sfm.types import CanonicalView, Correspondences, PairPrediction, ViewPrediction
 from mast3r_sfm.verification import VerificationLimits, verify_matches
 
@@ -79,10 +79,16 @@ class PairwiseCollector:
         self._fallback: dict[tuple[int, int], FallbackPrediction] = {}
         self._summaries: dict[tuple[int, int], PairSummary] = {}
 
-    def add(self, prediction: PairPrediction) -> None:
-        """Matches a pair, verifies it, and adds its own maps to the canonical views of its images."""
+    def add(self, batch: Sequence[PairPrediction]) -> None:
+        """Matches pairs, verifies them, and adds their own maps to the canonical views of their images.
+
+        The pairs of a batch agree in the shapes of their views.
+        """
+        for prediction, matches in zip(batch, match_pairs(batch, self._subsample), strict=True):
+            self._add_pair(prediction, self._opaque(matches))
+
+    def _add_pair(self, prediction: PairPrediction, matches: Correspondences) -> None:
         pair = prediction.i, prediction.j
-        matches = self._opaque(match_pair(prediction, self._subsample))
         kept, believed = matches, len(matches) > 0
         if self._verification is not None:
             kept, believed = verify_matches(prediction, matches, self._verification)

@@ -19,7 +19,7 @@ from mast3r_sfm.alignment import (
 from mast3r_sfm.checkpoint import Model
 from mast3r_sfm.densify import clean_confidences, dense_depth
 from mast3r_sfm.errors import InputError, ReconstructionError
-from mast3r_sfm.inference import EncodedViews, encode_views, predict_pairs
+from mast3r_sfm.inference import EncodedViews, encode_views, predict_batches, predict_pairs
 from mast3r_sfm.pairwise import PairSummary, PairwiseCollector, PairwiseData
 from mast3r_sfm.progress import Reporter, SilentReporter, StageTimer
 from mast3r_sfm.scene_graph import connected_components, make_pairs, needs_similarity, similarity_from_tokens
@@ -149,8 +149,8 @@ def _predict_and_match(
             collector.add_single(prediction)
         return collector.finish()
     with torch.inference_mode():
-        for prediction in predict_pairs(model, encoded, pairs, options.batch_size, report.advance):
-            collector.add(prediction)
+        for batch in predict_batches(model, encoded, pairs, options.batch_size, report.advance):
+            collector.add(batch)
     return collector.finish()
 
 
@@ -197,10 +197,7 @@ def _assemble(
     # the first registered camera is the origin: the alignment's own frame has no meaning
     world_from_cam = np.linalg.inv(aligned.world_from_cam[0].numpy()) @ aligned.world_from_cam.numpy()
     K = aligned.K.numpy()
-    depths = [
-        dense_depth(one, aligned.core_depths[k], float(K[k, 0, 0]), subsample)
-        for k, one in enumerate(canonical)
-    ]
+    depths = [dense_depth(one, aligned.core_depths[k], float(K[k, 0, 0]), subsample) for k, one in enumerate(canonical)]
     confs = [one.conf for one in canonical]
     clean = confs
     if options.clean_depth and len(chosen) > 1:
@@ -231,9 +228,7 @@ def _assemble(
             placed = (False, own_K, np.eye(4))
             error = float("nan")
         result.append(ReconstructedView(*common, *placed, *maps, error, int(counts[view.index]), mask))
-    kept = tuple(
-        Correspondences(m.i, m.j, m.xy_i.cpu(), m.xy_j.cpu(), m.conf.float().cpu()) for m in matches
-    )
+    kept = tuple(Correspondences(m.i, m.j, m.xy_i.cpu(), m.xy_j.cpu(), m.conf.float().cpu()) for m in matches)
     return Reconstruction(tuple(result), kept)
 
 
