@@ -30,7 +30,10 @@ case "$1 ${2:-}" in
     esac ;;
 "image inspect")
     if [ ! -e "$FAKE/image" ]; then echo "No such image" >&2; exit 1; fi
-    case "$*" in *mast3r-sfm.upstream*) cat "$FAKE/image" ;; *revision*) cat "$FAKE/revision" 2>/dev/null || echo ;; esac ;;
+    case "$*" in
+    *mast3r-sfm.upstream*) cat "$FAKE/image" ;;
+    *revision*) cat "$FAKE/revision" 2>/dev/null || echo ;;
+    esac ;;
 "build "*) echo published >"$FAKE/image" ;;
 "run "*) exit "$(cat "$FAKE/exit-code" 2>/dev/null || echo 0)" ;;
 esac
