@@ -1,1 +1,1 @@
-"""Training of the bundled model on rendered scenes. Run from the repository's root: `python -m training.train --help`."""
+"""Training of the bundled model on rendered scenes; from the root of the repository: `python -m training.train`."""

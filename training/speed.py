@@ -1,0 +1,68 @@
+"""The same network and renderer, faster to train on a GPU: compiled regions, upsampling as matrix products."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from types import MethodType
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mast3r_sfm.network import TwoViewNetwork
+from mast3r_sfm.network.blocks import DecoderBlock, EncoderBlock
+from mast3r_sfm.network.heads import HalfResolutionPoints, Head, unpatchify
+
+
+@lru_cache(maxsize=64)
+def _upsampling_matrix(size: int, device: torch.device) -> torch.Tensor:
+    """(2 size, size): bilinear enlargement of a line of pixels, corners aligned."""
+    return F.interpolate(torch.eye(size)[None], scale_factor=2, mode="linear", align_corners=True)[0].T.to(device)
+
+
+def _pad(x: torch.Tensor, size: int, dim: int) -> torch.Tensor:
+    padding = [0, 0] * (x.dim() - 1 - dim) + [0, size - x.shape[dim]]
+    return F.pad(x, padding)
+
+
+def _ceil8(n: int) -> int:
+    return -(-n // 8) * 8
+
+
+class FastHalfResolutionPoints(HalfResolutionPoints):
+    """`HalfResolutionPoints` with the same parameters: the interpolation is two matrix products, since the backward
+    pass of the ordinary one adds atomically, and channels are padded to multiples of 8, which tensor cores need."""
+
+    def forward(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        half = unpatchify(self.mlp(tokens), grid, self.side)
+        conv, last = self.head[1], self.head[3]
+        assert isinstance(conv, nn.Conv2d) and isinstance(last, nn.Conv2d)
+        assert conv.bias is not None and last.bias is not None
+        channels, features = _ceil8(conv.in_channels), _ceil8(conv.out_channels)
+        x = _pad(half, channels, 3)
+        B, h, w, _ = x.shape
+        rows, columns = (_upsampling_matrix(n, x.device).to(x.dtype) for n in (h, w))
+        x = rows @ (columns @ x).reshape(B, h, 2 * w * channels)
+        x = x.reshape(B, 2 * h, 2 * w, channels).permute(0, 3, 1, 2)  # channels last in memory
+        weight = _pad(_pad(conv.weight, channels, 1), features, 0).contiguous(memory_format=torch.channels_last)
+        x = F.relu(F.conv2d(x, weight, _pad(conv.bias, features, 0), padding=1))
+        outputs = _ceil8(last.out_channels)
+        weight = _pad(_pad(last.weight.flatten(1), features, 1), outputs, 0)
+        x = F.linear(x.permute(0, 2, 3, 1), weight, _pad(last.bias, outputs, 0))
+        return x[..., : last.out_channels].permute(0, 3, 1, 2)
+
+
+def use_fast_heads(network: TwoViewNetwork) -> None:
+    """Swaps the classes of the point heads; the state dict and, up to rounding, the outputs stay the same."""
+    for module in network.modules():
+        if type(module) is HalfResolutionPoints:
+            module.__class__ = FastHalfResolutionPoints
+
+
+def compile_regions(network: TwoViewNetwork) -> None:
+    """Compiles the blocks and the heads, each once for all layers and for all image shapes."""
+    for kind in (EncoderBlock, DecoderBlock, Head):
+        compiled = torch.compile(kind.forward, dynamic=True)
+        for module in network.modules():
+            if isinstance(module, kind):
+                module.forward = MethodType(compiled, module)  # type: ignore[method-assign]

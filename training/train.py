@@ -1,0 +1,283 @@
+"""Trains the bundled model on rendered pairs, for a given time.
+
+    python -m training.train --init src/mast3r_sfm/data/small --seconds 480 --output run1
+    torchrun --nproc-per-node 2 -m training.train --init run1 --seconds 480 --output run2
+
+The output is a model folder in hub layout (fp16, three shards), which `--init` takes again, with `train.log`
+and `run.json`. See training/README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import click
+import torch
+import torch.distributed as dist
+
+from mast3r_sfm.network import TwoViewNetwork
+from mast3r_sfm.synthetic import RESERVED_SEEDS
+from mast3r_sfm.synthetic.pairs import PairBatch, PairPlan, plan_pairs, render_plan
+from mast3r_sfm.synthetic.photo import develop
+from mast3r_sfm.synthetic.shading import render_rays, render_rays_culled
+
+from .losses import Losses, LossOptions, Shapes, draw_samples, pair_losses
+from .optimiser import Optimiser, OptimiserOptions
+from .schedule import RESOLUTIONS, Resolution, batch_for, choose_shapes, learning_rate
+from .speed import compile_regions, use_fast_heads
+from .weights import load_trainable, new_network, read_raw_config, save_weights
+
+logger = logging.getLogger("training")
+
+SYNC_EVERY = 10
+"""Steps between looks at the clock, which all GPUs must agree on."""
+
+LOG_EVERY = 50
+SAVE_EVERY_S = 120.0
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Everything that decides a run. `steps` ends it even if time is left (0: only time does)."""
+
+    init: Path
+    output: Path
+    seconds: float
+    steps: int = 0
+    pairs: int = 96
+    lr: float = 1e-3
+    warmup_steps: int = 200
+    seed: int = 0
+    compile: bool = True
+    max_angle_deg: float = 150.0
+    resolutions: tuple[Resolution, ...] = RESOLUTIONS
+    loss: LossOptions = field(default_factory=LossOptions)
+    optimiser: OptimiserOptions = field(default_factory=OptimiserOptions)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process of a run."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+
+def start_worker() -> Worker:
+    """Joins the other processes if torchrun started this one."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, local = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if count > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Worker(rank, count, device)
+
+
+@dataclass(frozen=True)
+class Functions:
+    """The heavy functions, compiled or not."""
+
+    render: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+    develop: Callable[..., torch.Tensor]
+    losses: Callable[..., Losses]
+
+
+def prepare(network: TwoViewNetwork, options: RunOptions, device: torch.device) -> Functions:
+    """Fast heads, and compiled regions if asked for. A compiler that fails ends the run: --no-compile does without."""
+    use_fast_heads(network)
+    if not options.compile:
+        return Functions(render_rays if device.type == "cuda" else render_rays_culled, develop, pair_losses)
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    compile_regions(network)
+    return Functions(
+        torch.compile(render_rays, dynamic=True),
+        torch.compile(develop, dynamic=True),
+        torch.compile(pair_losses, dynamic=True),
+    )
+
+
+def training_seed(options: RunOptions, step: int, worker: Worker) -> int:
+    """A seed no other step of any run with another `options.seed` uses, never a reserved one."""
+    return RESERVED_SEEDS + (options.seed * 1_000_000_000 + step) * worker.count + worker.rank
+
+
+def train_step(
+    network: TwoViewNetwork, pairs: PairBatch, shapes: Shapes, options: LossOptions, functions: Functions
+) -> Losses:
+    """Forward and backward of one batch; gradients add up in the parameters."""
+    device = pairs.points.device
+    samples = draw_samples(pairs.points.shape[0], shapes, options, device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        view1, view2 = network(pairs.images1, pairs.images2)
+    losses = functions.losses(view1, view2, pairs, samples, shapes, options)
+    losses.total.backward()
+    return Losses(*(loss.detach() for loss in losses))
+
+
+class Clock:
+    """Share of the run that is over, the same on all GPUs: the slowest one's, looked at every few steps."""
+
+    def __init__(self, options: RunOptions, worker: Worker, started: float) -> None:
+        self._options, self._worker, self._started = options, worker, started
+        self._progress = 0.0
+
+    def progress(self, step: int) -> float:
+        by_steps = step / self._options.steps if self._options.steps else 0.0
+        if step % SYNC_EVERY == 0:
+            elapsed = torch.tensor([time.monotonic() - self._started], device=self._worker.device)
+            if self._worker.count > 1:
+                dist.all_reduce(elapsed, dist.ReduceOp.MAX)
+            self._progress = float(elapsed) / self._options.seconds
+        return max(self._progress, by_steps)
+
+
+class Log:
+    """Lines of figures, to the console and to a file; sums stay on the GPU between lines."""
+
+    def __init__(self, path: Path, started: float) -> None:
+        self._path, self._started = path, started
+        self._sum: torch.Tensor | None = None
+        self._steps = self._pairs = 0
+        self._last = time.monotonic()
+        self.total_pairs = 0
+
+    def add(self, losses: Losses, norm: torch.Tensor, pairs: int) -> None:
+        values = torch.stack([*losses, norm, (~norm.isfinite()).float()]).nan_to_num(0.0, 0.0, 0.0)
+        self._sum = values if self._sum is None else self._sum + values
+        self._steps, self._pairs = self._steps + 1, self._pairs + pairs
+        self.total_pairs += pairs
+
+    def write(self, step: int, lr: float) -> None:
+        if self._sum is None:
+            return
+        total, regression, matching, error1, error2, norm, skipped = (self._sum / self._steps).tolist()
+        now = time.monotonic()
+        line = (
+            f"{now - self._started:7.1f} s  step {step:6d}  loss {total:7.4f}  regression {regression:7.4f}  "
+            f"matching {matching:7.3f}  e1 {error1:.4f}  e2 {error2:.4f}  norm {norm:6.2f}  "
+            f"skipped {skipped * self._steps:.0f}  lr {lr:.2e}  {self._pairs / (now - self._last):6.0f} pairs/s"
+        )
+        logger.info("%s", line)
+        with self._path.open("a") as file:
+            file.write(line + "\n")
+        self._sum, self._steps, self._pairs, self._last = None, 0, 0, now
+
+
+def train(options: RunOptions) -> TwoViewNetwork:
+    """Runs the training; returns the trained network (the same on all GPUs). The leader writes the output."""
+    started = time.monotonic()
+    worker = start_worker()
+    if worker.leads:
+        options.output.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(options.seed * 1000 + worker.rank)
+    torch.set_float32_matmul_precision("high")
+    from_folder = options.init.is_dir()
+    network = (load_trainable if from_folder else new_network)(options.init, worker.device)
+    config = read_raw_config(options.init)
+    optimiser = Optimiser(network, options.optimiser)
+    functions = prepare(network, options, worker.device)
+    log = Log(options.output / "train.log", started)
+    clock = Clock(options, worker, started)
+    step, saved = 0, time.monotonic()
+
+    def plan(step: int) -> tuple[Shapes, PairPlan]:
+        shapes = choose_shapes(options.seed * 1_000_003 + step, options.resolutions)
+        batch = batch_for(shapes[0], options.pairs)
+        drawn = plan_pairs(training_seed(options, step, worker), batch, options.max_angle_deg)
+        return shapes, drawn
+
+    with ThreadPoolExecutor(1) as planner:
+        coming = planner.submit(plan, 0)
+        while (progress := clock.progress(step)) < 1:
+            shapes, drawn = coming.result()
+            coming = planner.submit(plan, step + 1)
+            with torch.no_grad():
+                pairs = render_plan(drawn.to(worker.device), shapes, functions.render, functions.develop)
+            optimiser.zero_grad()
+            losses = train_step(network, pairs, shapes, options.loss, functions)
+            if worker.count > 1:
+                dist.all_reduce(optimiser.gradient)
+                optimiser.gradient.div_(worker.count)
+            lr = learning_rate(options.lr, step, progress, options.warmup_steps)
+            norm = optimiser.step(lr)
+            log.add(losses, norm, worker.count * pairs.points.shape[0])
+            step += 1
+            if step % LOG_EVERY == 0 and worker.leads:
+                log.write(step, lr)
+            if worker.leads and time.monotonic() - saved > SAVE_EVERY_S:
+                save_weights(network, config, options.output)
+                saved = time.monotonic()
+    if worker.leads:
+        log.write(step, 0.0)
+        save_weights(network, config, options.output)
+        _write_run(options, worker, step, log.total_pairs, time.monotonic() - started)
+    return network
+
+
+def _write_run(options: RunOptions, worker: Worker, steps: int, pairs: int, seconds: float) -> None:
+    device = torch.cuda.get_device_name() if worker.device.type == "cuda" else "cpu"
+    content = {
+        "options": asdict(options),
+        "steps": steps,
+        "pairs": pairs,
+        "seconds": round(seconds, 1),
+        "processes": worker.count,
+        "device": device,
+        "torch": torch.__version__,
+    }
+    (options.output / "run.json").write_text(json.dumps(content, indent=1, default=str) + "\n")
+
+
+@click.command(help=__doc__)
+@click.option(
+    "--init",
+    type=click.Path(exists=True, path_type=Path),
+    required=True,
+    help="Model folder to go on from, or a config.json for random weights.",
+)
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), required=True)
+@click.option("--seconds", type=click.FloatRange(min=1), required=True, help="Time budget, compiling included.")
+@click.option("--steps", type=click.IntRange(min=0), default=0, help="End after this many steps; 0: when time is up.")
+@click.option("--pairs", default=96, show_default=True, help="Pairs a step and GPU at 160x160; fewer at larger sizes.")
+@click.option("--lr", default=1e-3, show_default=True)
+@click.option("--warmup-steps", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Another number for every run: no scene comes twice.")
+@click.option("--max-angle", "max_angle_deg", default=150.0, show_default=True)
+@click.option("--long-edge", "long_edges", type=int, multiple=True, help="Train on these sizes only (160, 224, 320).")
+@click.option("--compile/--no-compile", default=True, show_default=True)
+@click.option("--evaluate", "evaluation_pairs", default=64, show_default=True, help="Held-out pairs; 0: none.")
+def main(evaluation_pairs: int, long_edges: tuple[int, ...], **arguments: object) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    resolutions = tuple(r for r in RESOLUTIONS if not long_edges or max(r.shapes[0]) in long_edges)
+    if not resolutions:
+        raise click.BadParameter(
+            f"{long_edges}: known are {[max(r.shapes[0]) for r in RESOLUTIONS]}", param_hint="--long-edge"
+        )
+    options = RunOptions(resolutions=resolutions, **arguments)  # type: ignore[arg-type]
+    network = train(options)
+    if evaluation_pairs and int(os.environ.get("RANK", "0")) == 0:
+        from .evaluate import add_figures, evaluate
+
+        del network
+        add_figures(evaluate(options.output, evaluation_pairs), options.output / "run.json")
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
