@@ -75,7 +75,6 @@ def default_camera_size(centres: np.ndarray, typical_depth: float) -> float:
     """
     if len(centres) < 2:
         return 0.1 * typical_depth
-    from scipy.spatial import cKDTree
-
-    distance, _ = cKDTree(centres).query(centres, k=2)
-    return float(np.clip(0.4 * np.median(distance[:, 1]), 0.02 * typical_depth, 0.1 * typical_depth))
+    distance = np.linalg.norm(centres[:, None] - centres, axis=-1)
+    np.fill_diagonal(distance, np.inf)
+    return float(np.clip(0.4 * np.median(distance.min(axis=1)), 0.02 * typical_depth, 0.1 * typical_depth))

@@ -52,7 +52,7 @@ class SceneOptions:
     cameras: bool = True
     camera_size: float | None = None
     clean_depth: bool = True
-    depth_jump: float = 0.05
+    depth_jump: float = 0.03
 
     def __post_init__(self) -> None:
         if math.isnan(self.min_conf_thr):
@@ -170,12 +170,18 @@ def _add_points(
     positions, colours = [], []
     for view, view_kept, view_chosen in zip(views, kept, np.split(chosen, ends[:-1]), strict=True):
         pixels = np.flatnonzero(view_kept)[view_chosen]
-        positions.append(gltf_from_world(view.points_world().reshape(-1, 3)[pixels], world_from_first))
+        positions.append(_positions(view, pixels, world_from_first))
         colours.append(view.rgb.reshape(-1, 3)[pixels])
     material = builder.add_material("points")
     primitive = builder.points(np.concatenate(positions), np.concatenate(colours), material)
     builder.add_group("points", [builder.add_mesh("points", [primitive])])
     return min(total, max_points)
+
+
+def _positions(view: ReconstructedView, pixels: np.ndarray, world_from_first: np.ndarray) -> np.ndarray:
+    """Points (N, 3) of a view in the axes of the file, for flat indices (N,) of valid pixels."""
+    with np.errstate(invalid="ignore"):  # other pixels may be infinite
+        return gltf_from_world(view.points_world().reshape(-1, 3)[pixels], world_from_first)
 
 
 def _surfaces_within_budget(
@@ -215,8 +221,8 @@ def _add_meshes(
         if not surface.num_faces:
             continue
         pixels, faces = surface.indexed()
-        vertices = gltf_from_world(view.points_world()[pixels[:, 1], pixels[:, 0]], world_from_first)
         H, W = view.depth.shape
+        vertices = _positions(view, pixels[:, 1] * W + pixels[:, 0], world_from_first)
         textures[view.index] = builder.add_texture(encode_jpeg(view.rgb), _label(view))
         material = builder.add_material(_label(view), texture=textures[view.index])
         uv = (pixels + 0.5) / [W, H]

@@ -37,11 +37,20 @@ _OWN_ENTRY = re.compile(
 _DESKTOP_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # left by file managers that looked at the folder
 
 
-def check_output(output: Path, overwrite: bool) -> None:
+def expected_bytes(num_pixels: int, num_matches: int, options: SceneOptions) -> int:
+    """An upper estimate of the size of a result, for images of `num_pixels` in all."""
+    # bytes per pixel of depth and confidence, twice each; of the image; of two pictures; of flags and texture
+    maps = 2 * (4 + 4) + 3 + 2 * 3 + 2
+    scene_items = min(options.max_points, num_pixels * (1 if options.as_pointcloud else 2))
+    return num_pixels * maps + scene_items * 24 + num_matches * 2 * 20
+
+
+def check_output(output: Path, overwrite: bool, needed_bytes: int = 0) -> None:
     """Makes sure, before the computation, that a result can be written to `output`.
 
     Raises InputError if `output` is a file, a folder with anything else than a result, a result and not `overwrite`,
-    a mount point, the current folder, or if the folder that is to hold it cannot be written to.
+    a mount point, the current folder, or if the folder that is to hold it cannot be written to or its disk has less
+    than `needed_bytes` free.
     """
     output = output.resolve()
     parent = next((folder for folder in output.parents if folder.exists()), output)
@@ -50,6 +59,12 @@ def check_output(output: Path, overwrite: bool) -> None:
         probe = _sibling(parent / output.name, "probe")
         probe.mkdir()
         probe.rmdir()
+        free = shutil.disk_usage(parent).free
+    if free < needed_bytes:
+        raise InputError(
+            f"The disk of {parent} has {free / 1e6:.0f} MB free, the result takes up to {needed_bytes / 1e6:.0f} MB: "
+            "free some space, or name an --output on another disk"
+        )
 
 
 def write_result(
