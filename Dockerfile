@@ -39,17 +39,22 @@ FROM upstream-${UPSTREAM} AS upstream
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE}
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1
+
+# An environment on top of the base's: pip leaves what is there alone (it could not always uninstall what conda put
+# there), ours goes first, and torch is found where it is.
+RUN python -c 'import sys, torch; sys.exit(0 if sys.version_info >= (3, 11) else "BASE_IMAGE: Python >= 3.11 is needed")'; \
+    python -m venv /opt/mast3r-sfm/venv; \
+    python -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])' \
+        >"$(/opt/mast3r-sfm/venv/bin/python -c 'import site; print(site.getsitepackages()[0])')/base-image.pth"
+ENV PATH=/opt/mast3r-sfm/venv/bin:$PATH
 
 COPY requirements.lock requirements-upstream.lock /opt/mast3r-sfm/
-# The packages of the base that belong to torch become constraints: pip must not replace them.
+# The packages of the base that belong to torch become constraints: pip must not bring others.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -c 'import sys, torch; sys.exit(0 if sys.version_info >= (3, 11) else "BASE_IMAGE: Python >= 3.11 is needed")'; \
-    before=$(python -c 'import torch; print(torch.__version__)'); \
     python -m pip list --format=freeze | grep -E '^(torch|torchvision|torchaudio|triton|pytorch-triton)==' \
         >/opt/mast3r-sfm/base.constraints; \
-    python -m pip install --constraint /opt/mast3r-sfm/base.constraints --requirement /opt/mast3r-sfm/requirements.lock; \
-    [ "$(python -c 'import torch; print(torch.__version__)')" = "$before" ]
+    python -m pip install --constraint /opt/mast3r-sfm/base.constraints --requirement /opt/mast3r-sfm/requirements.lock
 
 ARG UPSTREAM
 COPY --from=upstream /upstream/ /

@@ -93,9 +93,9 @@ cp -r "$scratch/photos" "$scratch/a caller/my photos"
 predict() { (cd "$scratch/a caller" && HF_HOME=$scratch/hf HF_HUB_OFFLINE=1 MAST3R_SFM_IMAGE=$1 "$scratch/project/predict.sh" --docker "${@:2}"); }
 timed "predict.sh" predict $tag --niter 20
 [ -s "$scratch/a caller/outputs/NLE_tower/scene.glb" ] || fail "no result for the published demo"
-predict $tag --input "my photos" --output "a result/scene 1" --niter 20 --as-pointcloud
-[ -s "$scratch/a caller/a result/scene 1/scene.glb" ] || fail "no result in 'a result/scene 1'"
-[ -O "$scratch/a caller/a result/scene 1/scene.glb" ] || fail "the result belongs to somebody else"
+predict $tag --input "my photos" --output "scene 1" --niter 20 --as-pointcloud
+[ -s "$scratch/a caller/scene 1/scene.glb" ] || fail "no result beside the photos"
+[ -O "$scratch/a caller/scene 1/scene.glb" ] || fail "the result belongs to somebody else"
 predict $tag-bare --niter 20 --scene-graph swin
 [ -s "$scratch/a caller/outputs/demo_data/scene.glb" ] || fail "no result for the project's own demo"
 
