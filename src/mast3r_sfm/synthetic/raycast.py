@@ -228,8 +228,9 @@ def cast(
     face = torch.zeros_like(surface)
     for k in range(3):
         extent = scenes.half[:, None, k]
-        t_k = torch.where(d[..., k] > 0, extent - o[..., k], -extent - o[..., k]) / _nonzero(d[..., k])
-        face = torch.where(t_k < wall, FACE_X0 + 2 * k + (d[..., k] > 0).long(), face)
+        along = _nonzero(d[..., k])
+        t_k = (torch.where(along > 0, extent, -extent) - o[..., k]) / along
+        face = torch.where(t_k < wall, FACE_X0 + 2 * k + (along > 0).long(), face)
         wall = torch.minimum(wall, t_k)
     hull = torch.where(outdoor, ground, wall)
     face = torch.where(outdoor, torch.where(ground < MISS, FACE_FLOOR, SKY), face)

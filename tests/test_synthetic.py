@@ -1,0 +1,254 @@
+"""The renderer: hand-worked intersections, geometry that agrees between views, determinism."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mast3r_sfm.synthetic import (
+    correspond,
+    ideal_correspondences,
+    ideal_pair_prediction,
+    render_orbit,
+    render_pairs,
+    reproject,
+    visible_in,
+)
+from mast3r_sfm.synthetic.compose import compose
+from mast3r_sfm.synthetic.draws import Draws
+from mast3r_sfm.synthetic.layout import BOX, FACE_FLOOR, FACE_X0, ROUND, SKY, ObjectColumns, Scenes
+from mast3r_sfm.synthetic.photo import develop, draw_effects
+from mast3r_sfm.synthetic.raycast import MISS, cast, normals, shortlist
+from mast3r_sfm.synthetic.shading import render_rays
+
+BALL = (1.0, 0.0, -1.0, 0.0)
+CYLINDER = (1.0, 0.0, 0.0, 0.0)
+CONE = (0.25, 0.5, 0.25, 0.0)
+CUBE = (1.0, 0.0, 1.0, 0.0)
+GABLE = (0.5, 0.5, 1.0, 0.0)
+
+
+@pytest.fixture(scope="module")
+def room():
+    return render_orbit(3, 3, (96, 72), 40, outdoor=False, effects=0)
+
+
+@pytest.fixture(scope="module")
+def open_ground():
+    return render_orbit(13, 2, (96, 72), 25, outdoor=True, effects=0)
+
+
+def scene_of(shape, profile, centre=(0.0, 0.0, 5.0), half=(1.0, 1.0, 1.0)) -> Scenes:
+    """One primitive in a room of 20 m, nothing else."""
+    scenes = compose(Draws(0, 1), torch.tensor([False]))
+    objects = torch.zeros_like(scenes.objects)
+    objects[..., ObjectColumns.A] = objects[..., ObjectColumns.A + 4] = objects[..., ObjectColumns.A + 8] = 1.0
+    row = objects[0, 0]
+    row[ObjectColumns.A], row[ObjectColumns.A + 4], row[ObjectColumns.A + 8] = (1 / h for h in half)
+    row[ObjectColumns.CENTRE : ObjectColumns.CENTRE + 3] = torch.tensor(centre)
+    row[ObjectColumns.HALF_SIZE : ObjectColumns.HALF_SIZE + 3] = torch.tensor(half)
+    row[ObjectColumns.SHAPE], row[ObjectColumns.ACTIVE] = shape, 1.0
+    row[ObjectColumns.PROFILE : ObjectColumns.PROFILE + 4] = torch.tensor(profile)
+    return scenes._replace(objects=objects, half=torch.full((1, 3), 10.0))
+
+
+def hit(scenes, origin, direction):
+    """Distance, surface and normal of one ray."""
+    o, d = (torch.tensor(x, dtype=torch.float32).reshape(1, 1, 3) for x in (origin, direction))
+    t, surface = cast(scenes, o, d)
+    row = scenes.objects[:, surface[0].clamp(max=35)]
+    return float(t), int(surface), normals(scenes, o + t[..., None] * d, surface, row)[0, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("shape", "profile", "origin", "direction", "t", "normal"),
+    [
+        (BOX, CUBE, (0, 0, 0), (0, 0, 1), 4.0, (0, 0, -1)),
+        (BOX, CUBE, (0.5, -5, 5.2), (0, 1, 0), 4.0, (0, -1, 0)),
+        (ROUND, BALL, (0, 0, 0), (0, 0, 2), 2.0, (0, 0, -1)),
+        # off by 0.6 from the centre: sqrt(1 - 0.36) = 0.8 before it
+        (ROUND, BALL, (0.6, 0, 0), (0, 0, 1), 4.2, (0.6, 0, -0.8)),
+        (ROUND, CYLINDER, (0, 0.9, 0), (0, 0, 1), 4.0, (0, 0, -1)),
+        (ROUND, CYLINDER, (0.3, -5, 5.0), (0, 1, 0), 4.0, (0, -1, 0)),
+        # apex up at y = -1, half a metre wide at y = 0; slope: 2 down for 1 out, normal (-1, . , .) / sqrt(5) * 2
+        (ROUND, CONE, (0, 0, 0), (0, 0, 1), 4.5, (0, -1 / math.sqrt(5), -2 / math.sqrt(5))),
+        (ROUND, CONE, (0, -5, 5), (0, 1, 0), 4.0, None),
+        # steeper than the cone: at x = 0.25 its surface lies at y = -0.5
+        (ROUND, CONE, (0.25, -5, 5), (0, 1, 0), 4.5, (2 / math.sqrt(5), -1 / math.sqrt(5), 0)),
+        # the roof: half as wide at mid-height
+        (BOX, GABLE, (5, 0, 5), (-1, 0, 0), 4.5, (2 / math.sqrt(5), -1 / math.sqrt(5), 0)),
+    ],
+)
+def test_hits_worked_by_hand(shape, profile, origin, direction, t, normal):
+    found_t, surface, found_normal = hit(scene_of(shape, profile), origin, direction)
+    assert surface == 0
+    assert found_t == pytest.approx(t, abs=1e-4)
+    if normal is not None:
+        assert found_normal == pytest.approx(normal, abs=1e-3)
+
+
+def test_rays_that_miss_reach_the_wall_and_the_floor():
+    scenes = scene_of(ROUND, CONE)
+    assert hit(scenes, (0.3, -0.9, 0), (0, 0, 1))[:2] == (pytest.approx(10.0), FACE_X0 + 5)
+    t, surface, normal = hit(scenes, (3, 0, 0), (0, 1, 0))
+    assert (t, surface) == (pytest.approx(10.0), FACE_FLOOR)
+    assert normal == pytest.approx((0, -1, 0))
+
+
+def test_ground_hits_lie_on_the_ground():
+    from mast3r_sfm.synthetic.layout import terrain_height
+
+    scenes = compose(Draws(5, 4), torch.ones(4, dtype=torch.bool))
+    scenes = scenes._replace(objects=torch.zeros_like(scenes.objects))
+    generator = torch.Generator().manual_seed(0)
+    d = torch.nn.functional.normalize(torch.randn(4, 500, 3, generator=generator), dim=-1)
+    o = torch.tensor([0.5, -1.0, 0.3]).expand_as(d)
+    t, surface = cast(scenes, o, d)
+    ground = surface == FACE_FLOOR
+    assert torch.equal(surface == SKY, t >= MISS)
+    assert ground[d[..., 1] > 0.2].all()
+    assert not ground[d[..., 1] < -0.3].any()
+    p = o + t[..., None] * d
+    off = scenes.half[:, 1:2] - terrain_height(scenes.terrain, p[..., 0], p[..., 2]) - p[..., 1]
+    near = ground & (t < 30)
+    assert off[near].abs().max() < 5e-3
+
+
+def test_a_shortlist_changes_nothing():
+    scenes = compose(Draws(8, 1), torch.tensor([True]))
+    d = torch.nn.functional.normalize(
+        torch.randn(1, 200, 3, generator=torch.Generator().manual_seed(1)) * 0.1 + torch.tensor([0.0, 0.1, 1.0]), dim=-1
+    )
+    o = torch.tensor([0.0, 0.0, -6.0]).expand_as(d)
+    near = shortlist(scenes, o, d)
+    assert len(near.solids) + len(near.leaves) < 36
+    for a, b in zip(cast(scenes, o, d), cast(scenes, o, d, near), strict=True):
+        assert torch.equal(a, b)
+    angle = torch.full_like(d[..., 0], 0.01)
+    for a, b in zip(render_rays(scenes, o, d, angle), render_rays(scenes, o, d, angle, cull=True), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_same_seed_same_scene_and_other_seed_another(room):
+    again = render_orbit(3, 3, (96, 72), 40, outdoor=False, effects=0, views=[1])
+    assert torch.equal(again.rgb[0], room.rgb[1])
+    assert torch.equal(again.depth[0], room.depth[1])
+    assert torch.equal(again.world_from_cam[0], room.world_from_cam[1])
+    other = render_orbit(5, 1, (96, 72), 40, outdoor=False, effects=0)
+    assert (other.depth[0] - room.depth[0]).abs().mean() > 0.05
+
+
+def test_rooms_are_closed_and_the_sky_has_no_depth(room, open_ground):
+    assert room.depth.min() > 0
+    assert (open_ground.depth == 0).any()
+    assert (open_ground.depth > 0).float().mean() > 0.3
+
+
+def test_cameras_are_rigid_and_go_round():
+    scene = render_orbit(11, 6, (32, 24), 360, outdoor=False)
+    R = scene.world_from_cam[:, :3, :3]
+    assert torch.allclose(R @ R.transpose(1, 2), torch.eye(3, dtype=torch.float64).expand(6, 3, 3), atol=1e-5)
+    assert torch.allclose(torch.linalg.det(R), torch.ones(6, dtype=torch.float64), atol=1e-5)
+    forward = R[:, :, 2]
+    azimuth = torch.rad2deg(torch.atan2(forward[:, 2], forward[:, 0]))
+    steps = torch.remainder(azimuth.roll(-1) - azimuth, 360)
+    assert float(steps.sum()) == pytest.approx(360.0, abs=1e-3)
+    assert steps.min() > 35 and steps.max() < 85
+
+
+def _lift(scene, view, x, y):
+    """World points (M, 3) of pixels, in numpy and straight from the definitions."""
+    K, pose = scene.K[view].numpy(), scene.world_from_cam[view].numpy()
+    z = scene.depth[view].numpy()[y, x].astype(np.float64)
+    cam = (np.linalg.inv(K) @ np.stack([x, y, np.ones_like(x)]).astype(np.float64)).T * z[:, None]
+    return cam @ pose[:3, :3].T + pose[:3, 3]
+
+
+@pytest.mark.parametrize("name", ["room", "open_ground"])
+def test_correspondences_are_the_same_point_seen_twice(name, request):
+    scene = request.getfixturevalue(name)
+    found = ideal_correspondences(scene, 0, 1, subsample=4)
+    assert len(found) > 60
+    xi, yi, xj, yj = (t.numpy() for t in (*found.xy_i.T.long(), *found.xy_j.T.long()))
+    a, b = _lift(scene, 0, xi, yi), _lift(scene, 1, xj, yj)
+    gap = np.linalg.norm(a - b, axis=1) / scene.depth[0].numpy()[yi, xi]
+    # half a pixel is 0.6 % of the depth at this focal length, more on slanted surfaces
+    assert np.median(gap) < 0.012
+    colour_i = scene.rgb[0].numpy()[yi, xi].astype(float)
+    colour_j = scene.rgb[1].numpy()[yj, xj].astype(float)
+    shuffled = np.abs(colour_i - colour_j[::-1]).mean()
+    assert np.abs(colour_i - colour_j).mean() < 0.5 * shuffled
+    key = yi * 96 * 10**6 + xi * 10**6 + yj * 96 + xj
+    assert (np.diff(key) > 0).all()
+
+
+def test_occluded_pixels_are_not_visible(room):
+    seen = visible_in(room, 0, 2)
+    assert 0.1 < seen.float().mean() < 0.98
+    H, W = room.shape
+    y, x = (~seen).nonzero().T
+    xy, _ = reproject(room, 0, 2, torch.stack([x, y], 1))
+    inside = ((xy >= 0) & (xy < torch.tensor([W - 1, H - 1]))).all(1)
+    assert inside.any()  # some are hidden, not only outside the image
+
+
+def test_ideal_prediction_without_noise_is_exact_in_both_cameras(room):
+    exact = ideal_pair_prediction(room, 0, 1, depth_noise=0.0)
+    assert torch.allclose(exact.i_in_i.points[..., 2], room.depth[0], atol=1e-4)
+    one_from_zero = torch.linalg.inv(room.world_from_cam[1]) @ room.world_from_cam[0]
+    moved = exact.i_in_i.points.double() @ one_from_zero[:3, :3].T + one_from_zero[:3, 3]
+    assert torch.allclose(moved.float(), exact.i_in_j.points, atol=1e-4)
+    seen = visible_in(room, 0, 1)
+    assert exact.i_in_i.conf[seen].min() > exact.i_in_i.conf[~seen].max()
+
+
+def test_ideal_noise_has_the_asked_size_and_is_smooth(room):
+    noisy = ideal_pair_prediction(room, 0, 1, depth_noise=0.05, seed=1)
+    error = torch.log(noisy.i_in_i.points[..., 2] / room.depth[0])
+    assert 0.02 < error.std() < 0.07
+    assert (error[:, 1:] - error[:, :-1]).abs().max() < 0.03
+    other = torch.log(noisy.j_in_j.points[..., 2] / room.depth[1])
+    assert not torch.allclose(error, other, atol=1e-3)
+
+
+def test_pairs_correspond_in_space_and_colour():
+    shapes = ((48, 64), (48, 64))
+    pairs = render_pairs(21, 6, (64, 48), unrelated=False, max_angle_deg=40)
+    pixels = torch.arange(0, 48 * 64, 7).expand(6, -1)
+    target, ok = correspond(pairs, 0, pixels, shapes)
+    assert 0.2 < ok.float().mean() < 0.95
+    batch = torch.arange(6)[:, None]
+    a, b = pairs.points[batch, 0, pixels], pairs.points[batch, 1, target]
+    gap = ((a - b).norm(dim=-1) / pairs.depth[batch, 0, pixels].clamp(min=0.1))[ok]
+    assert gap.median() < 0.015
+    # the way back: the nearest pixel of the nearest pixel, up to the difference in scale
+    back, ok_back = correspond(pairs, 1, target, shapes)
+    both = ok & ok_back
+    apart = torch.stack([back % 64 - pixels % 64, back // 64 - pixels // 64]).float().norm(dim=0)
+    assert (apart[both] <= 2).float().mean() > 0.95
+
+
+def test_pairs_hold_pairs_without_overlap():
+    pairs = render_pairs(3, 60, (16, 16))
+    strangers = ~pairs.related
+    assert 0 < strangers.sum() < 15
+    pixels = torch.arange(256).expand(60, -1)
+    ok = correspond(pairs, 0, pixels, ((16, 16), (16, 16)))[1]
+    assert not ok[strangers].any()
+    assert ok[~strangers].any()
+    assert pairs.images1.min() >= -1 and pairs.images1.max() <= 1
+
+
+def test_photo_effects_keep_a_clean_image_and_change_a_noisy_one():
+    colour = torch.rand(1, 2, 256, 3, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.02
+    clean, noisy = (draw_effects(Draws(1, 1), 2, strength) for strength in (0.0, 1.0))
+    a, b = develop(colour, clean, (16, 16)), develop(colour, noisy, (16, 16))
+    expected = (1 - torch.exp(-1.6 * 1.15 * colour)) ** 0.7
+    assert torch.allclose(a.flatten(3).transpose(2, 3), expected, atol=1e-5)
+    assert (a - b).abs().mean() > 0.01
+    # quantisation alone: with a tiny step nothing is lost
+    fine = develop(colour, clean._replace(jpeg=torch.full_like(clean.jpeg, 1e-4)), (16, 16))
+    assert torch.allclose(a, fine, atol=2e-3)
+    coarse = develop(colour, clean._replace(jpeg=torch.full_like(clean.jpeg, 0.2)), (16, 16))
+    assert (a - coarse).abs().mean() > 0.02
