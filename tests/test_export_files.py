@@ -297,7 +297,7 @@ class TestMatchPicture:
         picture = read_png(tmp_path / "m.png")
         assert picture.shape == (4 * 80, 2 * 4 * 120 + 8, 3)
         # the centre of pixel 5 is at 4 * 5 + 1.5, rounded to even
-        assert picture[22, 22].tolist() == turbo(round(5 / 119 * 255))
+        assert picture[22, 22].tolist() == picture[24, 22].tolist() == turbo(round(5 / 119 * 255))
 
     def test_of_many_matches_the_most_confident_of_each_run_is_drawn(self):
         conf = np.array([1, 5, 2, 9, 8, 7, 0, 0, 1])

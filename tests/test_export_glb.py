@@ -103,8 +103,9 @@ class TestFaces:
         surface = thinned_surface(np.ones((33, 33), bool), depth, 0.03, stride)
         crosses = (surface.cols[:-1] < 18) & (surface.cols[1:] >= 18)
         assert crosses.sum() == 1
-        assert np.array_equal(surface.upper, np.broadcast_to(~crosses, surface.upper.shape))
-        assert np.array_equal(surface.lower, surface.upper)
+        turned = thinned_surface(np.ones((33, 33), bool), depth.T, 0.03, stride)
+        for kept in (surface.upper, surface.lower, turned.upper.T, turned.lower.T):
+            assert np.array_equal(kept, np.broadcast_to(~crosses, kept.shape))
 
     def test_nothing_is_joined_across_a_missing_depth(self):
         depth = np.full((3, 9), 2.0)
@@ -288,7 +289,7 @@ class TestCameras:
     def test_each_registered_view_has_a_frustum_with_its_photo(self, tmp_path):
         statistics, glb = written(tmp_path, two_views().views, SceneOptions(camera_size=0.4))
         wires_0, photo_0, wires_1, photo_1 = glb.primitives("cameras")
-        assert statistics.camera_size == 0.4
+        assert statistics.drawn_camera_size == 0.4
         # focal 10 and 12 rows: the base is at depth 10 * 0.4 / 12, 0.4 high and 0.4 * 16 / 12 wide
         np.testing.assert_allclose(photo_0["POSITION"][:, 2], 1 / 3, rtol=1e-6)
         np.testing.assert_allclose(np.ptp(photo_0["POSITION"], axis=0)[:2], [0.4 * 16 / 12, 0.4], rtol=1e-6)
@@ -344,6 +345,7 @@ class TestOtherReaders:
     ("wrong", "names"),
     [
         ({"min_conf_thr": float("nan")}, "--min-conf-thr"),
+        ({"min_conf_thr": float("inf")}, "--min-conf-thr"),
         ({"max_points": 0}, "--max-points"),
         ({"camera_size": -1.0}, "camera size"),
         ({"depth_jump": 0.0}, "depth jump"),

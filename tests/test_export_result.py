@@ -14,7 +14,7 @@ from export_scene import read_glb, two_views, view
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export import result
 from mast3r_sfm.export.glb import EmptySceneError, SceneOptions
-from mast3r_sfm.export.result import check_output, expected_bytes, rewrite_scene, write_result
+from mast3r_sfm.export.result import check_output, expected_bytes, read_scene_options, rewrite_scene, write_result
 from mast3r_sfm.types import Reconstruction
 
 OPTIONS = SceneOptions(min_conf_thr=3.0)
@@ -284,6 +284,13 @@ class TestRewriting:
         assert statistics.num_vertices == 50 == len(read_glb(old / "scene.glb").primitives("points")[0]["POSITION"])
         assert run_of(old)["seed"] == 1
         assert run_of(old)["scene"]["as_pointcloud"] is True and run_of(old)["scene"]["num_vertices"] == 50
+
+    def test_the_options_of_a_scene_can_be_read_back(self, tmp_path):
+        for options in (OPTIONS, SceneOptions(1.5, True, 77, False, 0.3, False, 0.1)):
+            write(tmp_path / "out", overwrite=True, options=options)
+            assert read_scene_options(tmp_path / "out") == options
+        with pytest.raises(InputError, match="is not a result of mast3r-sfm"):
+            read_scene_options(tmp_path)
 
     def test_an_empty_scene_leaves_the_old_one(self, old):
         before = content(old)

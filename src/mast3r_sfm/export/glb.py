@@ -55,8 +55,8 @@ class SceneOptions:
     depth_jump: float = 0.03
 
     def __post_init__(self) -> None:
-        if math.isnan(self.min_conf_thr):
-            raise InputError("--min-conf-thr must be a number")
+        if not math.isfinite(self.min_conf_thr):
+            raise InputError(f"--min-conf-thr is {self.min_conf_thr}, must be a finite number")
         if self.max_points < 1:
             raise InputError(f"--max-points is {self.max_points}, must be at least 1")
         if self.camera_size is not None and not 0 < self.camera_size < math.inf:
@@ -75,7 +75,7 @@ class SceneStatistics:
     num_vertices  points, or vertices of the meshes, after thinning to the budget
     num_faces     triangles, 0 for a point cloud
     stride        pixels between neighbouring vertices of a mesh; 1 if nothing was thinned and for points
-    camera_size   as drawn, scene units; None without cameras
+    drawn_camera_size  height of the base of the cameras, scene units; None without cameras
     file_bytes    size of the file
     """
 
@@ -85,7 +85,7 @@ class SceneStatistics:
     num_vertices: int
     num_faces: int
     stride: float
-    camera_size: float | None
+    drawn_camera_size: float | None
     file_bytes: int
 
     @property
@@ -139,7 +139,7 @@ def write_glb(reconstruction: Reconstruction, path: Path, options: SceneOptions)
         num_vertices=num_vertices,
         num_faces=num_faces,
         stride=stride,
-        camera_size=camera_size,
+        drawn_camera_size=camera_size,
         file_bytes=file_bytes,
     )
 

@@ -78,22 +78,18 @@ def write_result(
     or an impossible budget). In the last case everything but the scene is written all the same, because
     `rewrite_scene` with other options mends it.
     """
-    output = output.resolve()
-    with _explained(output.parent):
-        _check_replaceable(output, overwrite)
-        with _parents_of(output), _staging_folder(output) as staging:
-            save_reconstruction(reconstruction, staging / STORE)
-            write_depth_maps(reconstruction, staging)
-            write_cameras(reconstruction, staging / "cameras.json")
-            write_matches(reconstruction, staging / "matches.npz")
-            no_scene: InputError | None = None
-            try:
-                statistics = write_glb(reconstruction, staging / SCENE, options)
-                scene = _scene_section(options, statistics)
-            except InputError as error:
-                no_scene, scene = error, {**dataclasses.asdict(options), "error": str(error)}
-            write_json(staging / RUN, {**run, "tool": _TOOL, "scene": scene})
-            _move_into_place(staging, output, overwrite)
+    with replaced_folder(output, overwrite) as folder:
+        save_reconstruction(reconstruction, folder / STORE)
+        write_depth_maps(reconstruction, folder)
+        write_cameras(reconstruction, folder / "cameras.json")
+        write_matches(reconstruction, folder / "matches.npz")
+        no_scene: InputError | None = None
+        try:
+            statistics = write_glb(reconstruction, folder / SCENE, options)
+            scene = _scene_section(options, statistics)
+        except InputError as error:
+            no_scene, scene = error, {**dataclasses.asdict(options), "error": str(error)}
+        write_run(folder, {**run, "scene": scene})
     if no_scene is not None:
         raise InputError(_with_cure(no_scene, output)) from no_scene
     return statistics
@@ -106,15 +102,16 @@ def replaced_folder(output: Path, overwrite: bool) -> Iterator[Path]:
     Raises InputError for what `check_output` checks, and if the disk is full.
     """
     output = output.resolve()
-    _check_replaceable(output, overwrite)
-    with _explained(output.parent), _parents_of(output), _staging_folder(output) as staging:
-        yield staging
-        _move_into_place(staging, output, overwrite)
+    with _explained(output.parent):
+        _check_replaceable(output, overwrite)
+        with _parents_of(output), _staging_folder(output) as staging:
+            yield staging
+            _move_into_place(staging, output, overwrite)
 
 
 def write_run(folder: Path, run: Mapping[str, Any]) -> None:
     """Writes `run.json`, which also marks the folder as a result of this tool."""
-    write_json(folder / RUN, {"tool": _TOOL, **run})
+    write_json(folder / RUN, {**run, "tool": _TOOL})
 
 
 def read_scene_options(output: Path) -> SceneOptions:
@@ -152,7 +149,6 @@ def rewrite_scene(output: Path, options: SceneOptions) -> SceneStatistics:
 
 
 def _scene_section(options: SceneOptions, statistics: SceneStatistics) -> dict[str, Any]:
-    # statistics last, so that the camera size is the one drawn
     return {**dataclasses.asdict(options), **dataclasses.asdict(statistics), "share_kept": statistics.share_kept}
 
 

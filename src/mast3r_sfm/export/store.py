@@ -37,7 +37,7 @@ def save_reconstruction(reconstruction: Reconstruction, path: Path) -> None:
         arrays[f"depth_{number:03d}"] = view.depth
         arrays[f"conf_{number:03d}"] = view.conf
         # cleaning sets confidences to 0 and changes nothing else, so a flag per pixel says it all
-        cleaned = (view.conf_clean == 0) & (view.conf != 0)
+        cleaned = view.conf_clean == 0
         assert np.array_equal(_cleaned(view.conf, cleaned), view.conf_clean, equal_nan=True)
         arrays[f"cleaned_{number:03d}"] = cleaned
         if view.mask is not None:
