@@ -40,7 +40,7 @@ def split_maps(maps: list[torch.Tensor]) -> SplitMaps:
 
 
 @triton.jit
-def _nearest_kernel(
+def _nearest_kernel(  # type: ignore[no-untyped-def]  # triton's own types
     high, low, sizes, source, database, rows, order, count, best,
     num_seeds, map_rows,
     DEPTH: tl.constexpr, QUERIES: tl.constexpr, DATABASE: tl.constexpr, SPLIT: tl.constexpr,
