@@ -95,7 +95,8 @@ def evaluate_case(network: TwoViewNetwork, case: Case, num_pairs: int, device: t
     """Figures of a network over the first `num_pairs` held-out pairs of a case."""
     shapes = (case.shape, case.shape)
     errors: list[tuple[float, float, float, float]] = []
-    right, confident_right, counted, confident, matches, confs = 0, 0, 0, 0, 0, []
+    right, confident_right, counted, confident_counted, confident, matches = 0, 0, 0, 0, 0, 0
+    confs: list[float] = []
     for start in range(0, num_pairs, BATCH):
         count = min(BATCH, num_pairs - start)
         plan = plan_pairs(FIRST_SEED + start, BATCH, case.angles[1], False, case.angles[0]).to(device)
@@ -120,8 +121,8 @@ def evaluate_case(network: TwoViewNetwork, case: Case, num_pairs: int, device: t
             near = ((found.xy_j - true_xy).float().norm(dim=1) <= RIGHT_PX) & visible
             right, counted = right + int(near.sum()), counted + int(visible.sum())
             confident_right += int((near & strong).sum())
+            confident_counted += int((visible & strong).sum())
     middle = torch.tensor(errors).median(0).values.tolist() if errors else [float("nan")] * 4
-    seen_confident = confident if confident and not case.unrelated else 0
     return Figures(
         num_pairs,
         error_own=middle[0],
@@ -131,7 +132,7 @@ def evaluate_case(network: TwoViewNetwork, case: Case, num_pairs: int, device: t
         matches_per_pair=matches / num_pairs,
         right_share=right / counted if counted else float("nan"),
         confident_per_pair=confident / num_pairs,
-        confident_right_share=confident_right / seen_confident if seen_confident else float("nan"),
+        confident_right_share=confident_right / confident_counted if confident_counted else float("nan"),
         mean_desc_conf=sum(confs) / len(confs),
     )
 

@@ -39,7 +39,7 @@ def choose_shapes(step: int, resolutions: Sequence[Resolution] = RESOLUTIONS) ->
     return shape, (shape[1], shape[0]) if turned else shape
 
 
-def batch_for(shape: tuple[int, int], pairs_at_160: int) -> int:
+def batch_for(shape: tuple[int, int], pairs_at_160: float) -> int:
     """Pairs a step may hold so that all shapes take about the same memory and time."""
     return max(4, round(pairs_at_160 * 160 * 160 / (shape[0] * shape[1]) / 4) * 4)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from types import MethodType
 
 import torch
@@ -12,12 +11,13 @@ from torch import nn
 from mast3r_sfm.network import TwoViewNetwork
 from mast3r_sfm.network.blocks import DecoderBlock, EncoderBlock
 from mast3r_sfm.network.heads import HalfResolutionPoints, Head, unpatchify
+from mast3r_sfm.network.rope import RopeTable
 
 
-@lru_cache(maxsize=64)
 def _upsampling_matrix(size: int, device: torch.device) -> torch.Tensor:
-    """(2 size, size): bilinear enlargement of a line of pixels, corners aligned."""
-    return F.interpolate(torch.eye(size)[None], scale_factor=2, mode="linear", align_corners=True)[0].T.to(device)
+    """(2 size, size) float32: bilinear enlargement of a line of pixels, corners aligned."""
+    position = torch.arange(2 * size, device=device) * ((size - 1) / (2 * size - 1))
+    return (1 - (position[:, None] - torch.arange(size, device=device)).abs()).clamp(min=0)
 
 
 def _pad(x: torch.Tensor, size: int, dim: int) -> torch.Tensor:
@@ -39,10 +39,11 @@ class FastHalfResolutionPoints(HalfResolutionPoints):
         assert isinstance(conv, nn.Conv2d) and isinstance(last, nn.Conv2d)
         assert conv.bias is not None and last.bias is not None
         channels, features = _ceil8(conv.in_channels), _ceil8(conv.out_channels)
-        x = _pad(half, channels, 3)
+        x = _pad(half, channels, 3).float()
         B, h, w, _ = x.shape
-        rows, columns = (_upsampling_matrix(n, x.device).to(x.dtype) for n in (h, w))
-        x = rows @ (columns @ x).reshape(B, h, 2 * w * channels)
+        with torch.autocast(x.device.type, enabled=False):  # rows of bfloat16 weights would not sum to one
+            rows, columns = _upsampling_matrix(h, x.device), _upsampling_matrix(w, x.device)
+            x = rows @ (columns @ x).reshape(B, h, 2 * w * channels)
         x = x.reshape(B, 2 * h, 2 * w, channels).permute(0, 3, 1, 2)  # channels last in memory
         weight = _pad(_pad(conv.weight, channels, 1), features, 0).contiguous(memory_format=torch.channels_last)
         x = F.relu(F.conv2d(x, weight, _pad(conv.bias, features, 0), padding=1))
@@ -61,8 +62,16 @@ def use_fast_heads(network: TwoViewNetwork) -> None:
 
 def compile_regions(network: TwoViewNetwork) -> None:
     """Compiles the blocks and the heads, each once for all layers and for all image shapes."""
-    for kind in (EncoderBlock, DecoderBlock, Head):
-        compiled = torch.compile(kind.forward, dynamic=True)
-        for module in network.modules():
-            if isinstance(module, kind):
-                module.forward = MethodType(compiled, module)  # type: ignore[method-assign]
+    encoder = torch.compile(EncoderBlock.forward, dynamic=True)
+
+    def encode(block: EncoderBlock, x: torch.Tensor, rope: RopeTable) -> torch.Tensor:
+        return encoder(block, x.contiguous(), rope)  # the first block's tokens come transposed: no second version
+
+    compiled = {
+        EncoderBlock: encode,
+        DecoderBlock: torch.compile(DecoderBlock.forward, dynamic=True),
+        Head: torch.compile(Head.forward, dynamic=True),
+    }
+    for module in network.modules():
+        if type(module) in compiled:
+            module.forward = MethodType(compiled[type(module)], module)  # type: ignore[method-assign, index]

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import click
@@ -26,7 +27,7 @@ from mast3r_sfm.network import TwoViewNetwork
 from mast3r_sfm.synthetic import RESERVED_SEEDS
 from mast3r_sfm.synthetic.pairs import PairBatch, PairPlan, plan_pairs, render_plan
 from mast3r_sfm.synthetic.photo import develop
-from mast3r_sfm.synthetic.shading import render_rays, render_rays_culled
+from mast3r_sfm.synthetic.shading import RayFunctions, render_rays, render_rays_culled
 
 from .losses import Losses, LossOptions, Shapes, draw_samples, pair_losses
 from .optimiser import Optimiser, OptimiserOptions
@@ -51,7 +52,7 @@ class RunOptions:
     output: Path
     seconds: float
     steps: int = 0
-    pairs: int = 96
+    pairs: float = 96
     lr: float = 1e-3
     warmup_steps: int = 200
     seed: int = 0
@@ -104,8 +105,15 @@ def prepare(network: TwoViewNetwork, options: RunOptions, device: torch.device) 
     torch._dynamo.config.recompile_limit = 64
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     compile_regions(network)
+    plain = RayFunctions()
+    parts = RayFunctions(
+        ground_step=torch.compile(plain.ground_step, dynamic=True),
+        ground_newton=torch.compile(plain.ground_newton, dynamic=True),
+        cast=torch.compile(plain.cast, dynamic=True),
+        shade=torch.compile(plain.shade, dynamic=True),
+    )
     return Functions(
-        torch.compile(render_rays, dynamic=True),
+        partial(render_rays, functions=parts),
         torch.compile(develop, dynamic=True),
         torch.compile(pair_losses, dynamic=True),
     )
@@ -253,7 +261,9 @@ def _write_run(options: RunOptions, worker: Worker, steps: int, pairs: int, seco
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), required=True)
 @click.option("--seconds", type=click.FloatRange(min=1), required=True, help="Time budget, compiling included.")
 @click.option("--steps", type=click.IntRange(min=0), default=0, help="End after this many steps; 0: when time is up.")
-@click.option("--pairs", default=96, show_default=True, help="Pairs a step and GPU at 160x160; fewer at larger sizes.")
+@click.option(
+    "--pairs", default=96.0, show_default=True, help="Pairs a step and GPU at 160x160; fewer at larger sizes."
+)
 @click.option("--lr", default=1e-3, show_default=True)
 @click.option("--warmup-steps", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option("--seed", default=0, show_default=True, help="Another number for every run: no scene comes twice.")

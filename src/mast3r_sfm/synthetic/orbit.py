@@ -13,7 +13,7 @@ from .compose import clear_view, compose, scene_scale
 from .draws import Draws
 from .layout import Scenes
 from .photo import PhotoEffects, develop, draw_effects
-from .shading import render_rays
+from .shading import render_rays_culled
 
 TILE = 64
 """Edge of the square tiles that a view is rendered in, pixels: few objects are near the rays of one tile."""
@@ -157,5 +157,5 @@ def _trace(
     """Colours (h, w, 3) and depths (h, w) of camera-frame rays (h, w, 3) of one camera."""
     d = rays.reshape(-1, 3) @ rotation.T
     angle = torch.full_like(d[:, 0], pixel_angle)
-    colour, t, _ = render_rays(scenes, eye.expand_as(d)[None], d[None], angle[None], cull=True)
+    colour, t, _ = render_rays_culled(scenes, eye.expand_as(d)[None], d[None], angle[None])
     return colour[0].reshape(rays.shape), t[0].reshape(rays.shape[:-1])

@@ -5,6 +5,7 @@ Everything is pointwise or a reduction over the objects, so that torch.compile m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -132,37 +133,54 @@ def _nearest_solid(objects: torch.Tensor, o: torch.Tensor, d: torch.Tensor) -> t
     return torch.where(hit, enter, MISS)
 
 
-def _terrain(scenes: Scenes, o: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
-    """First crossing of rays (B, P, 3) with the ground (B, P): safe steps down to it, then Newton's method."""
+def ground_gap(scenes: Scenes, o: torch.Tensor, d: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Height (B, P) of the points o + t d above the ground."""
+    height = terrain_height(scenes.terrain, o[..., 0] + t * d[..., 0], o[..., 2] + t * d[..., 2])
+    return scenes.half[:, 1:2] - height - (o[..., 1] + t * d[..., 1])
+
+
+def ground_step(
+    scenes: Scenes, o: torch.Tensor, d: torch.Tensor, t: torch.Tensor, closing: torch.Tensor
+) -> torch.Tensor:
+    """Goes on along the rays by as much as the ground cannot be nearer; `closing` bounds how fast the gap closes."""
+    return t + ground_gap(scenes, o, d, t) / closing.clamp(min=1e-4)
+
+
+def ground_newton(scenes: Scenes, o: torch.Tensor, d: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """A Newton step towards the crossing of the ground."""
+    h = 1e-2 * t.clamp(min=0.1)
+    slope = (ground_gap(scenes, o, d, t + h) - ground_gap(scenes, o, d, t - h)) / (2 * h)
+    return t - ground_gap(scenes, o, d, t) / torch.where(slope < -1e-3, slope, -1e9)
+
+
+Step = Callable[..., torch.Tensor]
+
+
+def cast_to_ground(
+    scenes: Scenes, o: torch.Tensor, d: torch.Tensor, step: Step = ground_step, newton: Step = ground_newton
+) -> torch.Tensor:
+    """Where rays (B, P, 3) first cross the ground (B, P), `MISS` if nowhere: safe steps, then Newton's method.
+
+    step, newton   `ground_step` and `ground_newton` or compiled versions of them: the loops stay outside the
+                   compiler, which would unroll them
+    """
     floor = scenes.half[:, 1:2]
     amplitude = scenes.terrain[:, :, 0].abs()
     top = amplitude.sum(-1, keepdim=True)
     steepest = 1.2 * (amplitude * scenes.terrain[:, :, 1:3].norm(dim=-1)).sum(-1, keepdim=True)
-
-    def gap(t: torch.Tensor) -> torch.Tensor:
-        """Height of the ray above the ground."""
-        height = terrain_height(scenes.terrain, o[..., 0] + t * d[..., 0], o[..., 2] + t * d[..., 2])
-        return floor - height - (o[..., 1] + t * d[..., 1])
-
-    def refine(t: torch.Tensor) -> torch.Tensor:
-        for _ in range(TERRAIN_REFINEMENTS):
-            h = 1e-2 * t.clamp(min=0.1)
-            slope = (gap(t + h) - gap(t - h)) / (2 * h)
-            t = t - gap(t) / torch.where(slope < -1e-3, slope, -1e9)
-        return t
-
-    # a bound on how fast the gap can close along the ray makes a safe step
-    sideways = (d[..., 0] ** 2 + d[..., 2] ** 2).sqrt()
-    closing = d[..., 1] + steepest * sideways
+    closing = d[..., 1] + steepest * (d[..., 0] ** 2 + d[..., 2] ** 2).sqrt()
     down = _nonzero(d[..., 1])
     t = torch.where(down > 0, (floor - top - o[..., 1]) / down, 0.0).clamp(min=0)
-    for _ in range(TERRAIN_STEPS):
-        t = t + gap(t) / closing.clamp(min=1e-4)
-    t = refine(t)
-    found = (t > NEAREST) & (t < 300) & (gap(t).abs() < 1e-4 * (1 + t)) & (closing > 1e-3)
     # a ray that grazes the ground may need more steps; far away the ground is flat, and its plane a good start
     plane = torch.where(down > 1e-3, (floor - o[..., 1]) / down, MISS)
-    return torch.where(found, t, torch.where(plane < MISS, refine(plane.clamp(max=2e3)), MISS))
+    far = plane.clamp(max=2e3)
+    for _ in range(TERRAIN_STEPS):
+        t = step(scenes, o, d, t, closing)
+    for _ in range(TERRAIN_REFINEMENTS):
+        t, far = newton(scenes, o, d, t), newton(scenes, o, d, far)
+    converged = ground_gap(scenes, o, d, t).abs() < 1e-4 * (1 + t)
+    found = (t > NEAREST) & (t < 300) & converged & (closing > 1e-3)
+    return torch.where(found, t, torch.where(plane < MISS, far, MISS))
 
 
 class Shortlist(NamedTuple):
@@ -203,12 +221,13 @@ def _split(scenes: Scenes, near: Shortlist | None) -> tuple[torch.Tensor, torch.
 
 
 def cast(
-    scenes: Scenes, o: torch.Tensor, d: torch.Tensor, near: Shortlist | None = None
+    scenes: Scenes, o: torch.Tensor, d: torch.Tensor, ground: torch.Tensor, near: Shortlist | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Casts rays o + t d into the scenes.
 
-    o, d  (B, P, 3) float32 origins and directions (any length)
-    near  the only objects to look at (one scene only); None: all
+    o, d    (B, P, 3) float32 origins and directions (any length)
+    ground  (B, P) where they cross the ground (`cast_to_ground`); read for outdoor scenes only
+    near    the only objects to look at (one scene only); None: all
     Returns t (B, P) float32, `MISS` for the sky, and the surface ids (B, P) int64.
     """
     solids, leaves = _split(scenes, near)
@@ -221,9 +240,6 @@ def cast(
     t = torch.minimum(solid_t, leaf_t)
     surface = torch.where(leaf_t < solid_t, leaf, solid)
 
-    outdoor = scenes.outdoor[:, None] > 0.5
-    skip_terrain = near is not None and not bool(outdoor.any())
-    ground = torch.full_like(t, MISS) if skip_terrain else _terrain(scenes, o, d)
     wall = torch.full_like(t, MISS)
     face = torch.zeros_like(surface)
     for k in range(3):
@@ -232,6 +248,7 @@ def cast(
         t_k = (torch.where(along > 0, extent, -extent) - o[..., k]) / along
         face = torch.where(t_k < wall, FACE_X0 + 2 * k + (along > 0).long(), face)
         wall = torch.minimum(wall, t_k)
+    outdoor = scenes.outdoor[:, None] > 0.5
     hull = torch.where(outdoor, ground, wall)
     face = torch.where(outdoor, torch.where(ground < MISS, FACE_FLOOR, SKY), face)
     return torch.minimum(t, hull), torch.where(t < hull, surface, face)

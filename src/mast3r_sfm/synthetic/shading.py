@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 
 from .layout import FACE_X0, NUM_OBJECTS, NUM_SURFACES, SKY, LightColumns, MaterialColumns, ObjectColumns, Scenes
 from .materials import BRICKS, CHECKER, DOTS, NOISE, PATCHES, PLANKS, STRIPES, WINDOWS
 from .noise import hash3, hash_unit, value_noise
-from .raycast import MISS, cast, normals, occluded, shortlist
+from .raycast import MISS, Step, cast, cast_to_ground, ground_newton, ground_step, normals, occluded, shortlist
 
 OCTAVES = 4
 SHADOW_OFFSET = 2e-3
@@ -23,23 +26,19 @@ def _columns(table: torch.Tensor, start: int) -> torch.Tensor:
 
 
 def render_rays(
-    scenes: Scenes,
-    o: torch.Tensor,
-    d: torch.Tensor,
-    pixel_angle: torch.Tensor,
-    shadows: bool = True,
-    cull: bool = False,
+    scenes: Scenes, o: torch.Tensor, d: torch.Tensor, pixel_angle: torch.Tensor, functions: RayFunctions | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Casts and shades rays.
 
     o, d         (B, P, 3) float32 origins and directions
     pixel_angle  (B, P) width of a pixel at unit ray parameter, metres: finer texture is faded out
-    cull         look only at objects near these rays: for a small tile of one scene, not for compiled batches
+    functions    compiled versions of the heavy parts; None: as they are
     Returns linear colours (B, P, 3), ray parameters t (B, P) (0 for the sky) and surface ids (B, P) int64.
     """
-    t, surface = cast(scenes, o, d, shortlist(scenes, o, d) if cull else None)
-    colour = shade(scenes, o, d, t, surface, pixel_angle, shadows, cull)
-    return colour, torch.where(t < MISS, t, 0.0), surface
+    f = functions or RayFunctions()
+    ground = cast_to_ground(scenes, o, d, f.ground_step, f.ground_newton)
+    t, surface = f.cast(scenes, o, d, ground)
+    return f.shade(scenes, o, d, t, surface, pixel_angle), torch.where(t < MISS, t, 0.0), surface
 
 
 def render_rays_culled(
@@ -49,9 +48,15 @@ def render_rays_culled(
     rows = []
     for b in range(o.shape[0]):
         one = scenes.rows(b, b + 1)
-        starts = range(0, o.shape[1], chunk)
-        parts = [(slice(b, b + 1), slice(start, start + chunk)) for start in starts]
-        runs = [render_rays(one, o[p], d[p], pixel_angle[p], cull=True) for p in parts]
+        outdoor = bool(one.outdoor.any())
+        runs = []
+        for start in range(0, o.shape[1], chunk):
+            part = slice(b, b + 1), slice(start, start + chunk)
+            ray_o, ray_d = o[part], d[part]
+            ground = cast_to_ground(one, ray_o, ray_d) if outdoor else torch.full_like(ray_o[..., 0], MISS)
+            t, surface = cast(one, ray_o, ray_d, ground, shortlist(one, ray_o, ray_d))
+            colour = shade(one, ray_o, ray_d, t, surface, pixel_angle[part], cull=True)
+            runs.append((colour, torch.where(t < MISS, t, 0.0), surface))
         rows.append([torch.cat(column, 1) for column in zip(*runs, strict=True)])
     colour, t, surface = (torch.cat(column) for column in zip(*rows, strict=True))
     return colour, t, surface
@@ -64,10 +69,12 @@ def shade(
     t: torch.Tensor,
     surface: torch.Tensor,
     pixel_angle: torch.Tensor,
-    shadows: bool = True,
     cull: bool = False,
 ) -> torch.Tensor:
-    """Linear colours (B, P, 3), mostly within [0, 1], of rays that met `surface` at `t`."""
+    """Linear colours (B, P, 3), mostly within [0, 1], of rays that met `surface` at `t`.
+
+    With `cull`, shadow rays look only at objects near them: for a few rays of one scene, not for compiled batches.
+    """
     batch = torch.arange(t.shape[0], device=t.device)[:, None]
     is_sky = surface == SKY
     is_object = surface < FACE_X0
@@ -84,11 +91,9 @@ def shade(
     occlusion = _ambient_occlusion(scenes, points, n, surface)
     sun, fill = _columns(lights, LightColumns.SUN), _columns(lights, LightColumns.FILL)
     facing_sun, facing_fill = _dot(n, sun), _dot(n, fill).clamp(min=0)
-    lit = (facing_sun > 0).float()
-    if shadows:
-        start, towards_sun = points + SHADOW_OFFSET * (1 + t[..., None]) * n, sun.expand_as(points)
-        near = shortlist(scenes, start, towards_sun) if cull else None
-        lit = lit * (~occluded(scenes, start, towards_sun, near)).float()
+    start, towards_sun = points + SHADOW_OFFSET * (1 + t[..., None]) * n, sun.expand_as(points)
+    near = shortlist(scenes, start, towards_sun) if cull else None
+    lit = ((facing_sun > 0) & ~occluded(scenes, start, towards_sun, near)).float()
     sun_light = facing_sun.clamp(min=0) * lit * lights[..., LightColumns.SUN_STRENGTH]
     fill_light = facing_fill * lights[..., LightColumns.FILL_STRENGTH] * (0.5 + 0.5 * occlusion)
 
@@ -219,3 +224,12 @@ def _texture(
         colour = colour * (1 + 1.2 * contrast * noise[0]) + 0.2 * contrast * noise[(c + 1) % 3]
         channels.append(colour.clamp(0.01, 1))
     return channels
+
+
+class RayFunctions(NamedTuple):
+    """The heavy parts of `render_rays`, to be replaced by compiled versions."""
+
+    ground_step: Step = ground_step
+    ground_newton: Step = ground_newton
+    cast: Callable[..., tuple[torch.Tensor, torch.Tensor]] = cast
+    shade: Step = shade

@@ -1,0 +1,287 @@
+"""Training: losses that mean what they say, an optimiser that orthogonalises, a run that learns and can be resumed."""
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from mast3r_sfm.checkpoint import load_model
+from mast3r_sfm.network import HeadOutput, TwoViewNetwork
+from mast3r_sfm.synthetic import RESERVED_SEEDS, render_pairs
+
+
+@pytest.fixture(autouse=True, scope="module")
+def importable():
+    """`training` is a package beside the library, not part of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[1]))
+        yield
+
+
+SHAPE = (32, 40)
+SHAPES = (SHAPE, SHAPE)
+TINY = {
+    "pos_embed": "RoPE100",
+    "img_size": [32, 40],
+    "patch_size": 8,
+    "head_type": "catconv",
+    "output_mode": "pts3d+desc16",
+    "depth_mode": ["exp", -math.inf, math.inf],
+    "conf_mode": ["exp", 1, math.inf],
+    "enc_embed_dim": 64,
+    "enc_depth": 2,
+    "enc_num_heads": 2,
+    "dec_embed_dim": 64,
+    "dec_depth": 2,
+    "dec_num_heads": 2,
+    "two_confs": True,
+    "desc_conf_mode": ["exp", 0, math.inf],
+}
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tiny") / "config.json"
+    path.write_text(json.dumps(TINY))
+    return path
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return render_pairs(7, 6, (SHAPE[1], SHAPE[0]), unrelated=False, max_angle_deg=30)
+
+
+def outputs(points, conf=2.0, desc=None, desc_conf=1.0):
+    """Outputs of both views from points (B, 2, P, 3) and descriptors (B, 2, P, D)."""
+    B, _, P, _ = points.shape
+    if desc is None:
+        desc = torch.nn.functional.normalize(torch.ones(B, 2, P, 4), dim=-1)
+
+    def view(v):
+        maps = points[:, v].unflatten(1, SHAPE), torch.full((B, *SHAPE), conf)
+        return HeadOutput(*maps, desc[:, v].unflatten(1, SHAPE), torch.full((B, *SHAPE), desc_conf))
+
+    return view(0), view(1)
+
+
+def losses_of(pairs, points, **more):
+    from training.losses import LossOptions, draw_samples, pair_losses
+
+    options = LossOptions(num_samples=256)
+    torch.manual_seed(0)
+    samples = draw_samples(len(points), SHAPES, options, torch.device("cpu"))
+    return pair_losses(*outputs(points, **more), pairs, samples, SHAPES, options)
+
+
+def test_true_points_have_no_error_and_scale_costs_only_its_logarithm(pairs):
+    from training.losses import LossOptions
+
+    truth = pairs.points.clone()
+    truth[pairs.depth == 0] = torch.tensor([0.0, 0.0, 500.0])  # the sky is far
+    exact, doubled = losses_of(pairs, truth), losses_of(pairs, 2 * truth)
+    assert float(exact.error1) == pytest.approx(0, abs=1e-4)
+    assert float(exact.error2) == pytest.approx(0, abs=1e-4)
+    assert float(doubled.error1) == pytest.approx(0, abs=1e-4)
+    extra = float(doubled.total - exact.total)
+    assert extra == pytest.approx(LossOptions().scale_weight * math.log(2), abs=1e-3)
+    turned = losses_of(pairs, truth.flip(-1))
+    assert turned.regression > exact.regression + 0.5
+
+
+def test_confidence_pays_where_points_are_right_and_costs_where_they_are_wrong(pairs):
+    truth = pairs.points.clone()
+    truth[pairs.depth == 0] = torch.tensor([0.0, 0.0, 500.0])
+    assert losses_of(pairs, truth, conf=5.0).regression < losses_of(pairs, truth, conf=1.5).regression
+    wrong = truth.flip(-1)
+    assert losses_of(pairs, wrong, conf=5.0).regression > losses_of(pairs, wrong, conf=1.5).regression
+
+
+def test_matching_rewards_descriptors_of_the_point_seen(pairs):
+    points = pairs.points
+    # random Fourier features of the point in space: alike if and only if the points are near
+    torch.manual_seed(1)
+    waves = points @ (torch.randn(3, 32) * 4) + torch.rand(32) * 6.28
+    features = torch.nn.functional.normalize(waves.cos(), dim=-1)
+    good = losses_of(pairs, points, desc=features)
+    constant = losses_of(pairs, points)
+    shuffled = losses_of(pairs, points, desc=features[:, :, torch.randperm(points.shape[2])])
+    assert good.matching < 0.75 * constant.matching
+    assert shuffled.matching > constant.matching
+
+
+def test_without_overlap_low_descriptor_confidence_is_best():
+    pairs = render_pairs(7, 4, (SHAPE[1], SHAPE[0]), unrelated=False)._replace(related=torch.zeros(4, dtype=torch.bool))
+    best = min(
+        (float(losses_of(pairs, pairs.points, desc_conf=q).matching), q) for q in (0.1, 0.25, 0.5, 1.0, 5.0, 20.0)
+    )
+    assert best[1] == 0.5  # alpha / unmatched loss
+
+
+def test_samples_lie_in_the_image_and_half_of_them_in_blocks():
+    from training.losses import LossOptions, draw_samples
+
+    samples = draw_samples(3, SHAPES, LossOptions(), torch.device("cpu"))
+    assert samples.first.shape == (3, 1024) and samples.second.shape == (3, 256)
+    assert samples.first.min() >= 0 and samples.first.max() < SHAPE[0] * SHAPE[1]
+    block = samples.first[0, 512:576]
+    x, y = block % SHAPE[1], block // SHAPE[1]
+    assert x.max() - x.min() == 7 and y.max() - y.min() == 7
+
+
+def test_orthogonalised_updates_have_singular_values_near_one():
+    from training.optimiser import orthogonalise
+
+    update = orthogonalise(torch.randn(3, 16, 40, generator=torch.Generator().manual_seed(0)), 5)
+    values = torch.linalg.svdvals(update)
+    assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_optimiser_splits_qkv_lowers_a_loss_and_survives_a_bad_gradient(config_file):
+    from training.optimiser import Optimiser, OptimiserOptions
+    from training.weights import new_network
+
+    network = new_network(config_file, torch.device("cpu"))
+    optimiser = Optimiser(network, OptimiserOptions())
+    qkv = network.enc_blocks[0].attn.qkv.weight
+    target = qkv.detach() + 0.02
+    before = float((qkv - target).square().sum())
+    for _ in range(20):
+        optimiser.zero_grad()
+        (qkv - target).square().sum().backward()
+        optimiser.step(5e-2)
+    assert float((qkv - target).square().sum()) < 0.5 * before
+    weights = copy.deepcopy(network.state_dict())
+    optimiser.gradient.fill_(math.nan)
+    assert not optimiser.step(0.0).isfinite()
+    assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
+
+
+def test_fast_heads_compute_the_same(config_file):
+    from training.speed import use_fast_heads
+    from training.weights import new_network
+
+    network = new_network(config_file, torch.device("cpu"))
+    images = torch.randn(2, 2, 3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = network(images[0], images[1])
+        use_fast_heads(network)
+        found = network(images[0], images[1])
+    for a, b in zip(expected, found, strict=True):
+        assert torch.allclose(a.points, b.points, atol=1e-4)
+        assert torch.allclose(a.desc, b.desc, atol=1e-5)
+
+
+def test_schedule_warms_up_then_falls_and_shapes_suit_the_patches():
+    from training.schedule import RESOLUTIONS, batch_for, choose_shapes, learning_rate
+
+    assert learning_rate(1.0, 0, 0.0, 100) == pytest.approx(0.01)
+    assert learning_rate(1.0, 500, 0.5, 100) == pytest.approx(0.51)
+    assert learning_rate(1.0, 500, 1.0, 100) == pytest.approx(0.02)
+    seen = [choose_shapes(step) for step in range(400)]
+    assert {max(first) for first, _ in seen} == {160, 224, 320}
+    assert all(side % 8 == 0 for shapes in seen for shape in shapes for side in shape)
+    assert all(first[0] * first[1] == second[0] * second[1] for first, second in seen)
+    assert any(first != second for first, second in seen)
+    assert batch_for((160, 160), 96) == 96 and batch_for((320, 320), 96) == 24 and batch_for((320, 320), 1) == 4
+    assert sum(resolution.weight for resolution in RESOLUTIONS) == pytest.approx(1)
+
+
+def test_training_seeds_are_never_reserved_and_never_shared():
+    from training.train import RunOptions, Worker, training_seed
+
+    cpu = torch.device("cpu")
+    seeds = [
+        training_seed(RunOptions(Path(), Path(), 1.0, seed=run), step, Worker(rank, 2, cpu))
+        for run in (0, 1)
+        for step in (0, 1, 2)
+        for rank in (0, 1)
+    ]
+    assert len(set(seeds)) == len(seeds)
+    assert min(seeds) >= RESERVED_SEEDS
+
+
+def test_a_short_run_learns_and_goes_on_from_its_own_checkpoint(config_file, tmp_path):
+    from training.losses import LossOptions, pair_losses
+    from training.schedule import Resolution
+    from training.train import Functions, RunOptions, train, train_step
+    from training.weights import load_trainable, new_network
+
+    held_out = render_pairs(99, 12, (SHAPE[1], SHAPE[0]), max_angle_deg=40)
+    options = LossOptions(num_samples=256)
+
+    def loss_of(network: TwoViewNetwork) -> float:
+        torch.manual_seed(0)
+        functions = Functions(None, None, pair_losses)
+        return float(train_step(network, held_out, SHAPES, options, functions).total)
+
+    first = RunOptions(
+        config_file,
+        tmp_path / "first",
+        seconds=300,
+        steps=24,
+        pairs=0.4,
+        lr=8e-3,
+        warmup_steps=5,
+        compile=False,
+        max_angle_deg=40,
+        resolutions=(Resolution(1.0, (SHAPE,)),),
+        loss=options,
+    )
+    train(first)
+    before = loss_of(new_network(config_file, torch.device("cpu")))
+    after = loss_of(load_trainable(tmp_path / "first", torch.device("cpu")))
+    assert after < 0.9 * before
+
+    written = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert len(written) == 7 and {"config.json", "run.json", "train.log"} < set(written)
+    assert json.loads((tmp_path / "first" / "run.json").read_text())["steps"] == 24
+    second = RunOptions(
+        tmp_path / "first",
+        tmp_path / "second",
+        seconds=300,
+        steps=1,
+        pairs=0.4,
+        lr=1e-6,
+        compile=False,
+        seed=1,
+        resolutions=(Resolution(1.0, (SHAPE,)),),
+        loss=options,
+    )
+    resumed = train(second)
+    reloaded = load_model(tmp_path / "second", "cpu", "fp32").network
+    for key, value in reloaded.state_dict().items():
+        assert torch.allclose(value, resumed.state_dict()[key], atol=2e-3, rtol=1e-3)  # fp16
+    assert loss_of(load_trainable(tmp_path / "second", torch.device("cpu"))) == pytest.approx(after, rel=0.02)
+
+
+def test_evaluation_finds_a_perfect_network_perfect():
+    from training.evaluate import Case, evaluate_case
+
+    class Oracle(torch.nn.Module):
+        """Knows the scene: the images are not looked at."""
+
+        def forward(self, first, second):
+            views = []
+            for v in range(2):
+                points = self.points[:, v if self.forward_order else 1 - v].unflatten(1, SHAPE)
+                waves = torch.nn.functional.normalize((points @ self.basis).cos(), dim=-1)
+                views.append(HeadOutput(points, torch.ones(points.shape[:3]), waves, torch.full(points.shape[:3], 9.0)))
+            self.forward_order = not self.forward_order
+            return views
+
+    from training.evaluate import BATCH, FIRST_SEED
+
+    from mast3r_sfm.synthetic.pairs import plan_pairs, render_plan
+    from mast3r_sfm.synthetic.shading import render_rays_culled
+
+    case = Case("near", SHAPE, (0.0, 20.0))
+    oracle = Oracle()
+    oracle.points = render_plan(plan_pairs(FIRST_SEED, BATCH, 20.0, False), SHAPES, render_rays_culled).points
+    oracle.basis = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) * 3
+    oracle.forward_order = True
+    figures = evaluate_case(oracle, case, 4, torch.device("cpu"))
+    assert figures.error_own == pytest.approx(0, abs=1e-5) and figures.raw_other == pytest.approx(0, abs=1e-5)
+    assert figures.right_share > 0.9 and figures.confident_right_share > 0.8
