@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,13 +34,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail("interrupted; nothing was written", EXIT_INTERRUPTED)
     except Mast3rSfmError as error:
         if "--debug" in arguments:
-            raise
+            traceback.print_exc()
         _fail(str(error), error.exit_code)
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
         if "--debug" in arguments:
-            raise
+            traceback.print_exc()
         _fail(f"unexpected {type(error).__name__}: {error} (run again with --debug for the details)", 1)
 
 

@@ -1,0 +1,157 @@
+"""Whole reconstructions with the bundled model on small rendered scenes: what must hold whatever the accuracy."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mast3r_sfm.alignment import AlignmentConfig
+from mast3r_sfm.checkpoint import Model, load_model
+from mast3r_sfm.errors import InputError, ReconstructionError
+from mast3r_sfm.pipeline import ReconstructionOptions, reconstruct
+from mast3r_sfm.synthetic import RenderedScene, render_orbit
+from mast3r_sfm.types import ImageTransform, Reconstruction, View
+
+FAST = ReconstructionOptions(alignment=AlignmentConfig(niter_coarse=60, niter_fine=60))
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load_model("small", "cpu")
+
+
+@pytest.fixture(scope="module")
+def scene() -> RenderedScene:
+    return render_orbit(900_100, 4, (128, 96), 45, effects=0)
+
+
+def view_of(image: np.ndarray, index: int, alpha: np.ndarray | None = None) -> View:
+    H, W = image.shape[:2]
+    tensor = torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 127.5 - 1
+    transform = ImageTransform((W, H), (W, H), (0, 0), (W, H))
+    return View(index, Path(f"view_{index}.png"), tensor, image, transform, alpha)
+
+
+@pytest.fixture(scope="module")
+def views(scene: RenderedScene) -> list[View]:
+    return [view_of(image.numpy(), k) for k, image in enumerate(scene.rgb)]
+
+
+@pytest.fixture(scope="module")
+def result(model: Model, views: list[View]) -> Reconstruction:
+    return reconstruct(views, model, FAST)[0]
+
+
+def test_all_views_register_and_are_finite(result: Reconstruction, views: list[View]) -> None:
+    assert [view.index for view in result.registered] == [0, 1, 2, 3]
+    for view in result.views:
+        assert view.depth.shape == (96, 128) and view.depth.dtype == np.float32
+        assert np.isfinite(view.depth).all() and np.isfinite(view.K).all() and np.isfinite(view.world_from_cam).all()
+        rotation = view.world_from_cam[:3, :3]
+        np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-5)
+        assert view.num_matches > 100 and view.median_reprojection_error_px < 3
+        assert ((view.conf_clean == view.conf) | (view.conf_clean == 0)).all()
+
+
+def test_first_camera_is_the_origin(result: Reconstruction) -> None:
+    np.testing.assert_allclose(result.views[0].world_from_cam, np.eye(4), atol=1e-12)
+
+
+def test_poses_are_near_the_truth(result: Reconstruction, scene: RenderedScene) -> None:
+    truth = scene.world_from_cam.numpy()
+    for k in (1, 2, 3):
+        true = np.linalg.inv(truth[0]) @ truth[k]
+        found = result.views[k].world_from_cam
+        cosine = (np.trace(found[:3, :3].T @ true[:3, :3]) - 1) / 2
+        assert np.degrees(np.arccos(np.clip(cosine, -1, 1))) < 6
+        direction = found[:3, 3] @ true[:3, 3] / np.linalg.norm(found[:3, 3]) / np.linalg.norm(true[:3, 3])
+        assert np.degrees(np.arccos(direction)) < 15
+
+
+def test_matches_reproject_where_the_report_says(result: Reconstruction) -> None:
+    """Lifting matches of one view by its depth and projecting them into the other lands near their partners."""
+    errors = []
+    for m in result.matches:
+        a, b = result.views[m.i], result.views[m.j]
+        x, y = m.xy_i.numpy().T
+        world = a.points_world()[y, x]
+        cam = (world - b.world_from_cam[:3, 3]) @ b.world_from_cam[:3, :3]
+        uv = (cam @ b.K.T)[:, :2] / cam[:, 2:]
+        errors.append(np.linalg.norm(uv - m.xy_j.numpy(), axis=1))
+    median = np.median(np.concatenate(errors))
+    assert median < 2 * max(view.median_reprojection_error_px for view in result.views) + 0.1
+
+
+def test_same_input_gives_the_same_result(model: Model, views: list[View], result: Reconstruction) -> None:
+    again = reconstruct(views, model, FAST)[0]
+    for a, b in zip(result.views, again.views, strict=True):
+        assert np.array_equal(a.depth, b.depth) and np.array_equal(a.world_from_cam, b.world_from_cam)
+
+
+@pytest.mark.parametrize("graph", ["swin-9", "oneref-1", "retrieval-2-2", "logwin-2-noncyclic"])
+def test_other_graphs(model: Model, views: list[View], graph: str) -> None:
+    found, report = reconstruct(views, model, dataclasses.replace(FAST, scene_graph=graph))
+    assert len(found.registered) == 4 and all(pair.i != pair.j for pair in report.pairs)
+
+
+def test_one_image(model: Model, views: list[View]) -> None:
+    (view,) = reconstruct(views[:1], model, FAST)[0].views
+    assert view.registered and view.num_matches == 0 and np.isnan(view.median_reprojection_error_px)
+    assert (view.depth > 0).mean() > 0.9 and np.array_equal(view.world_from_cam, np.eye(4))
+
+
+def test_two_images_and_the_same_image_twice(model: Model, views: list[View]) -> None:
+    assert len(reconstruct(views[:2], model, FAST)[0].registered) == 2
+    twin = view_of(views[0].rgb, 1)
+    first, second = reconstruct([views[0], twin], model, FAST)[0].registered
+    assert np.linalg.norm(second.world_from_cam[:3, 3]) < 0.1 * np.median(first.depth)
+
+
+def test_mixed_orientations(model: Model, views: list[View]) -> None:
+    upright = view_of(np.ascontiguousarray(views[1].rgb[:, 28:100]), 1)
+    found = reconstruct([views[0], upright], model, FAST)[0]
+    assert [view.depth.shape for view in found.registered] == [(96, 128), (96, 72)]
+
+
+def test_image_that_does_not_connect_is_named_and_kept(
+    model: Model, views: list[View], caplog: pytest.LogCaptureFixture
+) -> None:
+    stranger = view_of(np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8), 2)
+    found, report = reconstruct([views[0], views[1], stranger], model, FAST)
+    assert [view.registered for view in found.views] == [True, True, False]
+    assert report.groups == ((0, 1), (2,)) and "view_2.png" in caplog.text
+    assert all({m.i, m.j} == {0, 1} for m in found.matches)
+    assert found.views[2].depth.shape == (96, 128) and found.views[2].num_matches == 0
+
+
+def test_nothing_connects(model: Model, views: list[View]) -> None:
+    noise = np.random.default_rng(1)
+    strangers = [view_of(noise.integers(0, 255, (96, 128, 3), dtype=np.uint8), k) for k in range(2)]
+    with pytest.raises(ReconstructionError, match="no two of the 2 images connect"):
+        reconstruct(strangers, model, FAST)
+
+
+def test_transparent_pixels_have_no_matches(model: Model, views: list[View]) -> None:
+    alpha = np.full((96, 128), 255, np.uint8)
+    alpha[:, :40] = 0
+    masked = view_of(views[1].rgb, 1, alpha)
+    found = reconstruct([views[0], masked], model, FAST)[0]
+    (m,) = found.matches
+    side = m.xy_i if m.i == 1 else m.xy_j
+    assert int(side[:, 0].min()) >= 40
+    mask = found.views[1].mask
+    assert mask is not None and not mask[:, :40].any() and mask[:, 40:].all()
+
+
+def test_published_behaviour_keeps_every_match(model: Model, views: list[View]) -> None:
+    _, report = reconstruct(views, model, dataclasses.replace(FAST, verification=None))
+    assert all(pair.num_verified == pair.num_matches and pair.kept for pair in report.pairs)
+
+
+def test_no_images() -> None:
+    with pytest.raises(InputError, match="no images"):
+        reconstruct([], load_model("small", "cpu"))
