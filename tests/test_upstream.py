@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from mast3r_sfm import images
+from mast3r_sfm.cli import main
 from mast3r_sfm.engines import upstream
 from mast3r_sfm.engines.published import find_upstream, import_upstream
 from mast3r_sfm.engines.verify import Limits, compare, measured
@@ -274,3 +276,53 @@ def test_absent_or_broken_published_code_says_what_to_do(tmp_path: Path, monkeyp
 def test_errors_of_the_caller_pass_through_the_import(stand_in: None) -> None:
     with pytest.raises(AttributeError, match="mine"), import_upstream():
         raise AttributeError("mine")
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def verify(folder: Path) -> int:
+    """Exit code of `verify` on the photos in `folder`, with the bundled model."""
+    small = Path(images.__file__).parent / "data" / "small"
+    arguments = ["--input", str(folder / "*.jpg"), "--model-name", str(small), "--image-size", "96", "--niter", "20"]
+    with pytest.raises(SystemExit) as exit_info:
+        main(["verify", *arguments, "--device", "cpu", "--quiet"])
+    return int(str(exit_info.value.code))
+
+
+def test_verify_agrees_with_the_same_method_and_not_with_another_scene(
+    stand_in: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    blobs = rng.integers(0, 255, (40, 44, 3), dtype=np.uint8)
+    photo = np.asarray(Image.fromarray(blobs).resize((440, 400), Image.Resampling.BICUBIC))
+    for k in range(2):
+        Image.fromarray(photo[:, 20 * k : 420 + 20 * k]).save(tmp_path / f"{k}.jpg", quality=95)
+    assert verify(tmp_path) == 0
+    shown = capsys.readouterr().out
+    assert "The engines agree." in shown
+    assert "upstream: " in shown
+
+    rgb = np.zeros((2, 80, 96, 3), dtype=np.uint8)
+    depth = np.linspace(1, 2, 2 * 80 * 96, dtype=np.float32).reshape(2, 80, 96)
+    cameras = {"poses": np.stack(POSES[:2]), "K": np.stack([K, K])}
+    np.savez(tmp_path / "scene.npz", depth=depth, conf=depth, cleaned=depth, rgb=rgb, **cameras)
+    assert verify(tmp_path) == 6
+    assert "The engines differ on 2 images." in capsys.readouterr().out
+
+
+def test_verify_without_the_published_code_is_a_usage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MAST3R_UPSTREAM", str(tmp_path))
+    assert verify(tmp_path) == 2
+    assert "MAST3R_UPSTREAM" in capsys.readouterr().err
+
+
+def test_verify_refuses_a_graph_that_only_we_have(
+    stand_in: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["verify", "--input", str(tmp_path), "--image-size", "64", "--scene-graph", "retrieval-2-2"])
+    assert "which the published engine does not have" in " ".join(capsys.readouterr().err.split())

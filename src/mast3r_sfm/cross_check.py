@@ -111,29 +111,23 @@ def published_options(chosen: ReconstructionOptions, image_size: int | None) -> 
 
 def show_comparison(comparison: Comparison, costs: Mapping[str, Cost]) -> None:
     """Prints differences per view, the limits, what each engine took, and the verdict."""
-    output = Console(highlight=False)
-    header = ["image", "depth", "rotation", "position", "focal", "matches", "hold: native", "upstream", "both"]
-    table = Table(*header, box=None, padding=(0, 2, 0, 0))
+    output = Console(highlight=False, soft_wrap=True)
+    table = Table(title="Differences per image, and the share of matches that hold", title_justify="left", box=None)
+    for name in ("image", "depth %", "turn deg", "place %", "focal %", "matches", "native %", "upstream %", "both %"):
+        table.add_column(name, justify="left" if name == "image" else "right", no_wrap=name != "image", overflow="fold")
     for view in comparison.views:
+        differences = (100 * view.depth, view.rotation_deg, 100 * view.position, 100 * view.focal)
+        held = (view.held_native, view.held_upstream, view.held_both)
         table.add_row(
             Path(view.file).name,
-            _percent(view.depth),
-            f"{view.rotation_deg:.3f} deg",
-            _percent(view.position),
-            _percent(view.focal),
+            *(f"{value:.2f}" for value in differences),
             str(view.matches),
-            *(_percent(share) for share in (view.held_native, view.held_upstream, view.held_both)),
+            *(f"{100 * share:.1f}" for share in held),
             style=None if view.within(comparison.limits) else "red",
         )
     limits = comparison.limits
-    table.add_row(
-        "limit",
-        _percent(limits.depth),
-        f"{limits.rotation_deg:.3f} deg",
-        _percent(limits.position),
-        _percent(limits.focal),
-        style="dim",
-    )
+    largest = (100 * limits.depth, limits.rotation_deg, 100 * limits.position, 100 * limits.focal)
+    table.add_row("limit", *(f"{value:.2f}" for value in largest), style="dim")
     output.print(table)
     for name, cost in costs.items():
         gpu = "" if cost.gpu_bytes is None else f", {gigabytes(cost.gpu_bytes)} GPU"
@@ -142,8 +136,4 @@ def show_comparison(comparison: Comparison, costs: Mapping[str, Cost]) -> None:
     if comparison.alone:
         output.print(f"placed by one engine only: {', '.join(Path(file).name for file in comparison.alone)}")
     far = sum(not view.within(limits) for view in comparison.views)
-    output.print("The engines agree." if comparison.agrees else f"The engines differ: {far} views beyond the limits.")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
+    output.print("The engines agree." if comparison.agrees else f"The engines differ on {far} images.")
