@@ -19,8 +19,8 @@ from mast3r_sfm.synthetic.compose import compose
 from mast3r_sfm.synthetic.draws import Draws
 from mast3r_sfm.synthetic.layout import BOX, FACE_FLOOR, FACE_X0, ROUND, SKY, ObjectColumns, Scenes
 from mast3r_sfm.synthetic.photo import develop, draw_effects
-from mast3r_sfm.synthetic.raycast import MISS, cast, normals, shortlist
-from mast3r_sfm.synthetic.shading import render_rays
+from mast3r_sfm.synthetic.raycast import MISS, cast, cast_to_ground, normals, shortlist
+from mast3r_sfm.synthetic.shading import render_rays, render_rays_culled
 
 BALL = (1.0, 0.0, -1.0, 0.0)
 CYLINDER = (1.0, 0.0, 0.0, 0.0)
@@ -56,7 +56,7 @@ def scene_of(shape, profile, centre=(0.0, 0.0, 5.0), half=(1.0, 1.0, 1.0)) -> Sc
 def hit(scenes, origin, direction):
     """Distance, surface and normal of one ray."""
     o, d = (torch.tensor(x, dtype=torch.float32).reshape(1, 1, 3) for x in (origin, direction))
-    t, surface = cast(scenes, o, d)
+    t, surface = cast(scenes, o, d, cast_to_ground(scenes, o, d))
     row = scenes.objects[:, surface[0].clamp(max=35)]
     return float(t), int(surface), normals(scenes, o + t[..., None] * d, surface, row)[0, 0].tolist()
 
@@ -104,7 +104,7 @@ def test_ground_hits_lie_on_the_ground():
     generator = torch.Generator().manual_seed(0)
     d = torch.nn.functional.normalize(torch.randn(4, 500, 3, generator=generator), dim=-1)
     o = torch.tensor([0.5, -1.0, 0.3]).expand_as(d)
-    t, surface = cast(scenes, o, d)
+    t, surface = cast(scenes, o, d, cast_to_ground(scenes, o, d))
     ground = surface == FACE_FLOOR
     assert torch.equal(surface == SKY, t >= MISS)
     assert ground[d[..., 1] > 0.2].all()
@@ -123,10 +123,11 @@ def test_a_shortlist_changes_nothing():
     o = torch.tensor([0.0, 0.0, -6.0]).expand_as(d)
     near = shortlist(scenes, o, d)
     assert len(near.solids) + len(near.leaves) < 36
-    for a, b in zip(cast(scenes, o, d), cast(scenes, o, d, near), strict=True):
+    ground = cast_to_ground(scenes, o, d)
+    for a, b in zip(cast(scenes, o, d, ground), cast(scenes, o, d, ground, near), strict=True):
         assert torch.equal(a, b)
     angle = torch.full_like(d[..., 0], 0.01)
-    for a, b in zip(render_rays(scenes, o, d, angle), render_rays(scenes, o, d, angle, cull=True), strict=True):
+    for a, b in zip(render_rays(scenes, o, d, angle), render_rays_culled(scenes, o, d, angle, chunk=70), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
 
 

@@ -148,11 +148,11 @@ def test_optimiser_splits_qkv_lowers_a_loss_and_survives_a_bad_gradient(config_f
     qkv = network.enc_blocks[0].attn.qkv.weight
     target = qkv.detach() + 0.02
     before = float((qkv - target).square().sum())
-    for _ in range(20):
+    for _ in range(10):
         optimiser.zero_grad()
         (qkv - target).square().sum().backward()
         optimiser.step(5e-2)
-    assert float((qkv - target).square().sum()) < 0.5 * before
+    assert float((qkv - target).square().sum()) < 0.8 * before
     weights = copy.deepcopy(network.state_dict())
     optimiser.gradient.fill_(math.nan)
     assert not optimiser.step(0.0).isfinite()
@@ -221,7 +221,7 @@ def test_a_short_run_learns_and_goes_on_from_its_own_checkpoint(config_file, tmp
         config_file,
         tmp_path / "first",
         seconds=300,
-        steps=24,
+        steps=16,
         pairs=0.4,
         lr=8e-3,
         warmup_steps=5,
@@ -233,11 +233,11 @@ def test_a_short_run_learns_and_goes_on_from_its_own_checkpoint(config_file, tmp
     train(first)
     before = loss_of(new_network(config_file, torch.device("cpu")))
     after = loss_of(load_trainable(tmp_path / "first", torch.device("cpu")))
-    assert after < 0.9 * before
+    assert after < 0.92 * before
 
     written = sorted(path.name for path in (tmp_path / "first").iterdir())
     assert len(written) == 7 and {"config.json", "run.json", "train.log"} < set(written)
-    assert json.loads((tmp_path / "first" / "run.json").read_text())["steps"] == 24
+    assert json.loads((tmp_path / "first" / "run.json").read_text())["steps"] == 16
     second = RunOptions(
         tmp_path / "first",
         tmp_path / "second",

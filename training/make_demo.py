@@ -1,6 +1,6 @@
 """Renders the demo scene: ten photos with EXIF focal length, and the true cameras in truth.json.
 
-    python training/make_demo.py --output demo_data
+    python -m training.make_demo --output demo_data
 
 The seed lies below `mast3r_sfm.synthetic.RESERVED_SEEDS`: no model is trained on it.
 """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import MethodType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,11 +69,11 @@ def compile_regions(network: TwoViewNetwork) -> None:
     def encode(block: EncoderBlock, x: torch.Tensor, rope: RopeTable) -> torch.Tensor:
         return encoder(block, x.contiguous(), rope)  # the first block's tokens come transposed: no second version
 
-    compiled = {
+    compiled: dict[type, Callable[..., Any]] = {
         EncoderBlock: encode,
         DecoderBlock: torch.compile(DecoderBlock.forward, dynamic=True),
         Head: torch.compile(Head.forward, dynamic=True),
     }
     for module in network.modules():
         if type(module) in compiled:
-            module.forward = MethodType(compiled[type(module)], module)  # type: ignore[method-assign, index]
+            module.forward = MethodType(compiled[type(module)], module)  # type: ignore[method-assign]
