@@ -87,6 +87,8 @@ LABEL org.opencontainers.image.title="mast3r-sfm" \
     mast3r-sfm.upstream="${UPSTREAM}"
 USER 1000:1000
 WORKDIR /data
+# as Ctrl-C: the command tidies up and ends
+STOPSIGNAL SIGINT
 ENTRYPOINT ["mast3r-sfm"]
 CMD ["--help"]
 # the container lives for one reconstruction: this is for those who keep one running

@@ -155,7 +155,7 @@ docker_reconstruct() { # IMAGE ARGUMENT...
     mkdir -p -- "$cache"
     add_mount "$cache" rw "$container_hf_home"
 
-    local run=(run --rm --init --workdir "$PWD")
+    local run=(run --rm --workdir "$PWD")
     if [ -t 0 ] && [ -t 1 ]; then run+=(--interactive --tty); fi
     if docker_has_gpu; then
         run+=(--gpus all)

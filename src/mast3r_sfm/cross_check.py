@@ -29,6 +29,8 @@ from mast3r_sfm.types import Reconstruction, View
 
 _PUBLISHED_PATCH = 16
 _PUBLISHED_SIZE = 512
+_TABLE_WIDTH = 110
+_NAME_WIDTH = 24
 
 
 def verify(inputs: Sequence[str], options: Mapping[str, Any]) -> bool:
@@ -111,23 +113,24 @@ def published_options(chosen: ReconstructionOptions, image_size: int | None) -> 
 
 def show_comparison(comparison: Comparison, costs: Mapping[str, Cost]) -> None:
     """Prints differences per view, the limits, what each engine took, and the verdict."""
-    output = Console(highlight=False, soft_wrap=True)
-    table = Table(title="Differences per image, and the share of matches that hold", title_justify="left", box=None)
-    for name in ("image", "depth %", "turn deg", "place %", "focal %", "matches", "native %", "upstream %", "both %"):
-        table.add_column(name, justify="left" if name == "image" else "right", no_wrap=name != "image", overflow="fold")
+    output = Console(highlight=False)
+    if output.width < _TABLE_WIDTH:  # rather broken lines than columns cut short
+        output = Console(highlight=False, width=_TABLE_WIDTH)
+    output.print("Differences per image; the matches, and which share of them holds in the scene of each engine:")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("image", "depth", "rotation", "position", "focal", "matches", "native", "upstream", "both"):
+        table.add_column(name, justify="left" if name == "image" else "right", no_wrap=True)
     for view in comparison.views:
-        differences = (100 * view.depth, view.rotation_deg, 100 * view.position, 100 * view.focal)
         held = (view.held_native, view.held_upstream, view.held_both)
         table.add_row(
-            Path(view.file).name,
-            *(f"{value:.2f}" for value in differences),
+            _short(Path(view.file).name),
+            *_differences(view.depth, view.rotation_deg, view.position, view.focal),
             str(view.matches),
-            *(f"{100 * share:.1f}" for share in held),
+            *(f"{share:.1%}" for share in held),
             style=None if view.within(comparison.limits) else "red",
         )
     limits = comparison.limits
-    largest = (100 * limits.depth, limits.rotation_deg, 100 * limits.position, 100 * limits.focal)
-    table.add_row("limit", *(f"{value:.2f}" for value in largest), style="dim")
+    table.add_row("limit", *_differences(limits.depth, limits.rotation_deg, limits.position, limits.focal), style="dim")
     output.print(table)
     for name, cost in costs.items():
         gpu = "" if cost.gpu_bytes is None else f", {gigabytes(cost.gpu_bytes)} GPU"
@@ -137,3 +140,13 @@ def show_comparison(comparison: Comparison, costs: Mapping[str, Cost]) -> None:
         output.print(f"placed by one engine only: {', '.join(Path(file).name for file in comparison.alone)}")
     far = sum(not view.within(limits) for view in comparison.views)
     output.print("The engines agree." if comparison.agrees else f"The engines differ on {far} images.")
+
+
+def _differences(depth: float, rotation_deg: float, position: float, focal: float) -> list[str]:
+    return [f"{depth:.2%}", f"{rotation_deg:.2f}\N{DEGREE SIGN}", f"{position:.2%}", f"{focal:.2%}"]
+
+
+def _short(name: str) -> str:
+    """A name of at most _NAME_WIDTH characters that keeps its beginning and its end."""
+    half = _NAME_WIDTH // 2
+    return name if len(name) <= _NAME_WIDTH else f"{name[: half - 1]}\N{HORIZONTAL ELLIPSIS}{name[-half:]}"
