@@ -1,0 +1,71 @@
+"""The fast paths of a CUDA device against the plain ones: run with `./test.sh --gpu` on a machine with a GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mast3r_sfm.checkpoint import load_model
+from mast3r_sfm.inference import encode_views, predict_batches
+from mast3r_sfm.matching import _match_one, has_triton
+from mast3r_sfm.pipeline import ReconstructionOptions, reconstruct
+from mast3r_sfm.synthetic import render_orbit
+from test_pipeline import view_of
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+def _views(count: int, size: tuple[int, int] = (160, 120), degrees: float = 60):
+    return [view_of(image.numpy(), k) for k, image in enumerate(render_orbit(900_100, count, size, degrees).rgb)]
+
+
+def test_fused_matching_finds_the_plain_matches() -> None:
+    assert has_triton()
+    from mast3r_sfm.matching_cuda import match_batch
+
+    model = load_model("small", "cuda", "fp32")
+    views = [*_views(3), *_views(2, (120, 160))]
+    encoded = encode_views(model, views)
+    common = total = 0
+    pairs = [(1, 0), (2, 0), (2, 1), (3, 0), (4, 0), (3, 4)]
+    for batch in predict_batches(model, encoded, pairs, batch_size=4):
+        for fast, prediction in zip(match_batch(batch, 8), batch, strict=True):
+            plain = _match_one(prediction, 8)
+            a, b = ({tuple(row) for row in torch.cat([m.xy_i, m.xy_j], 1).tolist()} for m in (fast, plain))
+            common, total = common + len(a & b), total + len(a | b)
+    assert total > 500 and common / total >= 0.99
+
+
+def test_whole_reconstruction_equals_that_of_the_cpu() -> None:
+    views = _views(4)
+    results = [reconstruct(views, load_model("small", device, "fp32"), ReconstructionOptions())[0]
+               for device in ("cpu", "cuda")]  # fmt: skip
+    cpu, gpu = (result.views for result in results)
+    for a, b in zip(cpu, gpu, strict=True):
+        relative = a.world_from_cam[:3, :3].T @ b.world_from_cam[:3, :3]
+        assert np.degrees(np.arccos(np.clip((np.trace(relative) - 1) / 2, -1, 1))) < 0.3
+        assert np.median(np.abs(a.depth / b.depth - 1)) < 0.02
+
+
+def test_same_input_gives_the_same_result() -> None:
+    views = _views(4)
+    model = load_model("small", "cuda", "fp32")
+    first, second = (reconstruct(views, model)[0] for _ in range(2))
+    for a, b in zip(first.views, second.views, strict=True):
+        assert np.array_equal(a.world_from_cam, b.world_from_cam) and np.array_equal(a.depth, b.depth)
+
+
+def test_little_memory_is_survived() -> None:
+    model = load_model("small", "cuda", "fp32")
+    views = _views(6, (320, 240))
+    total = torch.cuda.get_device_properties(0).total_memory
+    held = torch.cuda.memory_allocated()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction((held + 0.6e9) / total)
+    try:
+        encoded = encode_views(model, views)
+        pairs = [(i, j) for i in range(6) for j in range(i)]
+        assert sum(len(batch) for batch in predict_batches(model, encoded, pairs, batch_size=64)) == len(pairs)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
