@@ -1,4 +1,4 @@
-"""Settings of the sparse global alignment, with the published defaults (spec: alignment, section 18)."""
+"""Settings of the sparse global alignment (spec: alignment, section 18)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ LINKAGES = ("ward", "single", "complete", "average", "weighted", "centroid", "me
 class AlignmentConfig:
     """How a scene is aligned. Two stages: `coarse` moves poses and sizes, `fine` also cameras and depths.
 
+    The defaults are the published ones, but for two: `AlignmentConfig(train_root=True,
+    principal_point_prior=0)` is the published method.
+
     subsample            side S of the blocks that share an anchor, pixels
     tree                 "mst" or "hclust-LINKAGE" with a SciPy linkage name: how the chain of poses is chosen
     lr_*, niter_*        learning rate at the first iteration (cosine to zero) and number of iterations;
@@ -22,6 +25,10 @@ class AlignmentConfig:
     matching_conf_thr    a pair is good if its best match is more confident than this
     optimize_depth, optimize_principal_point
                          whether the fine stage moves them
+    principal_point_prior
+                         weight, in pixels of the loss, of the mean squared distance of the principal points from
+                         the image centres in units of (W, H). Without it they absorb the errors of the relief:
+                         they wander by several per cent of the image and take the poses along.
     shared_intrinsics    one focal length and one (relative) principal point for all views
     train_root           also move the root of the tree. That is a freedom of the frame only, and in float32 it
                          turns the world at random; the published method does it.
@@ -40,6 +47,7 @@ class AlignmentConfig:
     matching_conf_thr: float = 0.0
     optimize_depth: bool = True
     optimize_principal_point: bool = True
+    principal_point_prior: float = 100.0
     shared_intrinsics: bool = False
     train_root: bool = False
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mast3r_sfm.alignment.problem import CHUNK, FallbackChunks, MatchChunks
+from mast3r_sfm.alignment.packing import CHUNK, FallbackChunks, MatchChunks
 
 MIN_PROJECTION_DEPTH = 1e-3
 PIXEL_RANGE = (-1000.0, 2000.0)
@@ -76,7 +76,7 @@ def point_loss(
     of_pair = transforms.index_select(0, matches.pairs.view(-1)).view(-1, 8, 3)
     gradient = points.new_empty(len(points), 8, 3)
     losses = []
-    for slab in _slabs(len(points), points):
+    for slab in slabs(len(points), points):
         of_chunk = of_pair.index_select(0, matches.chunk_pair[slab])
         residual = torch.bmm(of_chunk.transpose(1, 2), points[slab])
         value, slope = robust_distance_(_norm(residual), exponent)
@@ -88,7 +88,9 @@ def point_loss(
     return _total(losses), by_view[:, :3].transpose(1, 2), by_view[:, 3]
 
 
-def constant_points(matches: MatchChunks, rays: torch.Tensor, unit_depths: torch.Tensor, inverse_zooms: torch.Tensor) -> torch.Tensor:
+def constant_points(
+    matches: MatchChunks, rays: torch.Tensor, unit_depths: torch.Tensor, inverse_zooms: torch.Tensor
+) -> torch.Tensor:
     """The `points` of `point_loss`: matched points in their cameras, for views of scale 1.
 
     rays           (n, 3, 3) K^-1
@@ -116,26 +118,9 @@ def projection_loss(
 
     Returns the loss (0-d) and its gradients.
     """
-    assert cameras.pixel_from_world is not None
     n = len(cameras.centres)
-    packed = torch.cat(
-        [
-            cameras.world_from_pixel.reshape(n, 9),
-            cameras.centres,
-            cameras.pixel_from_world.reshape(n, 9),
-            cameras.inverse_zooms[:, None],
-        ],
-        1,
-    )
-    # [p, side]: of the source view of the direction from `side` to the other side
-    of_side = packed.index_select(0, matches.pairs.view(-1)).view(-1, 2, 22)
-    baseline = (of_side[:, :, 9:12] - of_side[:, :, 9:12].flip(1))[..., None]
-    from_source = torch.cat([of_side[:, :, :9].unflatten(2, (3, 3)), baseline], 3)
-    into_target = of_side[:, :, 12:21].flip(1).unflatten(2, (3, 3))
-    # h = depth * M (x, y, 1) + m, homogeneous pixel of the target view
-    of_direction = torch.cat([(into_target @ from_source).flatten(2), of_side[:, :, 21:]], 2)
-
-    losses, gradient, anchor_gradient = _project(matches, of_direction, cameras.depths, exponent)
+    of_direction, from_source, into_target = directions(matches, cameras)
+    loss, gradient, anchor_gradient = _project(matches, of_direction, cameras.depths, exponent)
 
     by_pair = matches.sum_by_pair(gradient.view(len(gradient), -1)).view(-1, 2, 7, 3)
     grad_matrix = torch.cat([by_pair[:, :, :3], by_pair[:, :, 3:6, 2:]], 3)
@@ -152,7 +137,7 @@ def projection_loss(
         2,
     )
     by_view = matches.sum_by_view(rows.view(-1, 22))
-    return losses, CameraMatrices(
+    return loss, CameraMatrices(
         world_from_pixel=by_view[:, :9].view(n, 3, 3),
         centres=by_view[:, 9:12],
         pixel_from_world=by_view[:, 12:21].view(n, 3, 3),
@@ -162,12 +147,38 @@ def projection_loss(
     )
 
 
+def directions(matches: MatchChunks, cameras: CameraMatrices) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What projects the points of one view of a pair into the other, for both directions of every pair.
+
+    Returns, with [p, side] the direction from view `side` of the pair to the other one,
+    (P + 1, 2, 13): M | m row by row, then the source's inverse zoom; a pixel (x, y, 1) of the source at depth d has
+        the homogeneous pixel d M (x, y, 1) + m in the target;
+    (P + 1, 2, 3, 4) and (P + 1, 2, 3, 3): the two factors of M | m, from the source and into the target.
+    """
+    assert cameras.pixel_from_world is not None
+    n = len(cameras.centres)
+    packed = torch.cat(
+        [
+            cameras.world_from_pixel.reshape(n, 9),
+            cameras.centres,
+            cameras.pixel_from_world.reshape(n, 9),
+            cameras.inverse_zooms[:, None],
+        ],
+        1,
+    )
+    of_side = packed.index_select(0, matches.pairs.view(-1)).view(-1, 2, 22)
+    baseline = (of_side[:, :, 9:12] - of_side[:, :, 9:12].flip(1))[..., None]
+    from_source = torch.cat([of_side[:, :, :9].unflatten(2, (3, 3)), baseline], 3)
+    into_target = of_side[:, :, 12:21].flip(1).unflatten(2, (3, 3))
+    return torch.cat([(into_target @ from_source).flatten(2), of_side[:, :, 21:]], 2), from_source, into_target
+
+
 def _project(
     matches: MatchChunks, of_direction: torch.Tensor, depths: torch.Tensor, exponent: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The part of `projection_loss` that touches every match.
 
-    of_direction  (P + 1, 2, 13): M | m row by row, and the source view's inverse zoom
+    of_direction is the first result of `directions`.
 
     Returns the loss, rows (C, 2, 7, 3) and the gradient (2CL,) with respect to the depth of the observed
     anchors. The first three of seven rows are the gradient with respect to M; the last column of the other four
@@ -178,7 +189,7 @@ def _project(
     gradient = depths.new_empty(num_chunks, 2, 7, 3)
     anchor_gradient = depths.new_empty(num_chunks, 2, length)
     losses = []
-    for slab in _slabs(num_chunks, depths):
+    for slab in slabs(num_chunks, depths):
         pixel = observed.pixel[slab]
         flat_pixel = pixel.flatten(0, 1)
         of_chunk = of_direction.index_select(0, matches.chunk_pair[slab]).flatten(0, 1)
@@ -239,7 +250,7 @@ def fallback_loss(
     gradient = centres.new_empty(num_chunks, 25)
     anchor_gradient = centres.new_empty(num_chunks, length)
     losses = []
-    for slab in _slabs(num_chunks, centres):
+    for slab in slabs(num_chunks, centres):
         pixel, offset = chunks.observed.pixel[slab], chunks.observed.offset[slab]
         of_chunk = of_entry.index_select(0, chunks.chunk_entry[slab])
         transform = of_chunk[:, :24].view(-1, 8, 3)
@@ -285,7 +296,7 @@ def _total(losses: list[torch.Tensor]) -> torch.Tensor:
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
-def _slabs(num_chunks: int, like: torch.Tensor) -> Iterator[slice]:
+def slabs(num_chunks: int, like: torch.Tensor) -> Iterator[slice]:
     """Consecutive ranges of chunks, so that the temporaries of large problems stay small."""
     step = max(1, _SLAB.get(like.device.type, _SLAB["cpu"]) // CHUNK)
     for first in range(0, num_chunks, step):

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mast3r_sfm.alignment.config import AlignmentConfig
 from mast3r_sfm.alignment.kinematic_tree import KinematicTree
 from mast3r_sfm.alignment.problem import AlignmentProblem
 
@@ -80,9 +79,7 @@ class SceneModel:
         }
         sizes = [int(np.prod(shape)) for shape in self.shapes.values()]
         ends = np.cumsum(sizes).tolist()
-        self.slices = {
-            name: slice(end - size, end) for name, size, end in zip(self.shapes, sizes, ends, strict=True)
-        }
+        self.slices = {name: slice(end - size, end) for name, size, end in zip(self.shapes, sizes, ends, strict=True)}
         self.size = ends[-1]
 
         diagonal = torch.linalg.vector_norm(problem.sizes, dim=1)
@@ -189,8 +186,9 @@ def _rotation_basis() -> torch.Tensor:
     """(16, 9): products q_a q_b, row 4 a + b, to entries of the rotation matrix."""
     basis = torch.zeros(16, 9)
     for column, terms in enumerate(_ROTATION_TERMS):
-        for (a, b), factor in terms.items():
-            basis["xyzw".index(a) * 4 + "xyzw".index(b), column] = factor
+        for product, factor in terms.items():
+            a, b = ("xyzw".index(component) for component in product)
+            basis[4 * a + b, column] = factor
     return basis
 
 

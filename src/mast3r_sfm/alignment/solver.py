@@ -184,12 +184,16 @@ class FineObjective(Objective):
         _pair_up(cameras, gradient, 1.0, outputs, gradients)
         if self.problem.fallback is not None:
             loss = loss + self._add_fallback(cameras, outputs, gradients)
-        return loss, self._pull_back(outputs, gradients, leaves)
+        pulled = self._pull_back(outputs, gradients, leaves)
+        if "principal_points" in pulled and self.config.principal_point_prior:
+            shift = parameters.principal_points.detach() - 0.5
+            weight = self.config.principal_point_prior / len(shift)
+            loss = loss + weight * shift.square().sum()
+            pulled["principal_points"] = pulled["principal_points"] + 2 * weight * shift
+        return loss, pulled
 
 
-def align(
-    problem: AlignmentProblem, config: AlignmentConfig, progress: Progress | None = None
-) -> AlignmentResult:
+def align(problem: AlignmentProblem, config: AlignmentConfig, progress: Progress | None = None) -> AlignmentResult:
     """Cameras and depths that agree with the matches; runs on the device of `problem`.
 
     The result is that of the last forward pass of the last stage, before its step (spec: alignment, section 10).
@@ -214,7 +218,7 @@ def run_stage(
 
     Returns the parameters of the last forward pass and the losses (niter,) before every step.
     """
-    if niter == 0 or objective.problem.matches.num_pairs == 0 and objective.problem.fallback is None:
+    if niter == 0 or (objective.problem.matches.num_pairs == 0 and objective.problem.fallback is None):
         return theta.clone(), theta.new_zeros(niter)
     stage = _Stage(objective, theta, lr, niter)
     step = _record(stage) if theta.is_cuda else stage.step
