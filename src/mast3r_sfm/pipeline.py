@@ -195,8 +195,9 @@ def _assemble(
     number = {index: k for k, index in enumerate(chosen)}
     canonical = [one for k in chosen if (one := all_canonical[k]) is not None]
     # the first registered camera is the origin: the alignment's own frame has no meaning
-    world_from_cam = np.linalg.inv(aligned.world_from_cam[0].numpy()) @ aligned.world_from_cam.numpy()
-    K = aligned.K.numpy()
+    world_from_root = aligned.world_from_cam.cpu().numpy()
+    world_from_cam = np.linalg.inv(world_from_root[0]) @ world_from_root
+    K = aligned.K.cpu().numpy()
     depths = [dense_depth(one, aligned.core_depths[k], float(K[k, 0, 0]), subsample) for k, one in enumerate(canonical)]
     confs = [one.conf for one in canonical]
     clean = confs
