@@ -7,12 +7,13 @@ from types import MethodType
 from typing import Any
 
 import torch
+import torch.fx.experimental._config
 import torch.nn.functional as F
 from torch import nn
 
 from mast3r_sfm.network import TwoViewNetwork
 from mast3r_sfm.network.blocks import DecoderBlock, EncoderBlock
-from mast3r_sfm.network.heads import HalfResolutionPoints, Head, unpatchify
+from mast3r_sfm.network.heads import HalfResolutionPoints, unpatchify
 from mast3r_sfm.network.rope import RopeTable
 
 
@@ -62,18 +63,40 @@ def use_fast_heads(network: TwoViewNetwork) -> None:
             module.__class__ = FastHalfResolutionPoints
 
 
+def allow_any_shape() -> None:
+    """Settings of torch.compile for functions that see many batch and image sizes, once a process.
+
+    By default two sizes that happen to be equal count as one (a square image, four scenes of four waves), and the
+    next call compiles again. Too many versions end the run instead of going on slowly.
+    """
+    torch.fx.experimental._config.use_duck_shape = False
+    torch._dynamo.config.recompile_limit = 16
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+
+
 def compile_regions(network: TwoViewNetwork) -> None:
-    """Compiles the blocks and the heads, each once for all layers and for all image shapes."""
+    """Compiles the transformer blocks, each kind once for all layers and for all image shapes.
+
+    The heads stay as they are: their reshapes of unknown sizes are more than the compiler can order.
+    """
     encoder = torch.compile(EncoderBlock.forward, dynamic=True)
+    decoder = torch.compile(DecoderBlock.forward, dynamic=True)
+    twins: dict[int, RopeTable] = {}
 
     def encode(block: EncoderBlock, x: torch.Tensor, rope: RopeTable) -> torch.Tensor:
         return encoder(block, x.contiguous(), rope)  # the first block's tokens come transposed: no second version
 
-    compiled: dict[type, Callable[..., Any]] = {
-        EncoderBlock: encode,
-        DecoderBlock: torch.compile(DecoderBlock.forward, dynamic=True),
-        Head: torch.compile(Head.forward, dynamic=True),
-    }
+    def decode(
+        block: DecoderBlock, x: torch.Tensor, y: torch.Tensor, rope_x: RopeTable, rope_y: RopeTable
+    ) -> torch.Tensor:
+        if rope_x.cos is rope_y.cos:  # one table for both views would be another version than two tables
+            key = id(rope_x.cos)
+            if key not in twins:
+                twins[key] = RopeTable(rope_x.cos.clone(), rope_x.sin.clone())
+            rope_y = twins[key]
+        return decoder(block, x, y, rope_x, rope_y)
+
+    compiled: dict[type, Callable[..., Any]] = {EncoderBlock: encode, DecoderBlock: decode}
     for module in network.modules():
         if type(module) in compiled:
-            module.forward = MethodType(compiled[type(module)], module)  # type: ignore[method-assign]
+            module.forward = MethodType(compiled[type(module)], module)

@@ -32,7 +32,7 @@ from mast3r_sfm.synthetic.shading import RayFunctions, render_rays, render_rays_
 from .losses import Losses, LossOptions, Shapes, draw_samples, pair_losses
 from .optimiser import Optimiser, OptimiserOptions
 from .schedule import RESOLUTIONS, Resolution, batch_for, choose_shapes, learning_rate
-from .speed import compile_regions, use_fast_heads
+from .speed import allow_any_shape, compile_regions, use_fast_heads
 from .weights import load_trainable, new_network, read_raw_config, save_weights
 
 logger = logging.getLogger("training")
@@ -102,8 +102,7 @@ def prepare(network: TwoViewNetwork, options: RunOptions, device: torch.device) 
     use_fast_heads(network)
     if not options.compile:
         return Functions(render_rays if device.type == "cuda" else render_rays_culled, develop, pair_losses)
-    torch._dynamo.config.recompile_limit = 64
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    allow_any_shape()
     compile_regions(network)
     plain = RayFunctions()
     parts = RayFunctions(

@@ -187,7 +187,7 @@ def _grow(
         [at_x[..., None] + shift[..., 0], at_y[..., None] - up - 0.4 * size[..., 1], at_z[..., None] + shift[..., 1]],
         -1,
     )
-    leaf = draws.log_uniform(0.018, 0.06, plants, 1) * scale[:, None, None]
+    leaf = draws.log_uniform(0.012, 0.045, plants, 1) * scale[:, None, None]
     ball = torch.tensor([1.0, 0.0, -1.0]).expand(draws.batch, plants, blobs, 3)
     profile = torch.cat([ball, leaf[..., None].expand(-1, -1, blobs, 1)], -1)
     R = yaw_matrix(draws.uniform(0, 6.28, plants, blobs))

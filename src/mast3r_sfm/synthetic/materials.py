@@ -30,6 +30,10 @@ def draw_materials(draws: Draws, templates: torch.Tensor, outdoor: torch.Tensor)
     grey = colours.mean(-1, keepdim=True)
     saturation = torch.where(draws.chance(0.5, M, 1, 1), 0.25, draws.uniform(0.4, 1.0, M, 1, 1))
     colours = grey + saturation * (colours - grey)
+    # most materials are shades of one colour, warm more often than cold
+    warm = torch.tensor([1.12, 1.0, 0.84]) ** draws.uniform(-0.5, 2.0, M, 1, 1)
+    shades = colours[:, :, :1] * warm * draws.log_uniform(0.55, 1.6, M, 3, 1) * torch.exp(0.06 * draws.normal(M, 3, 3))
+    colours = torch.where(draws.chance(0.65, M, 1, 1), shades, colours).clamp(0.03, 0.95)
 
     pattern = torch.where(draws.chance(0.4, M), NOISE, draws.integers(1, 8, M))
     pattern_frequency = draws.log_uniform(1.5, 14.0, M) * torch.where(hull, 0.6, 1.0)

@@ -13,7 +13,7 @@ from .compose import clear_view, compose, scene_scale
 from .draws import Draws
 from .layout import Scenes
 from .photo import PhotoEffects, develop, draw_effects
-from .shading import render_rays_culled
+from .shading import OCTAVES, render_rays_culled
 
 TILE = 64
 """Edge of the square tiles that a view is rendered in, pixels: few objects are near the rays of one tile."""
@@ -78,6 +78,7 @@ def render_orbit(
     fov_deg: float = 62.0,
     samples: int = 1,
     effects: float = 0.4,
+    octaves: int = OCTAVES,
     views: Sequence[int] | None = None,
 ) -> RenderedScene:
     """Renders a random scene from cameras on an arc around it; the same seed gives the same scene on every device.
@@ -88,6 +89,7 @@ def render_orbit(
     fov_deg   field of view along the longer side, the same for all views
     samples   rays per pixel along each axis (supersampling); depth is always that of the pixel's centre
     effects   strength of exposure changes, blur and noise (0: none)
+    octaves   detail of the textures
     views     render only these of the views (they look the same as in the whole orbit); None: all
     """
     W, H = size
@@ -109,7 +111,7 @@ def render_orbit(
         num_views = len(views)
     focal = 0.5 * max(W, H) / math.tan(math.radians(fov_deg) / 2)
     rgb, depth = _render_views(
-        scenes.to(device), eye.to(device), rotation.to(device), focal, (H, W), samples, photo.to(device)
+        scenes.to(device), eye.to(device), rotation.to(device), focal, (H, W), samples, octaves, photo.to(device)
     )
     pose = torch.eye(4, dtype=torch.float64).repeat(num_views, 1, 1)
     pose[:, :3, :3], pose[:, :3, 3] = rotation[0].double(), eye[0].double()
@@ -124,6 +126,7 @@ def _render_views(
     focal: float,
     shape: tuple[int, int],
     samples: int,
+    octaves: int,
     photo: PhotoEffects,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """rgb (n, H, W, 3) uint8 and depth (n, H, W) of the views of one scene, a chunk of rays at a time."""
@@ -139,10 +142,10 @@ def _render_views(
                 tile = slice(top, top + TILE), slice(left, left + TILE)
                 part = rays[tile]
                 for offset in offsets:
-                    c, t = _trace(scenes, eye[0, view], rotation[0, view], part + offset, 1 / focal / samples)
+                    c, t = _trace(scenes, eye[0, view], rotation[0, view], part + offset, 1 / focal / samples, octaves)
                     colour[tile] += c.clamp(max=1.2) / len(offsets)
                 if samples != 1:
-                    t = _trace(scenes, eye[0, view], rotation[0, view], part, 1 / focal)[1]
+                    t = _trace(scenes, eye[0, view], rotation[0, view], part, 1 / focal, 1)[1]
                 depth[tile] = t
         one = PhotoEffects(*(tensor[:, view : view + 1] for tensor in photo))
         image = develop(colour.reshape(1, 1, H * W, 3), one, shape)[0, 0]
@@ -152,10 +155,10 @@ def _render_views(
 
 
 def _trace(
-    scenes: Scenes, eye: torch.Tensor, rotation: torch.Tensor, rays: torch.Tensor, pixel_angle: float
+    scenes: Scenes, eye: torch.Tensor, rotation: torch.Tensor, rays: torch.Tensor, pixel_angle: float, octaves: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Colours (h, w, 3) and depths (h, w) of camera-frame rays (h, w, 3) of one camera."""
     d = rays.reshape(-1, 3) @ rotation.T
     angle = torch.full_like(d[:, 0], pixel_angle)
-    colour, t, _ = render_rays_culled(scenes, eye.expand_as(d)[None], d[None], angle[None])
+    colour, t, _ = render_rays_culled(scenes, eye.expand_as(d)[None], d[None], angle[None], octaves=octaves)
     return colour[0].reshape(rays.shape), t[0].reshape(rays.shape[:-1])

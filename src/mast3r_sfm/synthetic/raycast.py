@@ -112,7 +112,7 @@ def _leaf_at(
     distance2 = torch.zeros_like(t)
     for k in range(3):
         distance2 = distance2 + (inside[k] - 0.25 - 0.5 * hash_unit(bits, k)) ** 2
-    return distance2 < 0.17
+    return distance2 < 0.24
 
 
 def _nearest_leaf(objects: torch.Tensor, o: torch.Tensor, d: torch.Tensor) -> torch.Tensor:

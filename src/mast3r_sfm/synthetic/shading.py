@@ -13,6 +13,11 @@ from .noise import hash3, hash_unit, value_noise
 from .raycast import MISS, Step, cast, cast_to_ground, ground_newton, ground_step, normals, occluded, shortlist
 
 OCTAVES = 4
+"""Octaves of the textures: enough for images of 320 pixels; larger ones show more detail with more."""
+
+HAZE_M = 90.0
+"""Distance over which the air takes on most of the horizon's colour, outdoors."""
+
 SHADOW_OFFSET = 2e-3
 """Metres between a surface and the start of its shadow ray."""
 
@@ -42,7 +47,12 @@ def render_rays(
 
 
 def render_rays_culled(
-    scenes: Scenes, o: torch.Tensor, d: torch.Tensor, pixel_angle: torch.Tensor, chunk: int = 4096
+    scenes: Scenes,
+    o: torch.Tensor,
+    d: torch.Tensor,
+    pixel_angle: torch.Tensor,
+    chunk: int = 4096,
+    octaves: int = OCTAVES,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`render_rays` by short runs of rays of one scene, each with the objects near it: fast on a CPU."""
     rows = []
@@ -55,7 +65,7 @@ def render_rays_culled(
             ray_o, ray_d = o[part], d[part]
             ground = cast_to_ground(one, ray_o, ray_d) if outdoor else torch.full_like(ray_o[..., 0], MISS)
             t, surface = cast(one, ray_o, ray_d, ground, shortlist(one, ray_o, ray_d))
-            colour = shade(one, ray_o, ray_d, t, surface, pixel_angle[part], cull=True)
+            colour = shade(one, ray_o, ray_d, t, surface, pixel_angle[part], True, octaves)
             runs.append((colour, torch.where(t < MISS, t, 0.0), surface))
         rows.append([torch.cat(column, 1) for column in zip(*runs, strict=True)])
     colour, t, surface = (torch.cat(column) for column in zip(*rows, strict=True))
@@ -70,6 +80,7 @@ def shade(
     surface: torch.Tensor,
     pixel_angle: torch.Tensor,
     cull: bool = False,
+    octaves: int = OCTAVES,
 ) -> torch.Tensor:
     """Linear colours (B, P, 3), mostly within [0, 1], of rays that met `surface` at `t`.
 
@@ -87,7 +98,7 @@ def shade(
     n = normals(scenes, points, surface, g)
     n = torch.where((_dot(n, view) > 0)[..., None], -n, n)  # inner side of a leaf shell
 
-    albedo = _texture(g, m, points, t * pixel_angle, is_object)
+    albedo = _texture(g, m, points, t * pixel_angle, is_object, octaves)
     occlusion = _ambient_occlusion(scenes, points, n, surface)
     sun, fill = _columns(lights, LightColumns.SUN), _columns(lights, LightColumns.FILL)
     facing_sun, facing_fill = _dot(n, sun), _dot(n, fill).clamp(min=0)
@@ -105,6 +116,7 @@ def shade(
     fresnel = (1 + _dot(view, n)).clamp(0, 1) ** 3
     up = (0.5 - 0.5 * mirrored[..., 1]).clamp(0, 1)
 
+    haze = (1 - torch.exp(-t / HAZE_M)) * scenes.outdoor[:, None]
     no_sky = cull and not bool(is_sky.any())
     clouds = torch.zeros_like(t) if no_sky else _clouds(lights, view, pixel_angle)
     channels = []
@@ -115,6 +127,7 @@ def shade(
         light = ambient + sun_light * lights[..., LightColumns.SUN_COLOUR + c] + fill_light
         surrounding = horizon + (zenith - horizon) * up
         colour = albedo[c] * light + gloss * (highlight + (0.08 + 0.5 * fresnel) * surrounding * occlusion)
+        colour = colour + (horizon - colour) * haze
         height = (-view[..., 1]).clamp(0, 1) ** 0.6
         sky = (horizon + (zenith - horizon) * height) * (1 - clouds) + clouds * (0.55 + 0.45 * horizon)
         channels.append(torch.where(is_sky, sky, colour))
@@ -155,7 +168,12 @@ def _clouds(lights: torch.Tensor, view: torch.Tensor, pixel_angle: torch.Tensor)
 
 
 def _texture(
-    g: torch.Tensor, m: torch.Tensor, points: torch.Tensor, footprint: torch.Tensor, is_object: torch.Tensor
+    g: torch.Tensor,
+    m: torch.Tensor,
+    points: torch.Tensor,
+    footprint: torch.Tensor,
+    is_object: torch.Tensor,
+    octaves: int = OCTAVES,
 ) -> list[torch.Tensor]:
     """Three albedo channels (B, P) of a solid texture, in metres along the object's own axes."""
     A = [[g[..., ObjectColumns.A + 3 * i + k] for k in range(3)] for i in range(3)]
@@ -166,7 +184,7 @@ def _texture(
         q.append(torch.where(is_object, own, points[..., i]) + m[..., MaterialColumns.OFFSET + i])
     seed = m[..., MaterialColumns.SEED].to(torch.int32)
     frequency, decay = m[..., MaterialColumns.NOISE_FREQUENCY], m[..., MaterialColumns.NOISE_DECAY]
-    noise = value_noise(torch.stack(q, -1), frequency, decay, footprint, seed, OCTAVES)
+    noise = value_noise(torch.stack(q, -1), frequency, decay, footprint, seed, octaves)
 
     kind = m[..., MaterialColumns.PATTERN]
     f = m[..., MaterialColumns.PATTERN_FREQUENCY]
