@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -197,7 +198,7 @@ def write_truth(folder: Path, scene: Reconstruction) -> None:
         K=np.stack([view.K for view in views]),
         depth=np.stack([view.depth for view in views]),
         conf=np.stack([view.conf for view in views]),
-        cleaned=np.stack([view.conf * 0.5 for view in views]),
+        cleaned=np.stack([view.conf * (np.arange(W) >= W // 2) for view in views]),  # the left half floats
         rgb=np.stack([np.full((H, W, 3), 17 * view.index, dtype=np.uint8) for view in views]),
     )
 
@@ -216,7 +217,8 @@ def test_the_published_result_arrives_in_our_terms(stand_in: None, tmp_path: Pat
         np.testing.assert_allclose(got.K, K, rtol=1e-6)
         np.testing.assert_array_equal(got.depth, want.depth)
         assert (got.conf == 2).all()
-        assert (got.conf_clean == 1).all()
+        assert (got.conf_clean[:, : W // 2] == 0).all()
+        assert (got.conf_clean[:, W // 2 :] == 2).all()
         assert (got.rgb == 17 * got.index).all()
         assert got.depth.dtype == got.conf.dtype == np.float32
         assert got.transform == view.transform
@@ -309,6 +311,24 @@ def test_verify_agrees_with_the_same_method_and_not_with_another_scene(
     np.savez(tmp_path / "scene.npz", depth=depth, conf=depth, cleaned=depth, rgb=rgb, **cameras)
     assert verify(tmp_path) == 6
     assert "The engines differ on 2 images." in capsys.readouterr().out
+
+
+def test_the_published_engine_feeds_the_same_exporters(stand_in: None, tmp_path: Path) -> None:
+    photos(tmp_path)
+    write_truth(tmp_path, Reconstruction(plane_scene().views[:3], ()))
+    small = Path(images.__file__).parent / "data" / "small"
+    output = tmp_path / "result"
+    arguments = ["--input", str(tmp_path / "*.png"), "--output", str(output), "--model-name", str(small)]
+    with pytest.raises(SystemExit) as exit_info:
+        main(["reconstruct", "--engine", "upstream", *arguments, "--image-size", "64", "--min-conf-thr", "0.5"])
+    assert exit_info.value.code == 0
+    run = json.loads((output / "run.json").read_text())
+    assert run["model"]["engine"] == "upstream"
+    cameras = json.loads((output / "cameras.json").read_text())["images"]
+    expected = np.linalg.inv(POSES[0]) @ POSES[2]
+    np.testing.assert_allclose(cameras[2]["world_from_cam"], expected, atol=1e-5)
+    np.testing.assert_array_equal(np.load(output / "depth_001.npy"), plane_view(1, POSES[1]).depth)
+    assert (output / "scene.glb").stat().st_size > 0
 
 
 def test_verify_without_the_published_code_is_a_usage_error(

@@ -153,6 +153,13 @@ def display_options(command: _Command) -> _Command:
     "--batch-size", type=click.IntRange(min=1), metavar="N", help="Pairs per batch [default: by the free memory]."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all random choices.")
+@click.option(
+    "--engine",
+    type=click.Choice(["native", "upstream"]),
+    default="native",
+    show_default=True,
+    help="upstream: the published code, where it is installed (see `verify`); only to compare with.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing result, as a whole.")
 @display_options
 def reconstruct(inputs: tuple[str, ...], output: Path | None, **options: Any) -> int:

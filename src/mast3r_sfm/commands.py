@@ -18,6 +18,8 @@ from mast3r_sfm.alignment import AlignmentConfig
 from mast3r_sfm.checkpoint import Model, load_model
 from mast3r_sfm.config import DEFAULT_MODEL, SMALL_MODEL
 from mast3r_sfm.console import ProgressDisplay, WarningCollector, logging_to_console, say, show_table
+from mast3r_sfm.cross_check import reconstruct_upstream
+from mast3r_sfm.device import resolve_device
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.glb import SceneOptions, SceneStatistics
 from mast3r_sfm.export.match_result import write_match_result
@@ -36,6 +38,18 @@ from mast3r_sfm.verification import VerificationLimits, verify_matches
 DEFAULT_MIN_CONF_THR = 3.0
 
 
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    """What an engine made of the photos. `model` is the section of run.json, `min_conf_thr` the model's own."""
+
+    views: Sequence[View]
+    reconstruction: Reconstruction
+    report: RunReport
+    model: dict[str, Any]
+    device: torch.device
+    min_conf_thr: float | None
+
+
 def reconstruct(inputs: list[str], output: Path | None, options: Mapping[str, Any]) -> bool:
     """The `reconstruct` command. Returns whether some images could not be registered."""
     quiet = options["quiet"]
@@ -45,26 +59,22 @@ def reconstruct(inputs: list[str], output: Path | None, options: Mapping[str, An
         check_output(output, options["overwrite"])
         paths = find_images(inputs)
         resolve_graph(options["scene_graph"], len(paths))  # a misspelt graph should not wait for the model
-        model = _load_model(options, log, quiet)
+        run_engine = _run_upstream if options["engine"] == "upstream" else _run_native
+        outcome = run_engine(paths, options, log)
         scene = SceneOptions(
-            min_conf_thr=_first(options["min_conf_thr"], model.config.min_conf_thr, DEFAULT_MIN_CONF_THR),
+            min_conf_thr=_first(options["min_conf_thr"], outcome.min_conf_thr, DEFAULT_MIN_CONF_THR),
             as_pointcloud=options["as_pointcloud"],
             max_points=options["max_points"],
             clean_depth=options["clean_depth"],
         )
-        chosen = _pipeline_options(options)
-        with ProgressDisplay(quiet) as display:
-            views = _load_views(paths, model, options, display)
-            say(_announcement(model, views, chosen), quiet)
-            loaded = time.perf_counter()
-            reconstruction, report = run_pipeline(views, model, chosen, display)
-        seconds = {"Set up and read images": loaded - start, **report.seconds}
         writing = time.perf_counter()
-        run = _run_document(inputs, views, model, options, report, seconds, log)
-        statistics = write_result(reconstruction, output, scene, run, options["overwrite"])
+        set_up = writing - start - sum(outcome.report.seconds.values())
+        seconds = {"Set up and read images": set_up, **outcome.report.seconds}
+        run = _run_document(inputs, outcome, options, seconds, log)
+        statistics = write_result(outcome.reconstruction, output, scene, run, options["overwrite"])
         seconds["Write files"] = time.perf_counter() - writing
-        show_table(_summary(reconstruction, report, statistics, seconds, model, output), quiet)
-    return len(reconstruction.registered) < len(reconstruction.views)
+        show_table(_summary(outcome, statistics, seconds, output), quiet)
+    return len(outcome.reconstruction.registered) < len(outcome.reconstruction.views)
 
 
 def match(image_a: str, image_b: str, output: Path, options: Mapping[str, Any]) -> None:
@@ -156,6 +166,33 @@ def _load_views(
     return views
 
 
+def _run_native(paths: Sequence[Path], options: Mapping[str, Any], log: WarningCollector) -> _Outcome:
+    """Our own engine."""
+    quiet = options["quiet"]
+    model = _load_model(options, log, quiet)
+    chosen = _pipeline_options(options)
+    with ProgressDisplay(quiet) as display:
+        views = _load_views(paths, model, options, display)
+        say(_announcement(model, views, chosen), quiet)
+        reconstruction, report = run_pipeline(views, model, chosen, display)
+    document = _model_document(model)
+    return _Outcome(views, reconstruction, report, document, model.device, model.config.min_conf_thr)
+
+
+def _run_upstream(paths: Sequence[Path], options: Mapping[str, Any], log: WarningCollector) -> _Outcome:
+    """The published code: its own network, matching and alignment on the same photos and weights."""
+    if options["revision"] is not None:
+        raise InputError("--revision: the published engine loads the newest; name a downloaded folder as --model-name")
+    name = options["model_name"] or DEFAULT_MODEL
+    device = resolve_device(options["device"])
+    say(f"Published engine, model {name} on {device}; its matches are not verified", options["quiet"])
+    views, reconstruction, report = reconstruct_upstream(
+        paths, _pipeline_options(options), name, device, options["image_size"]
+    )
+    document = {"name": name, "engine": "upstream", "device": str(device)}
+    return _Outcome(views, reconstruction, report, document, device, None)
+
+
 def _pipeline_options(options: Mapping[str, Any]) -> ReconstructionOptions:
     return ReconstructionOptions(
         scene_graph=options["scene_graph"],
@@ -213,10 +250,8 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _run_document(
     inputs: Sequence[str],
-    views: Sequence[View],
-    model: Model,
+    outcome: _Outcome,
     options: Mapping[str, Any],
-    report: RunReport,
     seconds: Mapping[str, float],
     log: WarningCollector,
 ) -> dict[str, Any]:
@@ -225,33 +260,29 @@ def _run_document(
         "command": "reconstruct",
         "arguments": sys.argv[1:],
         "versions": _versions(),
-        "model": {**_model_document(model), "requested": options["model_name"] or DEFAULT_MODEL},
+        "model": {**outcome.model, "requested": options["model_name"] or DEFAULT_MODEL},
         "inputs": list(inputs),
         "options": _plain(options),
-        "images": [{"index": view.index, "file": str(view.path), "sha256": view.sha256} for view in views],
-        "pairs": [dataclasses.asdict(pair) for pair in report.pairs],
-        "groups": [list(group) for group in report.groups],
+        "images": [{"index": view.index, "file": str(view.path), "sha256": view.sha256} for view in outcome.views],
+        "pairs": [dataclasses.asdict(pair) for pair in outcome.report.pairs],
+        "groups": [list(group) for group in outcome.report.groups],
         "seconds": dict(seconds),
-        "peak_memory_bytes": peak_memory(model.device),
+        "peak_memory_bytes": peak_memory(outcome.device),
         "warnings": log.messages,
     }
 
 
 def _summary(
-    reconstruction: Reconstruction,
-    report: RunReport,
-    statistics: SceneStatistics,
-    seconds: Mapping[str, float],
-    model: Model,
-    output: Path,
+    outcome: _Outcome, statistics: SceneStatistics, seconds: Mapping[str, float], output: Path
 ) -> dict[str, str]:
     """The table at the end."""
+    reconstruction, report = outcome.reconstruction, outcome.report
     registered = reconstruction.registered
     focals = [float(view.K_original[0, 0]) for view in registered]
     errors = [view.median_reprojection_error_px for view in registered]
     dropped = sum(not pair.kept for pair in report.pairs)
     kept = len(report.pairs) - dropped
-    peak = peak_memory(model.device)
+    peak = peak_memory(outcome.device)
     rows = {
         "Images registered": f"{len(registered)} of {len(reconstruction.views)}",
         "Pairs used": f"{kept} of {len(report.pairs)}" + (f" ({dropped} denied or empty)" if dropped else ""),
@@ -262,6 +293,8 @@ def _summary(
         "Peak memory": ", ".join(f"{name.upper()} {gigabytes(value)}" for name, value in peak.items()),
         "Files": str(output),
     }
+    if not report.pairs:  # the published engine does not say
+        del rows["Pairs used"]
     return rows
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -16,7 +17,6 @@ from mast3r_sfm.alignment import AlignmentConfig
 from mast3r_sfm.checkpoint import load_model
 from mast3r_sfm.config import DEFAULT_MODEL
 from mast3r_sfm.console import logging_to_console, say
-from mast3r_sfm.device import resolve_device
 from mast3r_sfm.engines import upstream
 from mast3r_sfm.engines.published import import_upstream
 from mast3r_sfm.engines.verify import Comparison, Cost, compare, measured
@@ -63,10 +63,9 @@ def verify(inputs: Sequence[str], options: Mapping[str, Any]) -> bool:
 
 
 def reconstruct_upstream(
-    paths: Sequence[Path], chosen: ReconstructionOptions, name: str, device_name: str, image_size: int | None
+    paths: Sequence[Path], chosen: ReconstructionOptions, name: str, device: torch.device, image_size: int | None
 ) -> tuple[list[View], Reconstruction, RunReport]:
     """The run of `reconstruct --engine upstream`: the photos, the published method's result, and its report."""
-    device = resolve_device(device_name)
     with import_upstream() as published:
         start = time.perf_counter()
         views = read_published_views(paths, image_size)
