@@ -132,7 +132,7 @@ csv_field() { # KEY=VALUE as one field of --mount, whatever the name contains (c
 docker_reconstruct() { # IMAGE ARGUMENT...
     local image=$1 arg previous="" value output="" name k gid readonly_flag
     shift
-    cd -P . # from here on PWD has no symbolic link in it, so that .. means the same inside and outside
+    cd -P . || exit # from here on PWD has no symbolic link in it, so that .. means the same inside and outside
 
     for arg in "$@"; do
         value=$arg
