@@ -101,7 +101,7 @@ def constant_points(
     views = matches.pairs.index_select(0, matches.chunk_pair)  # (C, 2)
     offset = observed.offset * inverse_zooms[views][..., None] + 1
     depth = unit_depths.view(-1)[observed.anchor.long()].mul_(offset)
-    points = torch.ones(*observed.anchor.shape[:2], 4, observed.anchor.shape[2], device=depth.device)
+    points = depth.new_ones(*observed.anchor.shape[:2], 4, observed.anchor.shape[2])
     points[:, :, :3] = (rays[views] @ observed.pixel).mul_(depth[:, :, None])
     points[:, 1].neg_()
     return points.view(len(points), 8, -1)

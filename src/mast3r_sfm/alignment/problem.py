@@ -118,7 +118,7 @@ def build_problem(
         view_indices=tuple(view.index for view in canonical),
         grids=tuple(block_grid(shape, config.subsample) for shape in shapes),
         sizes=torch.tensor([(W, H) for H, W in shapes], dtype=torch.float32, device=median_depths.device),
-        base_focals=torch.tensor([view.focal_px for view in canonical], device=median_depths.device),
+        base_focals=median_depths.new_tensor([view.focal_px for view in canonical]),
         median_depths=median_depths,
         relief=_pad_rows([view.core_depth.reshape(-1) for view in canonical], per_view) / median_depths[:, None],
         mean_confs=torch.stack([view.conf.mean() for view in canonical]),

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 """Called with the stage ("coarse" or "fine"), the iterations done and their total."""
 
-_CHECK_EVERY = 50  # iterations between two looks at the loss, which make the host wait for the device
+_CHECK_EVERY = 10  # iterations between two looks at the loss, which make the host wait for the device
 _WARM_UP = 3  # iterations before the recording of a CUDA graph
 
 

@@ -1,0 +1,450 @@
+"""The alignment against a plain transcription of its equations, and against known scenes."""
+
+import dataclasses
+import logging
+import math
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from golden_scene import GoldenScene, load_scene
+from mast3r_sfm.alignment import AlignmentConfig, align, build_problem, losses, reprojection_errors, sample_fallback
+from mast3r_sfm.alignment.adam import BETAS, EPS, CosineAdam
+from mast3r_sfm.alignment.parameters import SceneModel
+from mast3r_sfm.alignment.problem import AlignmentProblem
+from mast3r_sfm.alignment.segments import SegmentSum
+from mast3r_sfm.alignment.solver import CoarseObjective, FineObjective
+from mast3r_sfm.canonical import anchor_index, depth_offsets
+from mast3r_sfm.errors import InputError, ReconstructionError
+from mast3r_sfm.types import CanonicalView, Correspondences
+
+PUBLISHED = AlignmentConfig(train_root=True, principal_point_prior=0)
+
+
+def problem_of(scene: GoldenScene, config: AlignmentConfig) -> AlignmentProblem:
+    fallback = {}
+    for pair in scene.pair_predictions():
+        fallback |= sample_fallback(pair, config.subsample)
+    return build_problem(scene.canonical_views, scene.correspondences, fallback, config)
+
+
+# --- pieces ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", [[3, 0, 1], [1], [0, 0], [40, 1, 2, 0, 1, 1, 300], list(range(30))])
+def test_segment_sums_equal_a_loop(lengths):
+    generator = torch.Generator().manual_seed(0)
+    segments = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    segments = torch.cat([segments, torch.tensor([-1, -1])])  # left out
+    segments = torch.cat([segments[torch.randperm(len(segments), generator=generator)], torch.tensor([-1])])
+    values = torch.randn(len(segments), 2, generator=generator, dtype=torch.float64)
+    values[-1] = 0
+    total = SegmentSum(segments, len(lengths), zero_row=len(segments) - 1)(values)
+    for k in range(len(lengths)):
+        torch.testing.assert_close(total[k], values[segments == k].sum(0))
+
+
+def test_adam_equals_torch():
+    generator = torch.Generator().manual_seed(1)
+    start = torch.randn(50, generator=generator)
+    ours, theirs = start.clone(), torch.nn.Parameter(start.clone())
+    adam, reference = CosineAdam(ours, 0.05, 20), torch.optim.Adam([theirs], lr=0.05, betas=BETAS, eps=EPS)
+    for iteration in range(20):
+        gradient = torch.randn(50, generator=generator) * 10 ** torch.linspace(-9, 2, 50)
+        reference.param_groups[0]["lr"] = 0.05 * (1 + math.cos(math.pi * iteration / 20)) / 2
+        theirs.grad = gradient
+        adam.step(gradient)
+        reference.step()
+        torch.testing.assert_close(ours, theirs.detach(), rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("exponent", [1.0, 0.5, 1.1, 1.5])
+def test_robust_distance_has_unit_slope_at_zero_and_the_right_derivative(exponent):
+    distance = torch.tensor([0.0, 1e-3, 0.3, 2.0, 50.0], dtype=torch.float64)
+    value, slope = losses.robust_distance_(distance.clone(), exponent)
+    b = 0.0 if exponent == 1 else (1 / exponent) ** (1 / (exponent - 1))
+    torch.testing.assert_close(value, (distance + b) ** exponent - b**exponent, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close((slope * distance)[1:], exponent * (distance[1:] + b) ** (exponent - 1))
+    assert value[0] == pytest.approx(0) and slope[0].isfinite()
+    if exponent != 1:
+        assert exponent * b ** (exponent - 1) == pytest.approx(1)
+    for g, expected in ((1.5, 0.444444), (0.5, 0.25), (1.1, 0.385543)):
+        assert losses.robust_offset(g) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_chain_of_poses_is_the_product_along_the_tree():
+    scene = load_scene("swin6")
+    problem = problem_of(scene, dataclasses.replace(PUBLISHED, tree="mst"))
+    model = SceneModel(problem, False)
+    generator = torch.Generator().manual_seed(2)
+    poses = torch.randn(6, 3, 4, generator=generator)
+    expected = {problem.tree.root: poses[problem.tree.root]}
+    for parent, child in problem.tree.edges:
+        product = expected[parent][:, :3] @ poses[child]
+        product[:, 3] += expected[parent][:, 3]
+        expected[child] = product
+    chained = model._chain(poses)
+    for view in range(6):
+        torch.testing.assert_close(chained[view], expected[view], rtol=1e-5, atol=1e-4)
+
+
+# --- losses and gradients against a transcription of the specification --------------------------------------------
+
+
+class Transcription:
+    """The losses as the specification writes them: per image and pair, in float64, for autograd."""
+
+    def __init__(self, scene: GoldenScene, problem: AlignmentProblem, config: AlignmentConfig) -> None:
+        self.scene, self.problem, self.config = scene, problem, config
+        self.views = scene.canonical_views
+        self.sides = {}
+        for m in scene.correspondences:
+            for a, b, xy in ((m.i, m.j, m.xy_i), (m.j, m.i, m.xy_j)):
+                view = self.views[a]
+                self.sides[a, b] = (
+                    xy.double(),
+                    anchor_index(xy, tuple(view.conf.shape), 8),
+                    depth_offsets(view.relative_depth, xy, 8).double(),
+                    m.conf.double(),
+                )
+
+    def __call__(self, p: dict[str, torch.Tensor], fine: bool) -> torch.Tensor:
+        n, views = len(self.views), self.views
+        m = len(p["log_focals"])
+        s = p["log_sizes"].exp()
+        G = 1 / s.min()
+        T = []
+        for x, y, z, w in (p["quaternions"] / p["quaternions"].norm(dim=1, keepdim=True)).unbind():
+            rows = (1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w))
+            rows += (2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w))
+            rows += (2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y))
+            T.append(torch.stack(rows).view(3, 3))
+        root, edges = self.problem.tree.root, self.problem.tree.edges
+        P = {root: (T[root], p["translations"][root])}
+        for a, b in edges:
+            P[b] = (P[a][0] @ T[b], P[a][0] @ p["translations"][b] + P[a][1])
+        K, cam2w, d, fb = [], [], [], []
+        for i in range(n):
+            H, W = views[i].conf.shape
+            fb.append(views[i].focal_px)
+            med = views[i].core_depth.median().double()
+            diag = math.hypot(H, W)
+            f = p["log_focals"][i % m].exp().clamp(0.25 * diag, 10 * diag)
+            cx, cy = p["principal_points"][i % m] * torch.tensor([W, H])
+            zero, one = torch.zeros(()), torch.ones(())
+            K.append(torch.stack([f, zero, cx, zero, f, cy, zero, zero, one]).view(3, 3))
+            zc = s[i] * med * f / fb[i]
+            v = zc * torch.stack([W / f * (0.5 - cx / W), H / f * (0.5 - cy / H), one])
+            cam2w.append((P[i][0], G * (P[i][1] - P[i][0] @ v)))
+            k = p["relief"][i][: views[i].core_depth.numel()]
+            d.append(G * (zc + (k - 1) * med * s[i]))
+
+        def world(a: int, b: int) -> torch.Tensor:
+            xy, anchor, offset, _ = self.sides[a, b]
+            f = K[a][0, 0]
+            z = d[a][anchor] * (1 + (offset - 1) * fb[a] / f)
+            cam = torch.cat([z[:, None] * (xy - K[a][:2, 2]) / f, z[:, None]], 1)
+            return cam @ cam2w[a][0].T + cam2w[a][1]
+
+        def rho(x: torch.Tensor, y: torch.Tensor, g: float) -> torch.Tensor:
+            b = (1 / g) ** (1 / (g - 1))
+            return ((x - y).norm(dim=1) + b) ** g - b**g
+
+        threshold = self.config.matching_conf_thr
+        good = [key for key, side in self.sides.items() if side[3].max() > threshold]
+        bad = [key for key in self.sides if key not in good]
+        total, weight = 0.0, 0.0
+        for a, b in good:
+            xy, _, _, conf = self.sides[a, b]
+            if fine:
+                h = (world(b, a) - cam2w[a][1]) @ cam2w[a][0] @ K[a].T
+                uv = (h[:, :2] / h[:, 2:].clamp_min(1e-3)).clamp(-1000, 2000)
+                total = total + (conf * rho(xy, uv, 0.5)).sum()
+            else:
+                total = total + (conf * rho(world(a, b), world(b, a), 1.5)).sum()
+            weight += conf.sum()
+        loss = total / weight
+        if bad:
+            total, weight = 0.0, 0.0
+            for a, b in bad:
+                prediction = self.scene.prediction(b, a, a)
+                points = prediction.points[::8, ::8].reshape(-1, 3).double()
+                conf = prediction.conf[::8, ::8].reshape(-1).double()
+                for other in (key[1] for key in self.sides if key[0] == a):
+                    anchor = self.sides[a, other][1]
+                    target = points[anchor] @ cam2w[b][0].T + cam2w[b][1]
+                    total = total + (conf[anchor] * rho(world(a, other), target, 1.1)).sum()
+                    weight += conf[anchor].sum()
+            loss = loss + 0.01 * total / weight
+        return loss
+
+
+def in_float64(value):
+    """Copies a dataclass of tensors with float64 for float32."""
+    if isinstance(value, torch.Tensor):
+        return value.double() if value.is_floating_point() else value
+    if dataclasses.is_dataclass(value):
+        changed = {field.name: in_float64(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **changed)
+    return value
+
+
+@contextmanager
+def float64_default():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("fine", [False, True], ids=["coarse", "fine"])
+@pytest.mark.parametrize("turned", [False, True], ids=["near", "one view turned round"])
+@pytest.mark.parametrize(("name", "shared"), [("fallback4", False), ("mixed4", False), ("shared4", True)])
+def test_losses_and_gradients_equal_the_transcription(name, shared, fine, turned):
+    scene = load_scene(name)
+    config = dataclasses.replace(
+        PUBLISHED, matching_conf_thr=scene.options["matching_conf_thr"], shared_intrinsics=shared
+    )
+    problem = in_float64(problem_of(scene, config))
+    with float64_default():
+        model = SceneModel(problem, shared)
+        generator = torch.Generator().manual_seed(3)
+        theta = model.initial()
+        for name_, spread in {"quaternions": 0.1, "translations": 0.2, "log_sizes": 0.2}.items():
+            part = theta[model.slices[name_]]
+            part += spread * torch.randn(part.shape, generator=generator)
+        coarse = CoarseObjective(problem, config, theta)
+        if fine:
+            for name_, spread in {"log_focals": 0.1, "principal_points": 0.02, "relief": 0.05}.items():
+                theta[model.slices[name_]] += spread * torch.randn(
+                    theta[model.slices[name_]].shape, generator=generator
+                )
+        if turned:  # its points lie behind the others' cameras: the limits of the projection act
+            model.unpack(theta).quaternions[0] = torch.tensor([0.1, 1.0, 0.0, 0.2])
+        objective = FineObjective(problem, config) if fine else coarse
+
+        loss, gradients = objective(theta)
+
+        parameters = {name: value.clone().requires_grad_() for name, value in vars(model.unpack(theta)).items()}
+        expected = Transcription(scene, problem, config)(parameters, fine)
+        wanted = torch.autograd.grad(expected, [parameters[name] for name in objective.trained])
+        assert float(loss) == pytest.approx(
+            float(expected.detach()), rel=1e-6
+        )  # the constants of the problem are float32
+        for name_, gradient in zip(objective.trained, wanted, strict=True):
+            assert (gradients[name_] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name_
+
+
+def test_slabs_change_nothing(monkeypatch):
+    scene = load_scene("fallback4")
+    config = dataclasses.replace(PUBLISHED, matching_conf_thr=5.0)
+    problem = problem_of(scene, config)
+    theta = SceneModel(problem, False).initial()
+    whole = [
+        objective(theta) for objective in (CoarseObjective(problem, config, theta), FineObjective(problem, config))
+    ]
+    monkeypatch.setattr(losses, "_SLAB", {"cpu": 3 * 256})
+    parts = [
+        objective(theta) for objective in (CoarseObjective(problem, config, theta), FineObjective(problem, config))
+    ]
+    for (loss, gradients), (loss_part, gradients_part) in zip(whole, parts, strict=True):
+        torch.testing.assert_close(loss, loss_part)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradients_part[name], gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_the_prior_pulls_principal_points_to_the_centre():
+    problem = problem_of(load_scene("mixed4"), PUBLISHED)
+    theta = SceneModel(problem, False).initial()
+    SceneModel(problem, False).unpack(theta).principal_points[1] += torch.tensor([0.1, -0.2])
+    free, free_gradient = FineObjective(problem, PUBLISHED)(theta)
+    config = dataclasses.replace(PUBLISHED, principal_point_prior=40.0)
+    held, held_gradient = FineObjective(problem, config)(theta)
+    assert float(held - free) == pytest.approx(40 * (0.1**2 + 0.2**2) / 4, rel=1e-4)
+    difference = held_gradient["principal_points"] - free_gradient["principal_points"]
+    torch.testing.assert_close(difference[1], torch.tensor([2.0, -4.0]), rtol=1e-3, atol=1e-4)
+    assert (difference[[0, 2, 3]].abs() < 1e-5).all()
+
+
+# --- whole alignments ----------------------------------------------------------------------------------------------
+
+
+def hilly_scene(num_views: int, indices: list[int] | None = None) -> tuple[list[CanonicalView], list[Correspondences]]:
+    """Views of a hilly wall, side by side and turned a little, with exact canonical views and matches."""
+    H, W, focal = 96, 128, 110.0
+    indices = list(range(num_views)) if indices is None else indices
+    x, y = torch.meshgrid(torch.arange(W, dtype=torch.float64), torch.arange(H, dtype=torch.float64), indexing="xy")
+    rays = torch.stack([(x - W / 2) / focal, (y - H / 2) / focal, torch.ones_like(x)], -1)
+    views, poses, worlds = [], [], []
+    for k in range(num_views):
+        angle = -0.1 * k
+        R = torch.tensor([[math.cos(angle), 0, math.sin(angle)], [0, 1, 0], [-math.sin(angle), 0, math.cos(angle)]])
+        R = R.double()
+        centre = torch.tensor([0.5 * k, 0.1 * k * k, 0.0], dtype=torch.float64)
+        directions = rays @ R.T
+        depth = torch.full((H, W), 5.0, dtype=torch.float64)
+        for _ in range(60):  # a contraction: the hills are less steep than the rays
+            point = centre + directions * depth[..., None]
+            wall = 5 + 0.2 * point[..., 0] + 0.6 * torch.sin(1.3 * point[..., 0]) * torch.cos(1.1 * point[..., 1])
+            depth = (wall - centre[2]) / directions[..., 2]
+        core = depth[4::8, 4::8]
+        relative = depth / core.repeat_interleave(8, 0).repeat_interleave(8, 1)
+        views.append(CanonicalView(indices[k], relative.float(), torch.full((H, W), 2.0), core.float(), focal))
+        poses.append((R, centre))
+        worlds.append(centre + directions * depth[..., None])
+    matches = []
+    for a in range(num_views):
+        for b in range(a):
+            source = worlds[a][::2, ::2].reshape(-1, 3)
+            cam = (source - poses[b][1]) @ poses[b][0]
+            uv = cam[:, :2] / cam[:, 2:] * focal + torch.tensor([W / 2, H / 2])
+            near = uv.round()
+            kept = ((uv - near).norm(dim=1) < 0.2) & (near >= 0).all(1) & (near[:, 0] < W) & (near[:, 1] < H)
+            xy_a = torch.stack([x[::2, ::2].reshape(-1), y[::2, ::2].reshape(-1)], 1)[kept].int()
+            matches.append(
+                Correspondences(indices[a], indices[b], xy_a, near[kept].int(), torch.full((int(kept.sum()),), 3.0))
+            )
+    return views, matches
+
+
+def test_exact_views_are_put_where_they_were():
+    views, matches = hilly_scene(4, indices=[9, 2, 5, 7])  # identities are not positions
+    config = AlignmentConfig(niter_coarse=200, niter_fine=0)
+    problem = build_problem(views, matches, {}, config)
+    placed = align(problem, config)
+    for a in range(4):
+        for b in range(a):
+            b_from_a = torch.linalg.inv(placed.world_from_cam[b]) @ placed.world_from_cam[a]
+            angle = math.acos(min(1.0, (float(b_from_a[:3, :3].trace()) - 1) / 2))
+            assert angle == pytest.approx(0.1 * (a - b), abs=1e-3)
+    centres = placed.world_from_cam[:, :3, 3]
+    # distances between neighbours: |(0.5, 0.1 (2k + 1))|
+    steps = (centres[1:] - centres[:-1]).norm(dim=1)
+    wanted = torch.tensor([math.hypot(0.5, 0.1 * (2 * k + 1)) for k in range(3)]).double()
+    torch.testing.assert_close(steps, wanted, rtol=5e-3, atol=0)
+    for view, core in zip(views, placed.core_depths, strict=True):
+        torch.testing.assert_close(core, view.core_depth, rtol=5e-3, atol=0)
+    # the fine stage fits the rounding of the matches to whole pixels, at most 0.2 pixels, better still
+    fine = dataclasses.replace(config, niter_fine=100)
+    before, after = reprojection_errors(problem, placed), reprojection_errors(problem, align(problem, fine))
+    assert (before < 0.2).all() and (after < before).all()
+
+
+def test_reprojection_errors_by_hand():
+    views, matches = hilly_scene(2)
+    config = AlignmentConfig(niter_coarse=0, niter_fine=0)
+    problem = build_problem(views, matches, {}, config)
+    result = dataclasses.replace(align(problem, config), world_from_cam=torch.eye(4).double().repeat(2, 1, 1))
+    # the cameras coincide: a pixel projects to itself, whatever its depth
+    expected = (matches[0].xy_i - matches[0].xy_j).float().norm(dim=1).median()
+    torch.testing.assert_close(reprojection_errors(problem, result).float(), expected.expand(2), rtol=1e-4, atol=1e-3)
+    behind = dataclasses.replace(result, world_from_cam=result.world_from_cam.clone())
+    behind.world_from_cam[1, 2, 3] += 100.0
+    assert reprojection_errors(problem, behind)[1] == math.inf
+
+
+def test_runs_repeat_to_the_bit_and_report_progress():
+    scene = load_scene("mixed4")
+    config = AlignmentConfig(niter_coarse=25, niter_fine=12)
+    problem = problem_of(scene, config)
+    calls = []
+    first, second = align(problem, config, lambda *args: calls.append(args)), align(problem, config)
+    assert torch.equal(first.world_from_cam, second.world_from_cam)
+    assert all(torch.equal(a, b) for a, b in zip(first.core_depths, second.core_depths, strict=True))
+    assert calls == [("coarse", 10, 25), ("coarse", 20, 25), ("coarse", 25, 25), ("fine", 10, 12), ("fine", 12, 12)]
+    assert [depth.shape for depth in first.core_depths] == [view.core_depth.shape for view in scene.canonical_views]
+
+
+def test_the_root_stays_where_it_was():
+    problem = problem_of(load_scene("orbit5"), PUBLISHED)
+    config = AlignmentConfig(niter_coarse=40, niter_fine=0)
+    result = align(problem, config)
+    root = problem.tree.root
+    assert torch.equal(result.world_from_cam[root, :3, :3], torch.eye(3).double())
+    moved = align(problem, dataclasses.replace(config, train_root=True))
+    torch.testing.assert_close(result.losses_coarse[:5], moved.losses_coarse[:5], rtol=1e-4, atol=0)
+
+
+def test_the_result_is_that_of_the_last_forward_pass():
+    scene = load_scene("mixed4")
+    results = [
+        align(problem_of(scene, c), c) for c in (AlignmentConfig(niter_coarse=k, niter_fine=0) for k in (0, 1, 2))
+    ]
+    assert len(results[0].losses_coarse) == 0
+    assert torch.equal(results[0].world_from_cam, results[1].world_from_cam)
+    assert not torch.equal(results[1].world_from_cam, results[2].world_from_cam)
+
+
+def test_frozen_parameters_do_not_move():
+    scene = load_scene("mixed4")
+    config = AlignmentConfig(niter_coarse=5, niter_fine=5, optimize_principal_point=False)
+    result = align(problem_of(scene, config), config)
+    assert (result.K[:, :2, 2] == torch.tensor(scene.golden["principal_points"])).all()
+    config = AlignmentConfig(niter_coarse=5, niter_fine=5, shared_intrinsics=True)
+    result = align(problem_of(scene, config), config)
+    assert (result.K[:, 0, 0] == result.K[0, 0, 0]).all()
+
+
+def test_one_view_comes_back_as_it_is():
+    views, _ = hilly_scene(1)
+    problem = build_problem(views, [], {}, AlignmentConfig())
+    result = align(problem, AlignmentConfig())
+    torch.testing.assert_close(result.core_depths[0], views[0].core_depth)
+    assert float(result.K[0, 0, 0]) == pytest.approx(110, rel=1e-6)
+    assert reprojection_errors(problem, result).isnan().all()
+
+
+# --- what can be wrong with the input ---------------------------------------------------------------------------------
+
+
+def test_pairs_without_a_match_are_left_out_with_one_warning(caplog):
+    views, matches = hilly_scene(3)
+    empty = Correspondences(2, 0, torch.zeros(0, 2).int(), torch.zeros(0, 2).int(), torch.zeros(0))
+    with caplog.at_level(logging.WARNING):
+        problem = build_problem(views, [m for m in matches if (m.i, m.j) != (2, 0)] + [empty], {}, AlignmentConfig())
+    assert [record.message for record in caplog.records] == ["1 of 3 pairs have no match and are left out: 2-0"]
+    assert problem.matches.num_pairs == 2
+    assert problem.scores[2, 0] == 0
+
+
+def test_views_that_do_not_connect_are_named():
+    views, matches = hilly_scene(4, indices=[3, 8, 11, 20])
+    kept = [m for m in matches if (m.i, m.j) in ((8, 3), (11, 8))]
+    with pytest.raises(ReconstructionError, match=r"2 groups .*\(3, 8, 11; 20\)"):
+        build_problem(views, kept, {}, AlignmentConfig())
+
+
+def test_other_faults():
+    views, matches = hilly_scene(2)
+    with pytest.raises(ValueError, match="occurs twice"):
+        build_problem(views, [*matches, *matches], {}, AlignmentConfig())
+    with pytest.raises(ValueError, match="fallback"):
+        build_problem(views, matches, {}, AlignmentConfig(matching_conf_thr=5.0))
+    with pytest.raises(ValueError, match="subsample=4"):
+        build_problem(views, matches, {}, AlignmentConfig(subsample=4))
+    flat = [views[0], dataclasses.replace(views[1], core_depth=-views[1].core_depth)]
+    with pytest.raises(ReconstructionError, match="image 1: its median depth"):
+        build_problem(flat, matches, {}, AlignmentConfig())
+    broken = views[0].relative_depth.clone()
+    broken[:] = torch.nan
+    config = AlignmentConfig(niter_coarse=30)
+    bad = [dataclasses.replace(views[0], relative_depth=broken), views[1]]
+    with pytest.raises(ReconstructionError, match=r"coarse stage .* iteration 0"):
+        align(build_problem(bad, matches, {}, config), config)
+    for wrong in ({"tree": "star"}, {"tree": "hclust-wards"}, {"niter_fine": -1}, {"subsample": 0}):
+        with pytest.raises(InputError):
+            AlignmentConfig(**wrong)
+
+
+def test_matches_of_partial_blocks_and_a_subsample_that_does_not_divide():
+    # 42 x 70 pixels, S = 8: the last row and column of blocks are partial
+    relative = torch.from_numpy(np.random.default_rng(0).uniform(0.9, 1.1, (42, 70)).astype(np.float32))
+    views = [CanonicalView(k, relative, torch.ones(42, 70), torch.full((6, 9), 2.0), 60.0) for k in range(2)]
+    xy = torch.tensor([[69, 41], [0, 0], [64, 40], [30, 30]], dtype=torch.int32)
+    problem = build_problem(views, [Correspondences(0, 1, xy, xy, torch.ones(4))], {}, AlignmentConfig())
+    assert problem.matches.observed.anchor[0, :, :4].tolist() == [[53, 0, 53, 30], [107, 54, 107, 84]]
+    result = align(problem, AlignmentConfig(niter_coarse=3, niter_fine=3))
+    assert result.core_depths[0].shape == (6, 9)
