@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-SEED = 129
+SEED = 302
+ITEMS = ("round table", "chair", "planter", "vessels", "shelf")
 NUM_VIEWS = 10
 DEGREES = 140.0
 SIZE = (1024, 768)
@@ -26,6 +27,7 @@ FULL_FRAME_DIAGONAL_MM = math.hypot(36.0, 24.0)
 SENSOR_DIAGONAL_MM = 7.66  # of a 1/2.3 inch sensor, for the FocalLength tag
 FOCAL_PX = FOCAL_35MM * math.hypot(*SIZE) / FULL_FRAME_DIAGONAL_MM
 SAMPLES = 2
+OCTAVES = 6
 JPEG_QUALITY = 90
 
 
@@ -36,7 +38,17 @@ def render_view(view: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     torch.set_num_threads(1)
     fov_deg = math.degrees(2 * math.atan(0.5 * max(SIZE) / FOCAL_PX))
     scene = render_orbit(
-        SEED, NUM_VIEWS, SIZE, DEGREES, outdoor=True, fov_deg=fov_deg, samples=SAMPLES, effects=0.15, views=[view]
+        SEED,
+        NUM_VIEWS,
+        SIZE,
+        DEGREES,
+        outdoor=False,
+        fov_deg=fov_deg,
+        samples=SAMPLES,
+        effects=0.1,
+        octaves=OCTAVES,
+        items=ITEMS,
+        views=[view],
     )
     return scene.rgb[0].numpy(), scene.K[0].numpy(), scene.world_from_cam[0].numpy()
 

@@ -279,13 +279,13 @@ def main(evaluation_pairs: int, long_edges: tuple[int, ...], **arguments: object
         )
     options = RunOptions(resolutions=resolutions, **arguments)  # type: ignore[arg-type]
     network = train(options)
+    if dist.is_initialized():
+        dist.destroy_process_group()
     if evaluation_pairs and int(os.environ.get("RANK", "0")) == 0:
         from .evaluate import add_figures, evaluate
 
         del network
         add_figures(evaluate(options.output, evaluation_pairs), options.output / "run.json")
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -21,7 +22,7 @@ from .layout import (
     terrain_height,
 )
 from .materials import draw_materials
-from .templates import CLUTTER_INDEX, INDOOR, OUTDOOR, PLANTER_INDEX, template_table
+from .templates import CLUTTER_INDEX, INDOOR, OUTDOOR, PLANTER_INDEX, template_index, template_table
 
 OUTDOOR_SCALE = 2.0
 """Outdoor things are this much larger than the templates say, and cameras stand off accordingly."""
@@ -49,13 +50,18 @@ def scene_scale(outdoor: torch.Tensor) -> torch.Tensor:
     return torch.where(outdoor, OUTDOOR_SCALE, 1.0)
 
 
-def compose(draws: Draws, outdoor: torch.Tensor) -> Scenes:
-    """Random scenes, one for each entry of `outdoor` (B,) bool. Any camera placed later calls `clear_view`."""
+def compose(draws: Draws, outdoor: torch.Tensor, items: Sequence[str] | None = None) -> Scenes:
+    """Random scenes, one for each entry of `outdoor` (B,) bool. Any camera placed later calls `clear_view`.
+
+    items   names of the `NUM_ITEMS` templates that every scene is made of; None: the draws decide
+    """
     scale = scene_scale(outdoor)
     half = torch.stack([draws.uniform(2.6, 5.0), draws.uniform(1.15, 1.7), draws.uniform(2.6, 5.0)], -1)
     half = torch.where(outdoor[:, None], torch.tensor([60.0, 1.4, 60.0]) * scale[:, None], half)
     terrain = _draw_terrain(draws, outdoor, scale)
     templates = _choose_templates(draws, outdoor)
+    if items is not None:
+        templates = torch.tensor([template_index(name) for name in items]).expand_as(templates)
     objects = _furnish(draws, templates, scale, half[:, 1], terrain)
     materials = draw_materials(draws, templates, outdoor)
     return Scenes(half, outdoor.float(), terrain, objects, materials, _draw_lights(draws, outdoor))

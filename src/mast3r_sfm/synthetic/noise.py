@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 
@@ -34,8 +36,8 @@ def value_noise(
     """
     lane = torch.arange(octaves * 8, device=q.device, dtype=torch.int32)
     octave, corner = lane // 8, lane % 8
-    f = frequency[..., None] * torch.pow(2.8, octave.float())
-    weight = torch.pow(decay[..., None], octave.float()) * (1.6 - 2.4 * f * footprint[..., None]).clamp(0, 1)
+    f = frequency[..., None] * torch.exp(math.log(2.8) * octave.float())
+    weight = torch.exp(decay.log()[..., None] * octave.float()) * (1.6 - 2.4 * f * footprint[..., None]).clamp(0, 1)
     index: list[torch.Tensor] = []
     for k in range(3):
         up = (corner >> k) & 1

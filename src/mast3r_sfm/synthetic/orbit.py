@@ -79,6 +79,7 @@ def render_orbit(
     samples: int = 1,
     effects: float = 0.4,
     octaves: int = OCTAVES,
+    items: Sequence[str] | None = None,
     views: Sequence[int] | None = None,
 ) -> RenderedScene:
     """Renders a random scene from cameras on an arc around it; the same seed gives the same scene on every device.
@@ -90,6 +91,7 @@ def render_orbit(
     samples   rays per pixel along each axis (supersampling); depth is always that of the pixel's centre
     effects   strength of exposure changes, blur and noise (0: none)
     octaves   detail of the textures
+    items     names of the five templates that stand there (see `templates`); None lets the seed decide
     views     render only these of the views (they look the same as in the whole orbit); None: all
     """
     W, H = size
@@ -97,7 +99,7 @@ def render_orbit(
     is_outdoor = draws.chance(0.3)
     if outdoor is not None:
         is_outdoor = torch.full_like(is_outdoor, outdoor)
-    scenes = compose(draws, is_outdoor)
+    scenes = compose(draws, is_outdoor, items)
     closed = degrees >= 360
     steps = num_views if closed else max(num_views - 1, 1)
     arc = math.radians(360.0 if closed else degrees)

@@ -165,29 +165,36 @@ LOGS = [
 ]
 CLUTTER: list[Part] = [_box(0, 0.2, 0, 0.2, 0.2, 0.2)] * SLOTS_PER_ITEM  # replaced by random shapes
 
-TEMPLATES = (
-    CLUTTER,
-    PLANTER,
-    TABLE,
-    ROUND_TABLE,
-    CHAIR,
-    SHELF,
-    SOFA,
-    LAMP,
-    VESSELS,
-    CRATES,
-    BENCH,
-    STAIRS,
-    HOUSE,
-    TOWER,
-    CHURCH,
-    CAR,
-    TEMPLE,
-    LOGS,
-)
+TEMPLATES = {
+    "clutter": CLUTTER,
+    "planter": PLANTER,
+    "table": TABLE,
+    "round table": ROUND_TABLE,
+    "chair": CHAIR,
+    "shelf": SHELF,
+    "sofa": SOFA,
+    "lamp": LAMP,
+    "vessels": VESSELS,
+    "crates": CRATES,
+    "bench": BENCH,
+    "stairs": STAIRS,
+    "house": HOUSE,
+    "tower": TOWER,
+    "church": CHURCH,
+    "car": CAR,
+    "temple": TEMPLE,
+    "logs": LOGS,
+}
 CLUTTER_INDEX, PLANTER_INDEX = 0, 1
-INDOOR = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
-OUTDOOR = (9, 10, 11, 12, 13, 14, 15, 16, 17)
+INDOOR = tuple(range(2, 12))
+OUTDOOR = tuple(range(9, 18))
+
+
+def template_index(name: str) -> int:
+    """Position of a template in the tables; raises ValueError that lists the names."""
+    if name not in TEMPLATES:
+        raise ValueError(f"no template {name!r}; known: {', '.join(TEMPLATES)}")
+    return list(TEMPLATES).index(name)
 
 
 @dataclass(frozen=True)
@@ -213,7 +220,7 @@ def template_table() -> TemplateTable:
     }
 
     def table(read: str) -> torch.Tensor:
-        return torch.tensor([[getattr(part, read) for part in template] for template in TEMPLATES])
+        return torch.tensor([[getattr(part, read) for part in template] for template in TEMPLATES.values()])
 
-    axes = torch.tensor([[turned[part.axis] for part in template] for template in TEMPLATES])
+    axes = torch.tensor([[turned[part.axis] for part in template] for template in TEMPLATES.values()])
     return TemplateTable(table("centre"), table("half"), table("shape"), table("profile"), axes)
