@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from mast3r_sfm.checkpoint import load_model
+from mast3r_sfm.device import has_triton
 from mast3r_sfm.inference import encode_views, predict_batches
-from mast3r_sfm.matching import _match_one, has_triton
+from mast3r_sfm.matching import _match_one
 from mast3r_sfm.pipeline import ReconstructionOptions, reconstruct
 from mast3r_sfm.synthetic import render_orbit
 from test_pipeline import view_of

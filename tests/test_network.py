@@ -12,8 +12,9 @@ import torch
 import golden_rule
 from mast3r_sfm.config import PRESETS, ModelConfig
 from mast3r_sfm.network import TwoViewNetwork
+from mast3r_sfm.network.dpt import _interpolation
 from mast3r_sfm.network.heads import unpatchify
-from mast3r_sfm.network.rope import apply_rope, rope_table
+from mast3r_sfm.network.rope import rope_table, rotate
 
 DATA = Path(__file__).parent / "data"
 SHAPES = {
@@ -36,7 +37,7 @@ def test_golden_rule_check_values() -> None:
 def test_rope_rotates_by_position_times_frequency() -> None:
     # head_dim 4: one frequency (1) per axis. Token (y=1, x=2): (u_y, v_y) turns by 1 rad, (u_x, v_x) by 2 rad
     table = rope_table((2, 3), 4, 100.0, torch.device("cpu"))
-    out = apply_rope(torch.tensor([1.0, 0.0, 0.0, 1.0]).expand(6, 4), table)[5]
+    out = rotate(torch.tensor([1.0, 0.0, 0.0, 1.0]).expand(1, 6, 1, 4), table)[0, 5, 0]
     expected = [np.cos(1), np.sin(1), -np.sin(2), np.cos(2)]
     np.testing.assert_allclose(out.numpy(), expected, atol=1e-6)
 
@@ -45,7 +46,7 @@ def test_rope_scores_depend_on_relative_position_only() -> None:
     torch.manual_seed(0)
     q, k = torch.randn(2, 16)
     table = rope_table((5, 7), 16, 100.0, torch.device("cpu"))
-    Q, K = apply_rope(q.expand(35, 16), table), apply_rope(k.expand(35, 16), table)
+    Q, K = (rotate(vector.expand(1, 35, 1, 16), table)[0, :, 0] for vector in (q, k))
     score = (Q @ K.T).reshape(5, 7, 5, 7)
     torch.testing.assert_close(score[0, 1, 2, 4], score[2, 3, 4, 6], atol=1e-5, rtol=0)
     assert abs(score[0, 1, 2, 4] - score[0, 1, 2, 5]) > 1e-3
@@ -56,6 +57,13 @@ def test_unpatchify_places_channels() -> None:
     tokens = torch.tensor([[[0.0, 1, 2, 3], [10, 11, 12, 13]]])
     expected = [[0, 1, 10, 11], [2, 3, 12, 13]]
     assert unpatchify(tokens, (1, 2), 2)[0, :, :, 0].tolist() == expected
+
+
+def test_interpolation_as_a_matrix() -> None:
+    x = torch.randn(3, 5)
+    matrix = _interpolation(10, 5, torch.float32, torch.device("cpu"))
+    expected = torch.nn.functional.interpolate(x[None], size=10, mode="linear", align_corners=True)[0]
+    torch.testing.assert_close(x @ matrix.T, expected)
 
 
 def test_image_not_a_multiple_of_the_patch_is_refused() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 
@@ -65,3 +67,9 @@ def matmul_precision(precision: str) -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@lru_cache(maxsize=1)
+def has_triton() -> bool:
+    """Whether fused kernels can be had; Triton comes with torch's CUDA builds on Linux."""
+    return importlib.util.find_spec("triton") is not None

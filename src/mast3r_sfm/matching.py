@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 
 import torch
 
+from mast3r_sfm.device import has_triton
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.nearest import nearest_neighbours
 from mast3r_sfm.types import Correspondences, PairPrediction, ViewPrediction
@@ -93,11 +93,6 @@ def match_pairs(predictions: Sequence[PairPrediction], subsample: int = 8) -> li
 
         return match_batch(predictions, subsample)
     return [_match_one(prediction, subsample) for prediction in predictions]
-
-
-def has_triton() -> bool:
-    """Whether the fused search is there (it comes with torch's CUDA builds on Linux)."""
-    return importlib.util.find_spec("triton") is not None
 
 
 def _match_one(prediction: PairPrediction, subsample: int) -> Correspondences:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from mast3r_sfm.matching import MAX_ITERATIONS, descriptors, flat_to_xy, passes, seed_grid
-from mast3r_sfm.nearest_triton import SplitMaps, nearest, split_maps
+from mast3r_sfm.nearest_triton import DescriptorMaps, nearest, pack_maps
 from mast3r_sfm.types import Correspondences, PairPrediction
 
 _MAPS = 4  # of a pair: i and j, in two passes
@@ -23,7 +23,7 @@ def match_batch(predictions: Sequence[PairPrediction], subsample: int) -> list[C
     count = len(predictions)
     (height_i, width_i), (height_j, width_j) = predictions[0].i_in_i.conf.shape, predictions[0].j_in_j.conf.shape
     views = [view for prediction in predictions for one_pass in passes(prediction) for view in one_pass]
-    maps = split_maps([descriptors(view)[0].flatten(0, 1) for view in views])
+    maps = pack_maps([descriptors(view)[0].flatten(0, 1) for view in views])
     p, q, converged = reciprocal_batch(maps, count, (height_i, width_i), (height_j, width_j), subsample)
 
     conf = [torch.stack([descriptors(view)[1].flatten() for view in views[k::_MAPS]]) for k in range(_MAPS)]
@@ -50,10 +50,10 @@ def match_batch(predictions: Sequence[PairPrediction], subsample: int) -> list[C
 
 
 def reciprocal_batch(
-    maps: SplitMaps, count: int, shape_i: tuple[int, int], shape_j: tuple[int, int], subsample: int
+    maps: DescriptorMaps, count: int, shape_i: tuple[int, int], shape_j: tuple[int, int], subsample: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Converged seeds of `count` pairs of four maps each: p in i, q in j, (count, 4, S) int64, and a mask."""
-    device = maps.high.device
+    device = maps.exact.device
     seeds_i, seeds_j = (seed_grid(*shape, subsample, device) for shape in (shape_i, shape_j))
     width = max(len(seeds_i), len(seeds_j))
     seeds = torch.zeros(_MAPS, width, dtype=torch.int64, device=device)
@@ -78,7 +78,7 @@ def reciprocal_batch(
 
 
 def _step(
-    maps: SplitMaps,
+    maps: DescriptorMaps,
     source: torch.Tensor,
     database: torch.Tensor,
     here: torch.Tensor,

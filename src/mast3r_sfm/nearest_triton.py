@@ -1,12 +1,14 @@
-"""Nearest neighbours of many seeds in many descriptor maps in one launch, for CUDA devices.
+"""Exact nearest neighbours of many seeds in many descriptor maps at once, for CUDA devices.
 
-The product of a tile of seeds with a tile of the database lives in registers only. Descriptors are split
-into a float16 and the float16 of its remainder, and the three products that matter are accumulated in
-float32: that carries 22 bits, as good as a float32 product, at the speed of the tensor cores.
+A first pass multiplies in float16 on the tensor cores and keeps only the largest product of every 128 rows of
+the database. For unit descriptors that product is off by less than `_MARGIN / 2`, so the row sought lies in a
+block whose maximum is within `_MARGIN` of the best one: a second pass computes float32 products in those few
+blocks. The result is that of a full float32 search, the lowest index winning ties.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,97 +16,145 @@ import triton
 import triton.language as tl
 
 _QUERIES = 64
-_DATABASE = 128
-_SPLIT = 16384  # rows of the database per program
+_BLOCK = 128
+_BLOCKS_PER_PROGRAM = 64
+_GROUP = 32  # blocks that the second pass skips together
+_MARGIN = 2.0e-3  # float16 rounds by 2^-11 of each vector's length: 2 (2^-11 + 2^-11), rounded up
 
 
-class SplitMaps(NamedTuple):
-    """Descriptor maps of a batch, (M, N, D) float16 each, D padded to a power of two; `sizes` (M,) int32 <= N rows."""
+class DescriptorMaps(NamedTuple):
+    """A batch of maps: `exact` (M, N, D) float32 unit descriptors and `half` (M, N, P), the same in float16.
 
-    high: torch.Tensor
-    low: torch.Tensor
+    P is D padded to a power of two with zeros; `sizes` (M,) int32 says how many of a map's N rows are its own.
+    """
+
+    exact: torch.Tensor
+    half: torch.Tensor
     sizes: torch.Tensor
 
 
-def split_maps(maps: list[torch.Tensor]) -> SplitMaps:
-    """Packs float32 maps (N_k, D) of unit descriptors; rows beyond a map's size are zero."""
+def pack_maps(maps: Sequence[torch.Tensor]) -> DescriptorMaps:
+    """Stacks float32 maps (N_k, D); the rows that a shorter map lacks are zero."""
     rows = max(len(m) for m in maps)
-    depth = max(16, triton.next_power_of_2(maps[0].shape[1]))
-    packed = maps[0].new_zeros(len(maps), rows, depth)
+    depth = maps[0].shape[1]
+    padded = max(16, triton.next_power_of_2(depth))
+    exact = maps[0].new_zeros(len(maps), rows, depth)
+    half = torch.zeros(len(maps), rows, padded, dtype=torch.float16, device=maps[0].device)
     for k, m in enumerate(maps):
-        packed[k, : len(m), : m.shape[1]] = m
-    high = packed.half()
-    low = packed.sub_(high).half()
-    sizes = torch.tensor([len(m) for m in maps], dtype=torch.int32, device=maps[0].device)
-    return SplitMaps(high, low, sizes)
+        exact[k, : len(m)] = m
+        half[k, : len(m), :depth] = m
+    return DescriptorMaps(exact, half, torch.tensor([len(m) for m in maps], dtype=torch.int32, device=exact.device))
 
 
 @triton.jit
-def _nearest_kernel(  # type: ignore[no-untyped-def]  # triton's own types
-    high, low, sizes, source, database, rows, order, count, best,
-    num_seeds, map_rows,
-    DEPTH: tl.constexpr, QUERIES: tl.constexpr, DATABASE: tl.constexpr, SPLIT: tl.constexpr,
+def _block_maxima_kernel(  # type: ignore[no-untyped-def]  # triton's own types
+    half, sizes, source, database, rows, order, count, maxima,
+    num_seeds, map_rows, num_blocks,
+    DEPTH: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
+    """maxima[job, place, block]: the largest float16 product of the place-th active seed in a block of the database."""
     job = tl.program_id(2)
     first = tl.program_id(0) * QUERIES
     active = tl.load(count + job)
-    begin = tl.program_id(1) * SPLIT
-    target = tl.load(database + job)
-    size = tl.load(sizes + target)
-    if (first < active) & (begin < size):
+    if first < active:
         place = first + tl.arange(0, QUERIES)
         valid = place < active
         slot = tl.load(order + job * num_seeds + place, mask=valid, other=0)
         row = tl.load(rows + job * num_seeds + slot, mask=valid, other=0)
         depth = tl.arange(0, DEPTH)
-        from_row = (tl.load(source + job).to(tl.int64) * map_rows + row) * DEPTH
-        q_high = tl.load(high + from_row[:, None] + depth[None, :])
-        q_low = tl.load(low + from_row[:, None] + depth[None, :])
-        best_value = tl.full((QUERIES, DATABASE), float("-inf"), tl.float32)
-        best_start = tl.zeros((QUERIES, DATABASE), tl.int32)
-        end = tl.minimum(begin + SPLIT, size)
+        at = (tl.load(source + job).to(tl.int64) * map_rows + row) * DEPTH
+        query = tl.load(half + at[:, None] + depth[None, :])
+        target = tl.load(database + job)
+        size = tl.load(sizes + target)
         base = target.to(tl.int64) * map_rows * DEPTH
-        for step in range(0, SPLIT, DATABASE):  # a constant count; rows beyond the end are masked
-            start = begin + step
-            column = start + tl.arange(0, DATABASE)
-            inside = column < end
-            at = base + column[None, :] * DEPTH + depth[:, None]
-            d_high = tl.load(high + at, mask=inside[None, :], other=0.0)
-            d_low = tl.load(low + at, mask=inside[None, :], other=0.0)
-            product = tl.dot(q_high, d_low)
-            product = tl.dot(q_low, d_high, product)
-            product = tl.dot(q_high, d_high, product)
-            product = tl.where(inside[None, :], product, float("-inf"))
-            better = product > best_value  # strictly: the lowest index of equal products stays
-            best_value = tl.where(better, product, best_value)
-            best_start = tl.where(better, start, best_start)
-        value = tl.max(best_value, axis=1)
-        index = best_start + tl.arange(0, DATABASE)[None, :]
-        index = tl.min(tl.where(best_value == value[:, None], index, 0x7FFFFFFF), axis=1)
-        # one integer that orders by product, then by the lower index, so that the splits can be merged atomically
-        bits = value.to(tl.int32, bitcast=True)
-        ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-        key = (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64)
-        tl.atomic_max(best + job * num_seeds + slot, key, mask=valid)
+        store_at = (job.to(tl.int64) * num_seeds + place) * num_blocks
+        for k in range(BLOCKS):
+            block = tl.program_id(1) * BLOCKS + k
+            if block < num_blocks:
+                column = block * BLOCK + tl.arange(0, BLOCK)
+                inside = column < size
+                tile = tl.load(half + base + column[None, :] * DEPTH + depth[:, None], mask=inside[None, :], other=0.0)
+                product = tl.dot(query, tile)
+                product = tl.where(inside[None, :], product, float("-inf"))
+                tl.store(maxima + store_at + block, tl.max(product, axis=1), mask=valid)
+
+
+@triton.jit
+def _rescore_kernel(  # type: ignore[no-untyped-def]
+    exact, sizes, source, database, rows, order, count, maxima, found,
+    num_seeds, map_rows, depth_used,
+    NUM_BLOCKS: tl.constexpr, MARGIN: tl.constexpr, DEPTH: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """found[job, slot]: the row with the largest float32 product among the blocks that may hold it."""
+    job = tl.program_id(1)
+    place = tl.program_id(0)
+    if place < tl.load(count + job):
+        slot = tl.load(order + job * num_seeds + place)
+        row = tl.load(rows + job * num_seeds + slot)
+        depth = tl.arange(0, DEPTH)
+        at = (tl.load(source + job).to(tl.int64) * map_rows + row) * depth_used
+        query = tl.load(exact + at + depth, mask=depth < depth_used, other=0.0)
+        target = tl.load(database + job)
+        size = tl.load(sizes + target)
+        base = target.to(tl.int64) * map_rows * depth_used
+        of_seed = maxima + (job.to(tl.int64) * num_seeds + place) * NUM_BLOCKS
+        lane = tl.arange(0, GROUP)
+        top = tl.full((GROUP,), float("-inf"), tl.float32)
+        for start in range(0, NUM_BLOCKS, GROUP):
+            inside = start + lane < NUM_BLOCKS
+            top = tl.maximum(top, tl.load(of_seed + start + lane, mask=inside, other=float("-inf")))
+        threshold = tl.max(top, axis=0) - MARGIN
+        best_value = float("-inf")
+        best_row = 0
+        for start in range(0, NUM_BLOCKS, GROUP):
+            inside = start + lane < NUM_BLOCKS
+            group = tl.load(of_seed + start + lane, mask=inside, other=float("-inf"))
+            if tl.max(group, axis=0) >= threshold:
+                for k in range(GROUP):
+                    mine = tl.max(tl.where(lane == k, group, float("-inf")), axis=0)
+                    if mine >= threshold:
+                        column = (start + k) * BLOCK + tl.arange(0, BLOCK)
+                        usable = column < size
+                        tile = tl.load(
+                            exact + base + column[:, None] * depth_used + depth[None, :],
+                            mask=usable[:, None] & (depth < depth_used)[None, :],
+                            other=0.0,
+                        )
+                        product = tl.sum(tile * query[None, :], axis=1)
+                        product = tl.where(usable, product, float("-inf"))
+                        value = tl.max(product, axis=0)
+                        index = tl.min(tl.where(product == value, column, 0x7FFFFFFF), axis=0)
+                        better = value > best_value  # strictly: the lowest index of equal products stays
+                        best_row = tl.where(better, index, best_row)
+                        best_value = tl.where(better, value, best_value)
+        tl.store(found + job * num_seeds + slot, best_row)
 
 
 def nearest(
-    maps: SplitMaps, source: torch.Tensor, database: torch.Tensor, rows: torch.Tensor, active: torch.Tensor
+    maps: DescriptorMaps, source: torch.Tensor, database: torch.Tensor, rows: torch.Tensor, active: torch.Tensor
 ) -> torch.Tensor:
     """(J, S) int64: for seed (j, s) the row of map `database[j]` nearest to row `rows[j, s]` of map `source[j]`.
 
-    source, database (J,) int32 map numbers; rows (J, S) int64; active (J, S) bool: others are not searched
-    and their result is undefined. Does not wait for the device.
+    source, database (J,) int32 map numbers; rows (J, S) int64; active (J, S) bool: others are not searched,
+    their result is -1. Does not wait for the device.
     """
     jobs, seeds = rows.shape
-    order = torch.argsort(~active, dim=1, stable=True).to(torch.int32)
+    order = torch.argsort(active, dim=1, descending=True, stable=True).to(torch.int32)
     count = active.sum(1, dtype=torch.int32)
-    best = torch.full(rows.shape, torch.iinfo(torch.int64).min, dtype=torch.int64, device=rows.device)
-    map_rows, depth = maps.high.shape[1:]
-    grid = (triton.cdiv(seeds, _QUERIES), triton.cdiv(map_rows, _SPLIT), jobs)
-    _nearest_kernel[grid](
-        maps.high, maps.low, maps.sizes, source, database, rows.to(torch.int32), order, count, best,
-        seeds, map_rows,
-        DEPTH=depth, QUERIES=_QUERIES, DATABASE=_DATABASE, SPLIT=_SPLIT, num_warps=4,
+    found = torch.full(rows.shape, -1, dtype=torch.int64, device=rows.device)
+    map_rows, depth = maps.exact.shape[1:]
+    padded = maps.half.shape[2]
+    blocks = triton.cdiv(map_rows, _BLOCK)
+    maxima = torch.empty(jobs, seeds, blocks, dtype=torch.float32, device=rows.device)
+    rows = rows.to(torch.int32)
+    grid = (triton.cdiv(seeds, _QUERIES), triton.cdiv(blocks, _BLOCKS_PER_PROGRAM), jobs)
+    _block_maxima_kernel[grid](
+        maps.half, maps.sizes, source, database, rows, order, count, maxima, seeds, map_rows, blocks,
+        DEPTH=padded, QUERIES=_QUERIES, BLOCK=_BLOCK, BLOCKS=_BLOCKS_PER_PROGRAM, num_warps=4,
     )  # fmt: skip
-    return 0x7FFFFFFF - (best & 0x7FFFFFFF)
+    _rescore_kernel[(seeds, jobs)](
+        maps.exact, maps.sizes, source, database, rows, order, count, maxima, found,
+        seeds, map_rows, depth,
+        NUM_BLOCKS=blocks, MARGIN=_MARGIN, DEPTH=padded, BLOCK=_BLOCK, GROUP=_GROUP, num_warps=4,
+    )  # fmt: skip
+    return found

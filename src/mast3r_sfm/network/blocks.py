@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mast3r_sfm.network.rope import RopeTable, apply_rope
+from mast3r_sfm.network.rope import RopeTable, rotate
 
 
 class LayerNorm(nn.LayerNorm):
@@ -33,7 +33,8 @@ class Mlp(nn.Module):
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """softmax(q k^T / sqrt(head_dim)) v over (B, heads, N, head_dim) -> (B, N, heads * head_dim)."""
+    """softmax(q k^T / sqrt(head_dim)) v over (B, N, heads, head_dim) -> (B, N, heads * head_dim)."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
@@ -47,9 +48,9 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor, rope: RopeTable) -> torch.Tensor:
-        qkv = self.qkv(x.to(self.qkv.weight.dtype))
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(_attend(apply_rope(q, rope), apply_rope(k, rope), v))
+        qkv = self.qkv(x.to(self.qkv.weight.dtype)).unflatten(-1, (3 * self.num_heads, -1))
+        q, k = rotate(qkv[:, :, : 2 * self.num_heads], rope).chunk(2, 2)
+        return self.proj(_attend(q, k, qkv[:, :, 2 * self.num_heads :]))
 
 
 class CrossAttention(nn.Module):
@@ -64,13 +65,13 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return x.unflatten(-1, (self.num_heads, -1))
 
     def forward(self, x: torch.Tensor, y: torch.Tensor, rope_x: RopeTable, rope_y: RopeTable) -> torch.Tensor:
         dtype = self.projq.weight.dtype
         x, y = x.to(dtype), y.to(dtype)
-        q = apply_rope(self._heads(self.projq(x)), rope_x)
-        k = apply_rope(self._heads(self.projk(y)), rope_y)
+        q = rotate(self._heads(self.projq(x)), rope_x)
+        k = rotate(self._heads(self.projk(y)), rope_y)
         return self.proj(_attend(q, k, self._heads(self.projv(y))))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -9,6 +11,28 @@ from torch.nn import functional as F
 LAYER_DIMS = (96, 192, 384, 768)
 FEATURES = 256
 LAST = 128
+
+
+@lru_cache(maxsize=64)
+def _interpolation(size: int, source: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """(size, source): linear interpolation with aligned corners along one axis, as a matrix."""
+    unit = torch.eye(source)[None]
+    return F.interpolate(unit, size=size, mode="linear", align_corners=True)[0].T.to(device, dtype).contiguous()
+
+
+def upsample(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bilinear upsampling of (B, C, h, w) to `size` (H, W), corners aligned.
+
+    In half precision on CUDA as two matrix products over channels-last memory, several times faster there.
+    """
+    if not x.is_cuda or x.dtype == torch.float32:
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+    batch, channels, rows, columns = x.shape
+    vertical = _interpolation(size[0], rows, x.dtype, x.device)
+    horizontal = _interpolation(size[1], columns, x.dtype, x.device)
+    x = x.permute(0, 2, 3, 1).reshape(batch, rows, columns * channels)
+    x = torch.matmul(vertical, x).reshape(batch * size[0], columns, channels)
+    return torch.matmul(horizontal, x).reshape(batch, *size, channels).permute(0, 3, 1, 2)
 
 
 class ResidualConvUnit(nn.Module):
@@ -39,7 +63,7 @@ class FusionBlock(nn.Module):
     def forward(self, coarse: torch.Tensor, fine: torch.Tensor | None = None) -> torch.Tensor:
         x = coarse if fine is None else coarse + self.resConfUnit1(fine)
         x = self.out_conv(self.resConfUnit2(x))
-        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+        return upsample(x, (2 * x.shape[2], 2 * x.shape[3]))
 
 
 class Scratch(nn.Module):
@@ -93,5 +117,5 @@ class DPT(nn.Module):
         x = scratch.refinenet2(x, levels[1])
         x = scratch.refinenet1(x, levels[0])
         x = self.head[0](x)
-        x = F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+        x = upsample(x, size)
         return self.head[4](F.relu(self.head[2](x)))

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from mast3r_sfm.device import has_triton
+
 
 class RopeTable(NamedTuple):
     """Rotation of every token of a grid: `cos` and `sin`, (N, head_dim) float32.
@@ -33,7 +35,16 @@ def rope_table(grid: tuple[int, int], head_dim: int, base: float, device: torch.
     return RopeTable(cos.reshape(-1, head_dim).to(device), sin.reshape(-1, head_dim).to(device))
 
 
-def apply_rope(heads: torch.Tensor, table: RopeTable) -> torch.Tensor:
-    """Rotates (..., N, head_dim) vectors of heads; angles in float32, result in the vectors' own dtype."""
+def rotate(heads: torch.Tensor, table: RopeTable) -> torch.Tensor:
+    """Rotates the vectors of heads (B, N, heads, head_dim); angles in float32, result in the vectors' own dtype.
+
+    In inference on CUDA with Triton the vectors themselves are overwritten, in one pass over the memory.
+    """
+    if heads.is_cuda and not heads.requires_grad and has_triton():
+        from mast3r_sfm.network.rope_triton import rotate_in_place
+
+        rotate_in_place(heads, table)
+        return heads
     swapped = heads.unflatten(-1, (2, 2, -1)).flip(-2).flatten(-3)
-    return torch.addcmul(heads * table.cos, swapped.to(table.sin.dtype), table.sin).to(heads.dtype)
+    cos, sin = table.cos[:, None], table.sin[:, None]
+    return torch.addcmul(heads * cos, swapped.to(sin.dtype), sin).to(heads.dtype)
