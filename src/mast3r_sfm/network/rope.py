@@ -40,7 +40,7 @@ def rotate(heads: torch.Tensor, table: RopeTable) -> torch.Tensor:
 
     In inference on CUDA with Triton the vectors themselves are overwritten, in one pass over the memory.
     """
-    if heads.is_cuda and not heads.requires_grad and has_triton():
+    if heads.is_cuda and not heads.requires_grad and not torch.compiler.is_compiling() and has_triton():
         from mast3r_sfm.network.rope_triton import rotate_in_place
 
         rotate_in_place(heads, table)
