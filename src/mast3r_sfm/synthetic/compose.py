@@ -184,11 +184,12 @@ def _grow(
     at_x = torch.where(potted, torch.gather(x, 1, order), own_x)
     at_z = torch.where(potted, torch.gather(z, 1, order), own_z)
     own_ground = floor[:, None] - terrain_height(terrain, own_x, own_z)
-    at_y = torch.where(potted, torch.gather(ground, 1, order) - 0.75 * scale[:, None], own_ground)
+    at_y = torch.where(potted, torch.gather(ground, 1, order) - 0.7 * scale[:, None], own_ground)
     size = draws.log_uniform(0.12, 0.32, plants, blobs, 1) * draws.log_uniform(0.75, 1.35, plants, blobs, 3)
     size = size * scale[:, None, None, None]
-    up = draws.uniform(0.0, 0.45, plants, blobs) * scale[:, None, None]
+    up = draws.uniform(0.0, 0.3, plants, blobs) * scale[:, None, None]
     shift = draws.uniform(-0.2, 0.2, plants, blobs, 2) * scale[:, None, None, None]
+    shift = shift * torch.where(potted, 0.35, 1.0)[..., None, None]  # a crown stays on its trunk
     centre = torch.stack(
         [at_x[..., None] + shift[..., 0], at_y[..., None] - up - 0.4 * size[..., 1], at_z[..., None] + shift[..., 1]],
         -1,
