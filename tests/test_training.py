@@ -194,10 +194,10 @@ def test_training_seeds_are_never_reserved_and_never_shared():
 
     cpu = torch.device("cpu")
     seeds = [
-        training_seed(RunOptions(Path(), Path(), 1.0, seed=run), step, Worker(rank, 2, cpu))
-        for run in (0, 1)
+        training_seed(RunOptions(Path(), Path(), 1.0, seed=run), step, Worker(rank, count, cpu))
+        for run, count in ((0, 2), (1, 2), (2, 1))
         for step in (0, 1, 2)
-        for rank in (0, 1)
+        for rank in range(count)
     ]
     assert len(set(seeds)) == len(seeds)
     assert min(seeds) >= RESERVED_SEEDS

@@ -84,7 +84,10 @@ def start_worker() -> Worker:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if count > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if device.type == "cuda":
+            dist.init_process_group("nccl", device_id=device)
+        else:
+            dist.init_process_group("gloo")
     return Worker(rank, count, device)
 
 
@@ -119,8 +122,8 @@ def prepare(network: TwoViewNetwork, options: RunOptions, device: torch.device) 
 
 
 def training_seed(options: RunOptions, step: int, worker: Worker) -> int:
-    """A seed no other step of any run with another `options.seed` uses, never a reserved one."""
-    return RESERVED_SEEDS + (options.seed * 1_000_000_000 + step) * worker.count + worker.rank
+    """A seed that no other step, GPU (of up to 1,024) or run with another `options.seed` uses, never a reserved one."""
+    return RESERVED_SEEDS + options.seed * 10**10 + step * 1024 + worker.rank
 
 
 def train_step(
@@ -224,7 +227,7 @@ def train(options: RunOptions) -> TwoViewNetwork:
             norm = optimiser.step(lr)
             log.add(losses, norm, worker.count * pairs.points.shape[0])
             step += 1
-            if step % LOG_EVERY == 0 and worker.leads:
+            if worker.leads and (step == 1 or step % LOG_EVERY == 0):
                 log.write(step, lr)
             if worker.leads and time.monotonic() - saved > SAVE_EVERY_S:
                 save_weights(network, config, options.output)
@@ -238,8 +241,9 @@ def train(options: RunOptions) -> TwoViewNetwork:
 
 def _write_run(options: RunOptions, worker: Worker, steps: int, pairs: int, seconds: float) -> None:
     device = torch.cuda.get_device_name() if worker.device.type == "cuda" else "cpu"
+    written = asdict(options) | {"resolutions": [max(r.shapes[0]) for r in options.resolutions]}
     content = {
-        "options": asdict(options),
+        "options": written,
         "steps": steps,
         "pairs": pairs,
         "seconds": round(seconds, 1),
