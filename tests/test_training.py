@@ -139,24 +139,46 @@ def test_orthogonalised_updates_have_singular_values_near_one():
     assert values.min() > 0.6 and values.max() < 1.3
 
 
-def test_optimiser_splits_qkv_lowers_a_loss_and_survives_a_bad_gradient(config_file):
+def test_optimiser_lowers_a_loss_and_survives_a_bad_gradient(config_file):
     from training.optimiser import Optimiser, OptimiserOptions
     from training.weights import new_network
 
     network = new_network(config_file, torch.device("cpu"))
     optimiser = Optimiser(network, OptimiserOptions())
-    qkv = network.enc_blocks[0].attn.qkv.weight
+    qkv = network.enc_blocks[0].attn.qkv.weight  # Muon's
+    bias = network.enc_blocks[0].attn.qkv.bias  # AdamW's
     target = qkv.detach() + 0.02
-    before = float((qkv - target).square().sum())
+
+    def loss():
+        return (qkv - target).square().sum(), (bias - 1).square().sum()
+
+    before = [float(value) for value in loss()]
     for _ in range(10):
         optimiser.zero_grad()
-        (qkv - target).square().sum().backward()
+        sum(loss()).backward()
         optimiser.step(5e-2)
-    assert float((qkv - target).square().sum()) < 0.8 * before
+    after = [float(value) for value in loss()]
+    assert after[0] < 0.8 * before[0] and after[1] < 0.5 * before[1]
     weights = copy.deepcopy(network.state_dict())
     optimiser.gradient.fill_(math.nan)
     assert not optimiser.step(0.0).isfinite()
     assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
+
+
+def test_adamw_part_is_adamw(config_file):
+    from training.optimiser import Optimiser, OptimiserOptions
+    from training.weights import new_network
+
+    network = new_network(config_file, torch.device("cpu"))
+    network.enc_norm.weight.data.fill_(2.0)
+    optimiser = Optimiser(network, OptimiserOptions(clip=1e9))
+    for gradient in (3.0, 1.0):
+        optimiser.zero_grad()
+        network.enc_norm.weight.grad.fill_(gradient)
+        optimiser.step(0.1)
+    # by hand, betas 0.9 and 0.95: the first step is lr; then mean (0.9 x 0.3 + 0.1) / 0.19 = 1.94737
+    # and square (0.95 x 0.45 + 0.05) / 0.0975 = 4.89744, so the second is lr x 0.87996
+    assert float(network.enc_norm.weight[0]) == pytest.approx(2.0 - 0.1 - 0.087996, abs=1e-5)
 
 
 def test_fast_heads_compute_the_same(config_file):

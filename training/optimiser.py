@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+ADAM_EPS = 1e-8
 
 
 @dataclass(frozen=True)
@@ -47,42 +48,60 @@ class _Stack:
 
 
 class Optimiser:
-    """Steps all parameters of a network; gradients live in one flat buffer, which several GPUs can average at once."""
+    """Steps all parameters of a network.
+
+    Parameters and gradients become views of two flat buffers: several GPUs average the gradients at once, and AdamW
+    is a handful of operations on a slice. Order: matrices and kernels of AdamW, its vectors, matrices of Muon.
+    """
 
     def __init__(self, network: nn.Module, options: OptimiserOptions) -> None:
         self.options = options
-        parameters = [p for p in network.parameters() if p.requires_grad]
-        self.gradient = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
-        offset = 0
-        for parameter in parameters:
-            parameter.grad = self.gradient[offset : offset + parameter.numel()].view_as(parameter)
-            offset += parameter.numel()
         named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-        matrices = [(name, p) for name, p in named if "_blocks" in name and p.dim() == 2]
-        self._stacks = _stack(matrices)
-        taken = {id(p) for _, p in matrices}
-        rest = [p for _, p in named if id(p) not in taken]
-        groups = [
-            {"params": [p for p in rest if p.dim() >= 2], "weight_decay": options.weight_decay},
-            {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        self._adamw = torch.optim.AdamW(groups, lr=1e-3, betas=options.betas, fused=self.gradient.is_cuda)
+        muon = [(name, p) for name, p in named if "_blocks" in name and p.dim() == 2]
+        taken = {name for name, _ in muon}
+        rest = [(name, p) for name, p in named if name not in taken]
+        decayed = [(name, p) for name, p in rest if p.dim() >= 2]
+        vectors = [(name, p) for name, p in rest if p.dim() < 2]
+        device = named[0][1].device
+        self._weights = torch.empty(sum(p.numel() for _, p in named), device=device)
+        self.gradient = torch.zeros_like(self._weights)
+        offset = 0
+        for _, parameter in decayed + vectors + muon:
+            own = slice(offset, offset + parameter.numel())
+            self._weights[own] = parameter.detach().flatten()
+            parameter.data = self._weights[own].view(parameter.shape)
+            parameter.grad = self.gradient[own].view(parameter.shape)
+            offset += parameter.numel()
+        self._num_decayed = sum(p.numel() for _, p in decayed)
+        self._num_adamw = self._num_decayed + sum(p.numel() for _, p in vectors)
+        self._mean = torch.zeros(self._num_adamw, device=device)
+        self._square = torch.zeros(self._num_adamw, device=device)
+        self._steps = 0
+        self._stacks = _stack(muon)
 
     def zero_grad(self) -> None:
         self.gradient.zero_()
 
     @torch.no_grad()
     def step(self, lr: float) -> torch.Tensor:
-        """One step; returns the gradient's norm before clipping. A gradient that is not finite changes nothing."""
+        """One step; returns the gradient's norm before clipping. A gradient that is not finite counts as zero."""
         norm = self.gradient.norm()
         factor = torch.where(norm.isfinite(), (self.options.clip / (norm + 1e-6)).clamp(max=1.0), 0.0)
         self.gradient.nan_to_num_(0.0, 0.0, 0.0).mul_(factor)
-        for group in self._adamw.param_groups:
-            group["lr"] = lr
-        self._adamw.step()
+        self._steps += 1
+        self._step_adamw(lr)
         for stack in self._stacks:
             self._step_stack(stack, lr)
         return norm
+
+    def _step_adamw(self, lr: float) -> None:
+        first, second = self.options.betas
+        gradient = self.gradient[: self._num_adamw]
+        self._mean.lerp_(gradient, 1 - first)
+        self._square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        spread = (self._square / (1 - second**self._steps)).sqrt_().add_(ADAM_EPS)
+        self._weights[: self._num_decayed].mul_(1 - lr * self.options.weight_decay)
+        self._weights[: self._num_adamw].addcdiv_(self._mean, spread, value=-lr / (1 - first**self._steps))
 
     def _step_stack(self, stack: _Stack, lr: float) -> None:
         gradient = torch.stack(stack.gradients)

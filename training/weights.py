@@ -22,7 +22,6 @@ def load_trainable(folder: Path, device: torch.device) -> TwoViewNetwork:
     """The network of a hub-layout folder in float32, ready for gradients."""
     network = load_model(folder, str(device), "fp32").network
     for name, parameter in network.named_parameters():
-        parameter.data = parameter.data.contiguous()  # in the order of its gradient: fused optimisers mix up others
         parameter.requires_grad_(name != "mask_token")
     return network.train()
 
