@@ -736,7 +736,7 @@ def test_a_folder_in_natural_order(tmp_path, caplog):
         "g.jpeg",
     ):
         (tmp_path / name).touch()
-    for name in (".hidden.jpg", "notes.txt", "clip.mp4"):
+    for name in (".hidden.jpg", "notes.txt", "truth.json", "clip.mp4", "raw.dng"):
         (tmp_path / name).touch()
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "nested.jpg").touch()
@@ -746,7 +746,7 @@ def test_a_folder_in_natural_order(tmp_path, caplog):
     names = ["a.TIFF", "b.webp", "c.heic", "d.avif", "e.bmp", "f.HEIF", "g.jpeg", "Img1.png", "img2.JPG", "img10.jpg"]
     assert [path.name for path in found] == names
     assert len(caplog.records) == 1
-    assert "skipped 2 file(s)" in caplog.text and "clip.mp4, notes.txt" in caplog.text
+    assert "skipped 2 file(s)" in caplog.text and "clip.mp4, raw.dng" in caplog.text
 
 
 def test_files_globs_and_repetition(tmp_path, monkeypatch):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +25,8 @@ Exit codes: 0 done, 2 wrong usage or input, 3 model not found or unusable,
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line and ends the process with the documented exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)  # as `docker stop` and job schedulers send it
     try:
         code = cli.main(arguments, prog_name="mast3r-sfm", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -42,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if "--debug" in arguments:
             traceback.print_exc()
         _fail(f"unexpected {type(error).__name__}: {error} (run again with --debug for the details)", 1)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _fail(message: str, code: int) -> None:

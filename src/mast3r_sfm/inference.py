@@ -22,8 +22,13 @@ Result = TypeVar("Result")
 Progress = Callable[[int], None]
 """Called with the number of items done since the last call."""
 
+
+class NotFiniteError(ReconstructionError):
+    """The network predicted infinities or NaN: wrong weights, or half precision that overflowed."""
+
+
 _CPU_BATCH = 1  # a batch gains nothing on a CPU, and costs memory
-_MAX_BATCH = 16
+_MAX_BATCH = 4  # already fills a large GPU; more only costs memory
 _SHARE = 0.6  # of the free GPU memory that a batch may take by estimate
 _BYTES_PER_PIXEL = 9_000  # activations of one symmetric pair at the peak, per pixel of a view, in half precision
 
@@ -161,7 +166,7 @@ def _check_finite(predictions: Sequence[PairPrediction]) -> None:
     finite = torch.stack(totals).isfinite().reshape(-1, 4).all(1).tolist()
     for pair, good in zip(predictions, finite, strict=True):
         if not good:
-            raise ReconstructionError(
+            raise NotFiniteError(
                 f"the network's prediction for images {pair.i} and {pair.j} is not finite; try --precision fp32"
             )
 

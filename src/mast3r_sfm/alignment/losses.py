@@ -1,8 +1,9 @@
-"""The three losses of the alignment with their gradients, over chunks of matches.
+"""The losses between points of the alignment with their gradients, over chunks of matches.
 
-Spec: alignment, section 9. Each function returns the loss and its gradient with respect to per-view matrices
-and per-anchor depths; how those follow from the parameters is left to autograd, which then sees no tensor
-with as many rows as there are matches. All sums run in a fixed order, so results repeat on every device.
+Spec: alignment, section 9; the loss between pixels is in `projection`. Each returns the loss and its gradient
+with respect to per-view matrices and per-anchor depths; how those follow from the parameters is left to
+autograd, which then sees no tensor with as many rows as there are matches. All sums run in a fixed order, so
+results repeat on every device.
 
 Symmetrised pair lists contain every pair twice with the same terms; here every pair occurs once, which leaves
 the normalised losses as they are.
@@ -10,18 +11,15 @@ the normalised losses as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from mast3r_sfm.alignment.packing import CHUNK, FallbackChunks, MatchChunks
 
-MIN_PROJECTION_DEPTH = 1e-3
-PIXEL_RANGE = (-1000.0, 2000.0)
 _TINY = 1e-20
-# matches in flight: the temporaries of a slab are about 100 bytes a match
-_SLAB = {"cpu": 1 << 17, "cuda": 1 << 22}
+# matches in flight; the projection loss has temporaries of 200 bytes a match
+_SLAB = {"cpu": 1 << 16, "cuda": 1 << 21}
 
 
 @dataclass(frozen=True)
@@ -49,49 +47,67 @@ def robust_offset(exponent: float) -> float:
     return 0.0 if exponent == 1 else (1 / exponent) ** (1 / (exponent - 1))
 
 
-def robust_distance_(distance: torch.Tensor, exponent: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """rho(d) and rho'(d) / d, where the latter is finite at 0; overwrites `distance`."""
+def robust_distance(distance: torch.Tensor, exponent: float, value: torch.Tensor, slope: torch.Tensor) -> None:
+    """Writes rho(d) to `value` and rho'(d) / d, which is finite at 0, to `slope`; overwrites `distance`."""
     offset = robust_offset(exponent)
-    inverse = distance.clamp_min(_TINY).reciprocal_()
-    shifted = distance.add_(offset)
-    slope = shifted.pow(exponent - 1)  # +-0.5 are a square root
-    value = (shifted * slope).sub_(offset**exponent)
-    return value, slope.mul_(inverse).mul_(exponent)
+    inverse = torch.clamp_min(distance, _TINY, out=value).reciprocal_().mul_(exponent)
+    distance += offset
+    torch.pow(distance, exponent - 1, out=slope)  # +-0.5 are a square root
+    distance *= slope
+    slope *= inverse
+    torch.sub(distance, offset**exponent, out=value)
 
 
-def point_loss(
-    matches: MatchChunks, points: torch.Tensor, rotations: torch.Tensor, centres: torch.Tensor, exponent: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+class PointLoss:
     """3-D loss: robust distance between the two world points of every match.
 
-    points     (C, 8, L): the matched points of side 0 in its camera and 1, then the same of side 1, negated
-    rotations  (n, 3, 3) world from camera, times the scale of the view
-    centres    (n, 3)
-
-    Returns the loss (0-d) and its gradients with respect to `rotations` and `centres`.
+    points  (C, 8, L): the matched points of side 0 in its camera and 1, then the same of side 1, negated
+            (see `constant_points`)
     """
-    n = len(centres)
-    # a row vector times this is a world point: R^T above c^T
-    transforms = torch.cat([rotations.transpose(1, 2), centres[:, None]], 1).view(n, 12)
-    of_pair = transforms.index_select(0, matches.pairs.view(-1)).view(-1, 8, 3)
-    gradient = points.new_empty(len(points), 8, 3)
-    losses = []
-    for slab in slabs(len(points), points):
-        of_chunk = of_pair.index_select(0, matches.chunk_pair[slab])
-        residual = torch.bmm(of_chunk.transpose(1, 2), points[slab])
-        value, slope = robust_distance_(_norm(residual), exponent)
-        weight = matches.weight[slab]
-        losses.append(value.mul_(weight).sum())
-        residual *= slope.mul_(weight)[:, None]
-        torch.bmm(points[slab], residual.transpose(1, 2), out=gradient[slab])
-    by_view = matches.sum_by_view(matches.sum_by_pair(gradient).view(-1, 12)).view(n, 4, 3)
-    return _total(losses), by_view[:, :3].transpose(1, 2), by_view[:, 3]
+
+    def __init__(self, matches: MatchChunks, points: torch.Tensor, exponent: float) -> None:
+        self._matches = matches
+        self._points = points
+        self._exponent = exponent
+        self._slabs = slabs(len(points), points)
+        chunks = slab_size(self._slabs)
+        # temporaries are kept: a new one of this size costs more in page faults than its arithmetic
+        self._residual = points.new_empty(chunks, 3, points.shape[2])
+        self._planes = points.new_empty(4, chunks, points.shape[2])
+        self._gradient = points.new_empty(len(points), 8, 3)
+
+    def __call__(
+        self, rotations: torch.Tensor, centres: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Loss (0-d), and its gradients with respect to the arguments.
+
+        rotations  (n, 3, 3) world from camera, times the scale of the view
+        centres    (n, 3)
+        """
+        n, matches = len(centres), self._matches
+        # a row vector times this is a world point: R^T above c^T
+        transforms = torch.cat([rotations.transpose(1, 2), centres[:, None]], 1).view(n, 12)
+        of_pair = transforms.index_select(0, matches.pairs.view(-1)).view(-1, 8, 3)
+        losses = []
+        for slab in self._slabs:
+            points, weight = self._points[slab], matches.weight[slab]
+            residual, (square, distance, slope, value) = self._residual[: len(points)], self._planes[:, : len(points)]
+            of_chunk = of_pair.index_select(0, matches.chunk_pair[slab])
+            torch.bmm(of_chunk.transpose(1, 2), points, out=residual)
+            norm(residual, out=distance, scratch=square)
+            robust_distance(distance, self._exponent, value=value, slope=slope)
+            losses.append(value.mul_(weight).sum())
+            residual *= slope.mul_(weight)[:, None]
+            torch.bmm(points, residual.transpose(1, 2), out=self._gradient[slab])
+        by_pair = matches.sum_by_pair(self._gradient)
+        by_view = matches.sum_by_view(by_pair.view(-1, 12)).view(n, 4, 3)
+        return total(losses), by_view[:, :3].transpose(1, 2), by_view[:, 3]
 
 
 def constant_points(
     matches: MatchChunks, rays: torch.Tensor, unit_depths: torch.Tensor, inverse_zooms: torch.Tensor
 ) -> torch.Tensor:
-    """The `points` of `point_loss`: matched points in their cameras, for views of scale 1.
+    """The `points` of a `PointLoss`: matched points in their cameras, for views of scale 1.
 
     rays           (n, 3, 3) K^-1
     unit_depths    (n, A) depths of the anchors at scale 1
@@ -105,129 +121,6 @@ def constant_points(
     points[:, :, :3] = (rays[views] @ observed.pixel).mul_(depth[:, :, None])
     points[:, 1].neg_()
     return points.view(len(points), 8, -1)
-
-
-def projection_loss(
-    matches: MatchChunks, cameras: CameraMatrices, exponent: float
-) -> tuple[torch.Tensor, CameraMatrices]:
-    """2-D loss: robust distance in pixels between every matched pixel and its partner, projected into its view.
-
-    Both directions of every match count. A point is the source view's pixel at the depth of its anchor times
-    `1 + offset * inverse zoom`; in the target view it is projected with a depth of at least
-    `MIN_PROJECTION_DEPTH` and clamped to `PIXEL_RANGE`.
-
-    Returns the loss (0-d) and its gradients.
-    """
-    n = len(cameras.centres)
-    of_direction, from_source, into_target = directions(matches, cameras)
-    loss, gradient, anchor_gradient = _project(matches, of_direction, cameras.depths, exponent)
-
-    by_pair = matches.sum_by_pair(gradient.view(len(gradient), -1)).view(-1, 2, 7, 3)
-    grad_matrix = torch.cat([by_pair[:, :, :3], by_pair[:, :, 3:6, 2:]], 3)
-    grad_target = (grad_matrix @ from_source.transpose(2, 3)).flip(1)
-    grad_source = into_target.transpose(2, 3) @ grad_matrix
-    grad_baseline = grad_source[..., 3]
-    rows = torch.cat(
-        [
-            grad_source[..., :3].flatten(2),
-            grad_baseline - grad_baseline.flip(1),
-            grad_target.flatten(2),
-            by_pair[:, :, 6, 2:],
-        ],
-        2,
-    )
-    by_view = matches.sum_by_view(rows.view(-1, 22))
-    return loss, CameraMatrices(
-        world_from_pixel=by_view[:, :9].view(n, 3, 3),
-        centres=by_view[:, 9:12],
-        pixel_from_world=by_view[:, 12:21].view(n, 3, 3),
-        inverse_zooms=by_view[:, 21],
-        rotations=None,
-        depths=matches.sum_by_anchor(anchor_gradient).view(n, -1),
-    )
-
-
-def directions(matches: MatchChunks, cameras: CameraMatrices) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What projects the points of one view of a pair into the other, for both directions of every pair.
-
-    Returns, with [p, side] the direction from view `side` of the pair to the other one,
-    (P + 1, 2, 13): M | m row by row, then the source's inverse zoom; a pixel (x, y, 1) of the source at depth d has
-        the homogeneous pixel d M (x, y, 1) + m in the target;
-    (P + 1, 2, 3, 4) and (P + 1, 2, 3, 3): the two factors of M | m, from the source and into the target.
-    """
-    assert cameras.pixel_from_world is not None
-    n = len(cameras.centres)
-    packed = torch.cat(
-        [
-            cameras.world_from_pixel.reshape(n, 9),
-            cameras.centres,
-            cameras.pixel_from_world.reshape(n, 9),
-            cameras.inverse_zooms[:, None],
-        ],
-        1,
-    )
-    of_side = packed.index_select(0, matches.pairs.view(-1)).view(-1, 2, 22)
-    baseline = (of_side[:, :, 9:12] - of_side[:, :, 9:12].flip(1))[..., None]
-    from_source = torch.cat([of_side[:, :, :9].unflatten(2, (3, 3)), baseline], 3)
-    into_target = of_side[:, :, 12:21].flip(1).unflatten(2, (3, 3))
-    return torch.cat([(into_target @ from_source).flatten(2), of_side[:, :, 21:]], 2), from_source, into_target
-
-
-def _project(
-    matches: MatchChunks, of_direction: torch.Tensor, depths: torch.Tensor, exponent: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The part of `projection_loss` that touches every match.
-
-    of_direction is the first result of `directions`.
-
-    Returns the loss, rows (C, 2, 7, 3) and the gradient (2CL,) with respect to the depth of the observed
-    anchors. The first three of seven rows are the gradient with respect to M; the last column of the other four
-    is that with respect to m and to the inverse zoom. (One product with (x, y, 1) yields all of them.)
-    """
-    observed = matches.observed
-    num_chunks, length = matches.weight.shape
-    gradient = depths.new_empty(num_chunks, 2, 7, 3)
-    anchor_gradient = depths.new_empty(num_chunks, 2, length)
-    losses = []
-    for slab in slabs(num_chunks, depths):
-        pixel = observed.pixel[slab]
-        flat_pixel = pixel.flatten(0, 1)
-        of_chunk = of_direction.index_select(0, matches.chunk_pair[slab]).flatten(0, 1)
-        matrix = of_chunk[:, :12].view(-1, 3, 4)
-        offset = observed.offset[slab].flatten(0, 1)
-        anchor = depths.view(-1).index_select(0, observed.anchor[slab].reshape(-1)).view_as(offset)
-        flattening = (offset * of_chunk[:, 12:]).add_(1)
-        depth = anchor * flattening
-
-        direction = torch.bmm(matrix[:, :, :3], flat_pixel)
-        h = torch.addcmul(matrix[:, :, 3:], direction, depth[:, None])
-        in_front = h[:, 2] >= MIN_PROJECTION_DEPTH
-        inverse = h[:, 2].clamp_min(MIN_PROJECTION_DEPTH).reciprocal_()
-        uv = h[:, :2] * inverse[:, None]
-        residual = uv.clamp(*PIXEL_RANGE)
-        inside = residual == uv
-        by_side = residual.view(-1, 2, 2, length)
-        by_side[:, 0] -= pixel[:, 1, :2]
-        by_side[:, 1] -= pixel[:, 0, :2]
-
-        value, slope = robust_distance_(_norm(residual), exponent)
-        weight = matches.weight[slab, None]
-        losses.append(value.view(-1, 2, length).mul_(weight).sum())
-        slope.view(-1, 2, length).mul_(weight)
-
-        rows = h.new_empty(len(h), 7, length)
-        grad_h = rows[:, 3:6]
-        # each match counts in two directions: half of its weight in either
-        torch.mul(residual.mul_(inside), slope.mul_(inverse).mul_(0.5)[:, None], out=grad_h[:, :2])
-        uv *= grad_h[:, :2]
-        torch.add(uv[:, 0], uv[:, 1], out=grad_h[:, 2]).mul_(in_front).neg_()
-        torch.mul(grad_h, depth[:, None], out=rows[:, :3])
-        direction *= grad_h
-        grad_depth = direction[:, 0].add_(direction[:, 1]).add_(direction[:, 2])
-        torch.mul(grad_depth, flattening, out=anchor_gradient[slab].flatten(0, 1))
-        torch.mul(grad_depth, anchor.mul_(offset), out=rows[:, 6])
-        torch.bmm(rows, flat_pixel.transpose(1, 2), out=gradient[slab].flatten(0, 1))
-    return _total(losses) * 0.5, gradient, anchor_gradient.view(-1)
 
 
 def fallback_loss(
@@ -259,7 +152,9 @@ def fallback_loss(
         one = torch.ones_like(anchor)[:, None]
         points = torch.cat([pixel * (anchor * flattening)[:, None], one, -chunks.target[slab], -one], 1)
         residual = torch.bmm(transform.transpose(1, 2), points)
-        value, slope = robust_distance_(_norm(residual), exponent)
+        distance, slope, value = torch.empty(3, *anchor.shape, device=anchor.device, dtype=anchor.dtype)
+        norm(residual, out=distance, scratch=value)
+        robust_distance(distance, exponent, value=value, slope=slope)
         weight = chunks.weight[slab]
         losses.append(value.mul_(weight).sum())
         residual *= slope.mul_(weight)[:, None]
@@ -273,7 +168,7 @@ def fallback_loss(
     rows[:, 1, 12:24] = by_entry[:, 12:24]
     by_view = chunks.sum_by_view(rows.view(-1, 25))
     transforms = by_view[:, :24].view(n, 2, 4, 3)
-    return _total(losses), CameraMatrices(
+    return total(losses), CameraMatrices(
         world_from_pixel=transforms[:, 0, :3].transpose(1, 2),
         pixel_from_world=None,
         rotations=transforms[:, 1, :3].transpose(1, 2),
@@ -283,21 +178,23 @@ def fallback_loss(
     )
 
 
-def _norm(residual: torch.Tensor) -> torch.Tensor:
-    """(C, k, L) -> (C, L); sums of planes, because a reduction over a short middle dimension is slow on a CPU."""
-    squares = residual.square()
-    total = squares[:, 0]
-    for k in range(1, squares.shape[1]):
-        total += squares[:, k]
-    return total.sqrt_()
+def norm(residual: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor) -> None:
+    """(C, k, L) -> (C, L); plane by plane, because a sum over a short middle dimension is slow on a CPU."""
+    torch.mul(residual[:, 0], residual[:, 0], out=out)
+    for k in range(1, residual.shape[1]):
+        out += torch.mul(residual[:, k], residual[:, k], out=scratch)
+    out.sqrt_()
 
 
-def _total(losses: list[torch.Tensor]) -> torch.Tensor:
+def total(losses: list[torch.Tensor]) -> torch.Tensor:
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
-def slabs(num_chunks: int, like: torch.Tensor) -> Iterator[slice]:
-    """Consecutive ranges of chunks, so that the temporaries of large problems stay small."""
+def slabs(num_chunks: int, like: torch.Tensor) -> list[slice]:
+    """Consecutive ranges of chunks, so that the temporaries stay small: in cache on a CPU, in memory on a GPU."""
     step = max(1, _SLAB.get(like.device.type, _SLAB["cpu"]) // CHUNK)
-    for first in range(0, num_chunks, step):
-        yield slice(first, min(first + step, num_chunks))
+    return [slice(first, min(first + step, num_chunks)) for first in range(0, num_chunks, step)]
+
+
+def slab_size(ranges: list[slice]) -> int:
+    return max(part.stop - part.start for part in ranges)

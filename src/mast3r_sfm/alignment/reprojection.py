@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from mast3r_sfm.alignment.losses import CameraMatrices, directions, slabs
+from mast3r_sfm.alignment.losses import CameraMatrices, slabs
 from mast3r_sfm.alignment.problem import AlignmentProblem
+from mast3r_sfm.alignment.projection import directions
 from mast3r_sfm.alignment.solver import AlignmentResult
 from mast3r_sfm.device import matmul_precision
 

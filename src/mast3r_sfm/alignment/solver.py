@@ -16,13 +16,13 @@ from mast3r_sfm.alignment.adam import CosineAdam
 from mast3r_sfm.alignment.config import AlignmentConfig
 from mast3r_sfm.alignment.losses import (
     CameraMatrices,
+    PointLoss,
     constant_points,
     fallback_loss,
-    point_loss,
-    projection_loss,
 )
 from mast3r_sfm.alignment.parameters import Extrinsics, Intrinsics, Parameters, SceneModel
 from mast3r_sfm.alignment.problem import AlignmentProblem
+from mast3r_sfm.alignment.projection import ProjectionLoss
 from mast3r_sfm.device import matmul_precision
 from mast3r_sfm.errors import ReconstructionError
 
@@ -129,12 +129,13 @@ class CoarseObjective(Objective):
         super().__init__(problem, config)
         parameters = self.model.unpack(theta)
         self._intrinsics = self.model.intrinsics(parameters.log_focals, parameters.principal_points)
-        self._points = constant_points(
+        points = constant_points(
             problem.matches,
             rays=self._intrinsics.K_inverse,
             unit_depths=self.model.depths(torch.ones_like(problem.base_focals), self._intrinsics.zooms, problem.relief),
             inverse_zooms=self._intrinsics.zooms.reciprocal(),
         )
+        self._point_loss = PointLoss(problem.matches, points, config.exponent_coarse)
 
     def __call__(self, theta: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         parameters, leaves = self._leaves(theta)
@@ -144,9 +145,7 @@ class CoarseObjective(Objective):
             )
             scaled = extrinsics.rotations * extrinsics.scales[:, None, None]
         with torch.no_grad():
-            loss, *gradient = point_loss(
-                self.problem.matches, self._points, scaled, extrinsics.centres, self.config.exponent_coarse
-            )
+            loss, *gradient = self._point_loss(scaled, extrinsics.centres)
         outputs, gradients = [scaled, extrinsics.centres], list(gradient)
         if self.problem.fallback is not None:
             with torch.enable_grad():
@@ -168,6 +167,7 @@ class FineObjective(Objective):
         if config.optimize_depth:
             trained.append("relief")
         self.trained = tuple(trained)
+        self._projection_loss = ProjectionLoss(problem.matches, config.exponent_fine)
 
     def __call__(self, theta: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         parameters, leaves = self._leaves(theta)
@@ -180,7 +180,7 @@ class FineObjective(Objective):
         outputs: list[torch.Tensor] = []
         gradients: list[torch.Tensor] = []
         with torch.no_grad():
-            loss, gradient = projection_loss(self.problem.matches, cameras, self.config.exponent_fine)
+            loss, gradient = self._projection_loss(cameras)
         _pair_up(cameras, gradient, 1.0, outputs, gradients)
         if self.problem.fallback is not None:
             loss = loss + self._add_fallback(cameras, outputs, gradients)
