@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -211,6 +214,9 @@ def _share(flags: np.ndarray) -> float:
 
 def _reset_peak_ram() -> bool:
     """Starts the kernel's record of this process's peak anew; False where it cannot be (other systems than Linux)."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc only: freed memory that it keeps would hide what is new
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
