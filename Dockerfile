@@ -13,7 +13,8 @@ ARG UPSTREAM_COMMIT=f5209afc300cec36239a7ac992263f36847bbba0
 # hadolint ignore=DL3008
 RUN command -v git >/dev/null || { \
         apt-get update && apt-get install -y --no-install-recommends ca-certificates git && rm -rf /var/lib/apt/lists/*; }
-RUN git init -q /mast3r \
+RUN git config --global url.https://github.com/.insteadOf git@github.com: \
+    && git init -q /mast3r \
     && git -C /mast3r fetch -q --depth 1 "$UPSTREAM_REPOSITORY" "$UPSTREAM_COMMIT" \
     && git -C /mast3r checkout -q FETCH_HEAD \
     && git -C /mast3r remote add origin "$UPSTREAM_REPOSITORY" \
