@@ -115,10 +115,11 @@ def constant_points(
     """
     observed = matches.observed
     views = matches.pairs.index_select(0, matches.chunk_pair)  # (C, 2)
+    rays = rays[views]
     offset = observed.offset * inverse_zooms[views][..., None] + 1
     depth = unit_depths.view(-1)[observed.anchor.long()].mul_(offset)
     points = depth.new_ones(*observed.anchor.shape[:2], 4, observed.anchor.shape[2])
-    points[:, :, :3] = (rays[views] @ observed.pixel).mul_(depth[:, :, None])
+    points[:, :, :3] = (rays[..., :2] @ observed.pixel).add_(rays[..., 2:]).mul_(depth[:, :, None])
     points[:, 1].neg_()
     return points.view(len(points), 8, -1)
 
@@ -149,8 +150,8 @@ def fallback_loss(
         transform = of_chunk[:, :24].view(-1, 8, 3)
         anchor = cameras.depths.view(-1).index_select(0, chunks.observed.anchor[slab].reshape(-1)).view_as(offset)
         flattening = (offset * of_chunk[:, 24:]).add_(1)
-        one = torch.ones_like(anchor)[:, None]
-        points = torch.cat([pixel * (anchor * flattening)[:, None], one, -chunks.target[slab], -one], 1)
+        depth, one = (anchor * flattening)[:, None], torch.ones_like(anchor)[:, None]
+        points = torch.cat([pixel * depth, depth, one, -chunks.target[slab], -one], 1)
         residual = torch.bmm(transform.transpose(1, 2), points)
         distance, slope, value = torch.empty(3, *anchor.shape, device=anchor.device, dtype=anchor.dtype)
         norm(residual, out=distance, scratch=value)
@@ -159,7 +160,8 @@ def fallback_loss(
         losses.append(value.mul_(weight).sum())
         residual *= slope.mul_(weight)[:, None]
         gradient[slab, :24] = torch.bmm(points, residual.transpose(1, 2)).view(-1, 24)
-        grad_depth = (torch.bmm(transform[:, :3], residual) * pixel).sum(1)
+        grad_ray = torch.bmm(transform[:, :3], residual)
+        grad_depth = (grad_ray[:, :2] * pixel).sum(1) + grad_ray[:, 2]
         torch.mul(grad_depth, flattening, out=anchor_gradient[slab])
         gradient[slab, 24] = (grad_depth * anchor * offset).sum(1)
     by_entry = chunks.sum_by_entry(gradient)

@@ -38,7 +38,7 @@ class FallbackPrediction:
 class Observations:
     """Observed pixels of views, in chunks of L = `CHUNK`, padded with a valid anchor and weight 0.
 
-    pixel   (..., 3, L) float32 homogeneous pixels (x, y, 1)
+    pixel   (..., 2, L) float32 (x, y)
     anchor  (..., L) int32: view * anchors per view + anchor
     offset  (..., L) float32: depth relative to the anchor's, minus 1, at the base focal length
     """
@@ -163,14 +163,7 @@ class _Chunking:
     def observations(self, sides: Sequence[ObservedSide], first_anchor: torch.Tensor) -> Observations:
         """`first_anchor` (blocks,) is a valid anchor for each block's padding."""
         return Observations(
-            pixel=torch.stack(
-                [
-                    self.place((side.xy[:, 0] for side in sides), 0.0, torch.float32),
-                    self.place((side.xy[:, 1] for side in sides), 0.0, torch.float32),
-                    torch.ones(self.num_chunks, CHUNK, device=self._row.device),
-                ],
-                1,
-            ),
+            pixel=torch.stack([self.place((side.xy[:, k] for side in sides), 0.0, torch.float32) for k in (0, 1)], 1),
             anchor=self.place((side.anchor for side in sides), first_anchor[self.block, None].int(), torch.int32),
             offset=self.place((side.offset for side in sides), 0.0, torch.float32),
         )

@@ -101,7 +101,7 @@ class ProjectionLoss:
         """
         matches, observed = self._matches, self._matches.observed
         pixel, weight = observed.pixel[slab], matches.weight[slab, None]
-        xy = pixel.flatten(0, 1)[:, :2]
+        xy = pixel.flatten(0, 1)
         size, length = len(xy), xy.shape[2]
         anchor, flattening, inverse, in_front, distance, slope, value, scratch = self._planes[:, :size]
         point, h, uv, residual = self._point[:size], self._h[:size], self._uv[:size], self._residual[:size]
@@ -122,8 +122,8 @@ class ProjectionLoss:
         torch.clamp(uv, *PIXEL_RANGE, out=residual)
         torch.eq(residual, uv, out=inside)
         by_side = residual.view(-1, 2, 2, length)
-        by_side[:, 0] -= pixel[:, 1, :2]
-        by_side[:, 1] -= pixel[:, 0, :2]
+        by_side[:, 0] -= pixel[:, 1]
+        by_side[:, 1] -= pixel[:, 0]
 
         norm(residual, out=distance, scratch=scratch)
         robust_distance(distance, self._exponent, value=value, slope=slope)

@@ -50,7 +50,8 @@ def _errors(problem: AlignmentProblem, result: AlignmentResult) -> torch.Tensor:
         pixel, anchor, offset = (getattr(matches.observed, name)[slab] for name in ("pixel", "anchor", "offset"))
         depth = depths.view(-1)[anchor.long()] * (1 + offset * of_chunk[..., 12:])
         matrix = of_chunk[..., :12].unflatten(2, (3, 4))
-        h = (matrix[..., :3] @ pixel) * depth[:, :, None] + matrix[..., 3:]
-        distance = torch.linalg.vector_norm(h[:, :, :2] / h[:, :, 2:] - pixel.flip(1)[:, :, :2], dim=2)
+        ray = matrix[..., :2] @ pixel + matrix[..., 2:3]
+        h = ray * depth[:, :, None] + matrix[..., 3:]
+        distance = torch.linalg.vector_norm(h[:, :, :2] / h[:, :, 2:] - pixel.flip(1), dim=2)
         errors[slab] = torch.where(h[:, :, 2] > 0, distance, torch.inf)
     return errors

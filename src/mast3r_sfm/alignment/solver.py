@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 
 import torch
@@ -199,16 +200,21 @@ def align(problem: AlignmentProblem, config: AlignmentConfig, progress: Progress
     The result is that of the last forward pass of the last stage, before its step (spec: alignment, section 10).
     Raises ReconstructionError when the loss stops being finite.
     """
-    with matmul_precision("fp32"):
-        coarse = CoarseObjective(problem, config, SceneModel(problem, config.shared_intrinsics).initial())
-        theta = coarse.model.initial()
+    with matmul_precision("fp32"), _on(problem.device):
+        model = SceneModel(problem, config.shared_intrinsics)
+        theta = model.initial()
+        coarse = CoarseObjective(problem, config, theta)
         evaluated, losses_coarse = run_stage(coarse, theta, config.lr_coarse, config.niter_coarse, progress)
         del coarse  # its points are the largest tensor of a large problem
-        losses_fine = losses_coarse.new_empty(0)
-        fine = FineObjective(problem, config)
+        losses_fine = theta.new_empty(0)
         if config.niter_fine:
+            fine = FineObjective(problem, config)
             evaluated, losses_fine = run_stage(fine, theta, config.lr_fine, config.niter_fine, progress)
-        return _result(fine.model, evaluated, losses_coarse, losses_fine)
+        return _result(model, evaluated, losses_coarse, losses_fine)
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def run_stage(
@@ -221,7 +227,7 @@ def run_stage(
     if niter == 0 or (objective.problem.matches.num_pairs == 0 and objective.problem.fallback is None):
         return theta.clone(), theta.new_zeros(niter)
     stage = _Stage(objective, theta, lr, niter)
-    step = _record(stage) if theta.is_cuda else stage.step
+    step = _record(stage) if theta.is_cuda and niter > _WARM_UP else stage.step
     evaluated = theta
     for iteration in range(niter):
         if iteration == niter - 1:
@@ -271,19 +277,26 @@ class _Stage:
 
 
 def _record(stage: _Stage) -> Callable[[], None]:
-    """The step of `stage` as a CUDA graph, with the state as it was."""
+    """The step of `stage` as a CUDA graph; the stage is left as it was.
+
+    `torch.cuda.graph` would also empty the allocator's cache, which costs more than this recording.
+    """
     before = [tensor.clone() for tensor in stage.state()]
+    graph = torch.cuda.CUDAGraph()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UP):
             stage.step()
+        for tensor, value in zip(stage.state(), before, strict=True):
+            tensor.copy_(value)
+        torch.cuda.synchronize()
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            stage.step()
+        finally:
+            graph.capture_end()
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        stage.step()
-    for tensor, value in zip(stage.state(), before, strict=True):
-        tensor.copy_(value)
     return graph.replay
 
 
