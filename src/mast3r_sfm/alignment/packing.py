@@ -102,8 +102,9 @@ class FallbackChunks:
 
 @dataclass(frozen=True)
 class ObservedSide:
-    """One view's side of the matches of a pair: (M, 2) pixels, (M,) global anchors, (M,) offsets minus 1."""
+    """One view's side of the matches of a pair: (M, 2) pixels, (M,) int32 global anchors, (M,) offsets minus 1."""
 
+    view: int
     xy: torch.Tensor
     anchor: torch.Tensor
     offset: torch.Tensor
@@ -128,11 +129,11 @@ def observe(
         pixels = [(pairs[p].xy_i, pairs[p].xy_j)[side] for p, side in own]
         xy = torch.cat(pixels).to(view.conf.device)
         shape = (int(view.conf.shape[0]), int(view.conf.shape[1]))
-        anchor = anchor_index(xy, shape, subsample) + k * per_view
+        anchor = (anchor_index(xy, shape, subsample) + k * per_view).int()
         offset = depth_offsets(view.relative_depth, xy, subsample) - 1
         counts = [len(pixel) for pixel in pixels]
-        parts = zip(xy.split(counts), anchor.split(counts), offset.split(counts), strict=True)
-        found |= {key: ObservedSide(*part) for key, part in zip(own, parts, strict=True)}
+        parts = zip(pixels, anchor.split(counts), offset.split(counts), strict=True)
+        found |= {key: ObservedSide(k, *part) for key, part in zip(own, parts, strict=True)}
     return [(found[p, 0], found[p, 1]) for p in range(len(pairs))]
 
 
@@ -151,22 +152,31 @@ class _Chunking:
         shift = (chunks.cumsum(0) - chunks) * CHUNK - (length.cumsum(0) - length)
         self._row = torch.arange(int(length.sum()), device=device) + shift.repeat_interleave(length)
 
-    def place(self, rows: Iterable[torch.Tensor], fill: torch.Tensor | float, dtype: torch.dtype) -> torch.Tensor:
-        """Concatenated `rows` -> (C, L); `fill` is a value or one per chunk (C, 1)."""
-        packed = torch.empty(self.num_chunks, CHUNK, dtype=dtype, device=self._row.device)
-        packed[:] = fill
+    def place(self, rows: Iterable[torch.Tensor], out: torch.Tensor) -> None:
+        """Writes concatenated `rows` to `out` (C, L), whose padding is left as it is."""
         values = list(rows)
         if values:
-            packed.view(-1)[self._row] = torch.cat(values).to(packed.device, dtype)
-        return packed
+            # a matrix index, because `out` need not be contiguous
+            out[self._row // CHUNK, self._row % CHUNK] = torch.cat(values).to(out.device, out.dtype)
 
-    def observations(self, sides: Sequence[ObservedSide], first_anchor: torch.Tensor) -> Observations:
-        """`first_anchor` (blocks,) is a valid anchor for each block's padding."""
-        return Observations(
-            pixel=torch.stack([self.place((side.xy[:, k] for side in sides), 0.0, torch.float32) for k in (0, 1)], 1),
-            anchor=self.place((side.anchor for side in sides), first_anchor[self.block, None].int(), torch.int32),
-            offset=self.place((side.offset for side in sides), 0.0, torch.float32),
-        )
+    def weights(self, confs: Iterable[torch.Tensor]) -> torch.Tensor:
+        """(C, L) float32 confidences divided by their sum; 0 for padding."""
+        weight = torch.zeros(self.num_chunks, CHUNK, device=self._row.device)
+        self.place(confs, weight)
+        return weight.div_(weight.sum(dtype=torch.float64).clamp_min(1e-30))
+
+    def observations(self, sides: Sequence[Sequence[ObservedSide]], first_anchor: torch.Tensor) -> Observations:
+        """(C, k, ...) for k lists of sides; `first_anchor` (blocks, k) is a valid anchor for a block's padding."""
+        device, k = self._row.device, len(sides)
+        pixel = torch.zeros(self.num_chunks, k, 2, CHUNK, device=device)
+        anchor = first_anchor.int()[self.block, :, None].repeat(1, 1, CHUNK)
+        offset = torch.zeros(self.num_chunks, k, CHUNK, device=device)
+        for number, column in enumerate(sides):
+            for axis in (0, 1):
+                self.place((side.xy[:, axis] for side in column), pixel[:, number, axis])
+            self.place((side.anchor for side in column), anchor[:, number])
+            self.place((side.offset for side in column), offset[:, number])
+        return Observations(pixel, anchor, offset)
 
 
 def pack_matches(
@@ -177,26 +187,20 @@ def pack_matches(
     num_anchors: tuple[int, int],
     device: torch.device,
 ) -> MatchChunks:
+    """Good pairs as chunks; `views` (P, 2) are positions, `num_anchors` the number of views and of anchors of each."""
     kept = [p for p, is_good in enumerate(good) if is_good]
     chunking = _Chunking([len(pairs[p]) for p in kept], device)
     view_of = torch.tensor([*views[kept].tolist(), [0, 0]], device=device)
-    first_anchor = view_of * num_anchors[1]
-    observed = [chunking.observations([sides[p][side] for p in kept], first_anchor[:, side]) for side in (0, 1)]
-    weight = chunking.place((pairs[p].conf for p in kept), 0.0, torch.float32)
-    total = weight.sum(dtype=torch.float64)
-    both = Observations(
-        pixel=torch.stack([side.pixel for side in observed], 1),
-        anchor=torch.stack([side.anchor for side in observed], 1),
-        offset=torch.stack([side.offset for side in observed], 1),
-    )
+    observed = chunking.observations([[sides[p][k] for p in kept] for k in (0, 1)], view_of * num_anchors[1])
+    weight = chunking.weights(pairs[p].conf for p in kept)
     return MatchChunks(
         pairs=view_of,
         chunk_pair=chunking.block,
-        observed=both,
-        weight=(weight / total.clamp_min(1e-30)).float(),
+        observed=observed,
+        weight=weight,
         sum_by_pair=_sum_chunks(chunking),
         sum_by_view=_sum_views(view_of, num_anchors[0]),
-        sum_by_anchor=_sum_anchors(both.anchor, (weight > 0)[:, None].expand(-1, 2, -1), num_anchors),
+        sum_by_anchor=_sum_anchors(observed.anchor, (weight > 0)[:, None], num_anchors),
     )
 
 
@@ -209,41 +213,54 @@ def pack_fallback(
     canonical: Sequence[CanonicalView],
     per_view: int,
 ) -> FallbackChunks | None:
+    """Both orientations of bad pairs as chunks, None if there is no bad pair."""
     bad = [p for p, is_good in enumerate(good) if not is_good]
     if not bad:
         return None
     logger.info("%d pairs have no match above the threshold; the fallback loss takes their place", len(bad))
     oriented = [(int(a), int(b)) for p in bad for a, b in (views[p], views[p][::-1])]
-    observed = []
-    for a, _ in oriented:
-        own = [sides[p][side] for p, pair in enumerate(views) for side in (0, 1) if pair[side] == a]
-        observed.append(
-            ObservedSide(*(torch.cat([getattr(side, name) for side in own]) for name in ("xy", "anchor", "offset")))
-        )
+    of_view: dict[int, list[ObservedSide]] = {}
+    for side in (side for both in sides for side in both):
+        of_view.setdefault(side.view, []).append(side)
+    merged = {a: _merge(of_view[a]) for a, _ in oriented}
     points, confs = [], []
-    for (a, b), side in zip(oriented, observed, strict=True):
+    for a, b in oriented:
         key = (canonical[b].index, canonical[a].index)
         if key not in fallback:
             raise ValueError(f"no fallback prediction {key} for a pair without a match above the threshold")
-        block = side.anchor - a * per_view
+        block = merged[a].anchor.long() - a * per_view
         points.append(fallback[key].points.to(block.device)[block])
         confs.append(fallback[key].conf.to(block.device)[block])
 
-    device = observed[0].xy.device
+    device = confs[0].device
     num_anchors = (len(canonical), per_view)
-    chunking = _Chunking([len(side.xy) for side in observed], device)
+    chunking = _Chunking([len(conf) for conf in confs], device)
     entries = torch.tensor([*oriented, (0, 0)], device=device)
-    packed = chunking.observations(observed, entries[:, 0] * per_view)
-    weight = chunking.place(confs, 0.0, torch.float32)
+    packed = chunking.observations([[merged[a] for a, _ in oriented]], entries[:, :1] * per_view)
+    observed = Observations(packed.pixel[:, 0], packed.anchor[:, 0], packed.offset[:, 0])
+    weight = chunking.weights(confs)
+    target = torch.zeros(chunking.num_chunks, 3, CHUNK, device=device)
+    for axis in range(3):
+        chunking.place((point[:, axis] for point in points), target[:, axis])
     return FallbackChunks(
         entries=entries,
         chunk_entry=chunking.block,
-        observed=packed,
-        target=torch.stack([chunking.place((p[:, k] for p in points), 0.0, torch.float32) for k in range(3)], 1),
-        weight=(weight / weight.sum(dtype=torch.float64)).float(),
+        observed=observed,
+        target=target,
+        weight=weight,
         sum_by_entry=_sum_chunks(chunking),
         sum_by_view=_sum_views(entries, num_anchors[0]),
-        sum_by_anchor=_sum_anchors(packed.anchor, weight > 0, num_anchors),
+        sum_by_anchor=_sum_anchors(observed.anchor, weight > 0, num_anchors),
+    )
+
+
+def _merge(sides: Sequence[ObservedSide]) -> ObservedSide:
+    """All observations of one view."""
+    return ObservedSide(
+        sides[0].view,
+        torch.cat([side.xy for side in sides]),
+        torch.cat([side.anchor for side in sides]),
+        torch.cat([side.offset for side in sides]),
     )
 
 
@@ -258,5 +275,5 @@ def _sum_views(view_of: torch.Tensor, num_views: int) -> SegmentSum:
 
 
 def _sum_anchors(anchor: torch.Tensor, real: torch.Tensor, num_anchors: tuple[int, int]) -> SegmentSum:
-    owner = torch.where(real, anchor.long(), -1).reshape(-1)
+    owner = torch.where(real, anchor, -1).reshape(-1)
     return SegmentSum(owner, num_anchors[0] * num_anchors[1], zero_row=owner.numel() - 1)

@@ -14,30 +14,30 @@ class SegmentSum:
     with more rows gets further columns, which are summed in the same way and added. Everything is
     precomputed, so a call is two operations (four when some segments need more columns).
 
-    segments      (R,) int64: the segment of every row; -1 leaves a row out
+    segments      (R,) integers: the segment of every row; -1 leaves a row out
     num_segments  number of segments; empty ones sum to zero
     zero_row      a row of the data that always holds zeros; fills the table
     """
 
     def __init__(self, segments: torch.Tensor, num_segments: int, zero_row: int) -> None:
-        rows = torch.argsort(segments, stable=True)
-        segments = segments[rows]
-        rows, segments = rows[segments >= 0], segments[segments >= 0]
+        # int32 throughout, as there may be a hundred million rows
+        segments, rows = torch.sort(segments.int(), stable=True)
+        left_out = int((segments < 0).sum())
+        segments, rows = segments[left_out:], rows[left_out:].int()
         counts = torch.bincount(segments, minlength=num_segments)
         self.width = _table_width(counts)
 
-        position = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[segments]
+        first = (counts.cumsum(0) - counts).int()
+        position = torch.arange(len(rows), dtype=torch.int32, device=rows.device) - first[segments]
         extra = (counts - 1).clamp_min(0) // self.width  # further columns of each segment
-        column = torch.where(
-            position < self.width,
-            segments,
-            num_segments + (extra.cumsum(0) - extra)[segments] + position // self.width - 1,
-        )
         num_extra = int(extra.sum())
         num_columns = num_segments + num_extra + (num_extra > 0)  # the last of the extra columns stays zero
-        # int32 halves the traffic of the gather
+        first_extra = (num_segments + extra.cumsum(0) - extra - 1).int()
+        column = torch.where(
+            position < self.width, segments, first_extra[segments] + position.div(self.width, rounding_mode="floor")
+        )
         table = torch.full((self.width, num_columns), zero_row, dtype=torch.int32, device=rows.device)
-        table[position % self.width, column] = rows.int()
+        table[position % self.width, column] = rows
         self._table = table.view(-1)
         self._num_segments = num_segments
         self._overflow: SegmentSum | None = None
