@@ -24,7 +24,7 @@ Status = Literal["ok", "note", "failed"]
 # float32 weights of the published model (688,638,856 parameters) are 2.75 GB; loading may take 1.3 times as much
 _WEIGHTS_GB = 2.75
 _LOADING_GB = 1.3 * _WEIGHTS_GB
-_RESULT_GB = 1.0  # a scene of 2 M faces with its maps takes a few hundred MB
+_RESULT_GB = 1.0  # 200 views of 512x384, whose float32 maps take 4 MB each, and a scene within the default budget
 _DRIVER = Path("/dev/nvidiactl")
 _CONTAINER_MARK = Path("/.dockerenv")
 _BUNDLED = Path(__file__).parent / "data" / SMALL_MODEL
