@@ -12,6 +12,7 @@ Reported are medians over pairs (errors) and shares over all matches.
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from mast3r_sfm.network import HeadOutput, TwoViewNetwork
 from mast3r_sfm.synthetic.pairs import PairBatch, correspond, plan_pairs, render_plan
 from mast3r_sfm.synthetic.shading import render_rays, render_rays_culled
 from mast3r_sfm.types import PairPrediction, ViewPrediction
+
+logger = logging.getLogger("training")
 
 FIRST_SEED = 10_000
 """Held-out seeds start here; all lie below `RESERVED_SEEDS`."""
@@ -140,18 +143,18 @@ def evaluate_case(network: TwoViewNetwork, case: Case, num_pairs: int, device: t
 def evaluate(model: Path | str, num_pairs: int, precision: str = "fp32", device: str = "auto") -> dict[str, Figures]:
     """Figures of a model (folder or name) for every case."""
     loaded = load_model(model, device, precision)
-    return {case.name: evaluate_case(loaded.network, case, num_pairs, loaded.device) for case in CASES}
+    figures = {}
+    for case in CASES:
+        figures[case.name] = one = evaluate_case(loaded.network, case, num_pairs, loaded.device)
+        logger.info("%-16s %s", case.name, "  ".join(f"{key} {value:.4g}" for key, value in asdict(one).items()))
+    return figures
 
 
-def add_figures(figures: dict[str, Figures], path: Path | None) -> None:
-    """Prints a table; adds the figures to the JSON file `path`, if one is given, under `figures`."""
-    for name, one in figures.items():
-        values = "  ".join(f"{key} {value:.4g}" for key, value in asdict(one).items())
-        click.echo(f"{name:16s} {values}")
-    if path is not None:
-        content = json.loads(path.read_text()) if path.exists() else {}
-        content["figures"] = {name: asdict(one) for name, one in figures.items()}
-        path.write_text(json.dumps(content, indent=1) + "\n")
+def add_figures(figures: dict[str, Figures], path: Path) -> None:
+    """Adds the figures to the JSON file `path`, under `figures`."""
+    content = json.loads(path.read_text()) if path.exists() else {}
+    content["figures"] = {name: asdict(one) for name, one in figures.items()}
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 @click.command(help=__doc__)
@@ -163,7 +166,10 @@ def add_figures(figures: dict[str, Figures], path: Path | None) -> None:
     "--output", type=click.Path(path_type=Path, dir_okay=False), default=None, help="JSON file to add the figures to."
 )
 def main(model: str, pairs: int, precision: str, device: str, output: Path | None) -> None:
-    add_figures(evaluate(model, pairs, precision, device), output)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    figures = evaluate(model, pairs, precision, device)
+    if output is not None:
+        add_figures(figures, output)
 
 
 if __name__ == "__main__":
