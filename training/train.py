@@ -41,6 +41,9 @@ SYNC_EVERY = 10
 """Steps between looks at the clock, which all GPUs must agree on."""
 
 LOG_EVERY = 50
+
+COMPILED_AFTER = 40
+"""Steps after which the functions are compiled for all sizes; the learning rate falls over the time from there on."""
 SAVE_EVERY_S = 120.0
 
 
@@ -203,7 +206,7 @@ def train(options: RunOptions) -> TwoViewNetwork:
     functions = prepare(network, options, worker.device)
     log = Log(options.output / "train.log", started)
     clock = Clock(options, worker, started)
-    step, saved = 0, time.monotonic()
+    step, saved, begun = 0, time.monotonic(), 0.0
 
     def plan(step: int) -> tuple[Shapes, PairPlan]:
         shapes = choose_shapes(options.seed * 1_000_003 + step, options.resolutions)
@@ -223,7 +226,9 @@ def train(options: RunOptions) -> TwoViewNetwork:
             if worker.count > 1:
                 dist.all_reduce(optimiser.gradient)
                 optimiser.gradient.div_(worker.count)
-            lr = learning_rate(options.lr, step, progress, options.warmup_steps)
+            if step <= COMPILED_AFTER:
+                begun = progress
+            lr = learning_rate(options.lr, step, (progress - begun) / (1 - begun), options.warmup_steps)
             norm = optimiser.step(lr)
             log.add(losses, norm, worker.count * pairs.points.shape[0])
             step += 1
