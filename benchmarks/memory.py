@@ -1,0 +1,83 @@
+"""Peak RAM of a large complete graph on the CPU: everything but the network and the search for matches.
+
+    python benchmarks/memory.py --views 60        1,770 pairs at 512x384
+
+Predictions and matches come from a rendered scene instead of the network: exact pointmaps, and true matches. The
+iterations of the alignment are few, because they change the time but not the memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from accuracy import views_of
+from mast3r_sfm import pairwise
+from mast3r_sfm.alignment import AlignmentConfig, align, build_problem, reprojection_errors
+from mast3r_sfm.export.glb import SceneOptions
+from mast3r_sfm.export.result import write_result
+from mast3r_sfm.memory import gigabytes, peak_memory
+from mast3r_sfm.pairwise import PairwiseCollector
+from mast3r_sfm.pipeline import ReconstructionOptions, _assemble
+from mast3r_sfm.scene_graph import make_pairs
+from mast3r_sfm.synthetic import ideal_correspondences, render_orbit
+from mast3r_sfm.synthetic.ideal import camera_points
+from mast3r_sfm.types import PairPrediction, ViewPrediction
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--views", type=int, default=60)
+    parser.add_argument("--size", type=int, nargs=2, default=(512, 384), metavar=("W", "H"))
+    parser.add_argument("--niter", type=int, default=3)
+    arguments = parser.parse_args()
+    cpu = torch.device("cpu")
+    scene = render_orbit(900_003, arguments.views, tuple(arguments.size), 300, effects=0, octaves=1)
+    print(f"scene rendered, peak RAM {gigabytes(peak_memory(cpu)['ram'])}", flush=True)
+    views = views_of(scene)
+    pairs = make_pairs("complete", len(views))
+    options = ReconstructionOptions(
+        verification=None, alignment=AlignmentConfig(niter_coarse=arguments.niter, niter_fine=arguments.niter)
+    )
+    poses = scene.world_from_cam.float()
+    conf = torch.full(scene.shape, 10.0)
+
+    def predict(view: int, frame: int) -> ViewPrediction:
+        points = camera_points(scene, view).float()
+        if view != frame:
+            frame_from_view = torch.linalg.inv(poses[frame]) @ poses[view]
+            points = points @ frame_from_view[:3, :3].T + frame_from_view[:3, 3]
+        return ViewPrediction(points, conf)
+
+    pairwise.match_pairs = lambda batch, subsample: [ideal_correspondences(scene, p.i, p.j, subsample) for p in batch]
+    names = [view.path.name for view in views]
+    collector = PairwiseCollector([view.shape for view in views], names, pairs)
+    start = time.perf_counter()
+    for i, j in pairs:
+        collector.add([PairPrediction(i, j, predict(i, i), predict(j, i), predict(j, j), predict(i, j))])
+    data = collector.finish()
+    print(f"{len(pairs)} pairs collected in {time.perf_counter() - start:.0f} s, "
+          f"peak RAM {gigabytes(peak_memory(cpu)['ram'])}", flush=True)  # fmt: skip
+    canonical = [view for view in data.canonical if view is not None]
+    problem = build_problem(canonical, data.correspondences, data.fallback, options.alignment)
+    aligned = align(problem, options.alignment)
+    errors = reprojection_errors(problem, aligned)
+    del problem
+    print(f"{sum(len(m) for m in data.correspondences)} matches aligned, "
+          f"peak RAM {gigabytes(peak_memory(cpu)['ram'])}", flush=True)  # fmt: skip
+    chosen = list(range(len(views)))
+    reconstruction = _assemble(views, data.canonical, chosen, aligned, errors, data.correspondences, pairs, options)
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "result"
+        write_result(reconstruction, output, SceneOptions(), {}, overwrite=False)
+        size = sum(path.stat().st_size for path in output.iterdir())
+        others = [path for path in Path(folder).iterdir() if path != output]
+        print(f"result {gigabytes(size)}, other files {len(others)}, peak RAM {gigabytes(peak_memory(cpu)['ram'])}")
+
+
+if __name__ == "__main__":
+    main()
