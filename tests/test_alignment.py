@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from golden_scene import GoldenScene, load_scene
-from mast3r_sfm.alignment import AlignmentConfig, align, build_problem, losses, reprojection_errors, sample_fallback
+from mast3r_sfm.alignment import (
+    AlignmentConfig,
+    FallbackPrediction,
+    align,
+    build_problem,
+    losses,
+    reprojection_errors,
+    sample_fallback,
+)
 from mast3r_sfm.alignment.adam import BETAS, EPS, CosineAdam
 from mast3r_sfm.alignment.parameters import SceneModel
 from mast3r_sfm.alignment.problem import AlignmentProblem
@@ -20,7 +28,7 @@ from mast3r_sfm.canonical import anchor_index, depth_offsets
 from mast3r_sfm.errors import InputError, ReconstructionError
 from mast3r_sfm.types import CanonicalView, Correspondences
 
-PUBLISHED = AlignmentConfig(train_root=True, principal_point_prior=0)
+PUBLISHED = AlignmentConfig.published()
 
 
 def problem_of(scene: GoldenScene, config: AlignmentConfig) -> AlignmentProblem:
@@ -111,6 +119,14 @@ class Transcription:
                     m.conf.double(),
                 )
 
+    def unit_depth(self, a: int, b: int, p: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Depths of a's pixels that are matched with b, with the start's intrinsics and relief, at size 1."""
+        view, (_, anchor, offset, _) = self.views[a], self.sides[a, b]
+        zoom = p["log_focals"][a % len(p["log_focals"])].detach().exp() / view.focal_px
+        median = view.core_depth.median().double()
+        core = median * (zoom - 1) + view.core_depth.double().view(-1)
+        return core[anchor] * (1 + (offset - 1) / zoom)
+
     def __call__(self, p: dict[str, torch.Tensor], fine: bool) -> torch.Tensor:
         n, views = len(self.views), self.views
         m = len(p["log_focals"])
@@ -164,7 +180,9 @@ class Transcription:
                 uv = (h[:, :2] / h[:, 2:].clamp_min(1e-3)).clamp(-1000, 2000)
                 total = total + (conf * rho(xy, uv, 0.5)).sum()
             else:
-                total = total + (conf * rho(world(a, b), world(b, a), 1.5)).sum()
+                unit = self.unit_depth(a, b, p).square() + self.unit_depth(b, a, p).square()
+                depth = (unit / 2).sqrt()[:, None] if self.config.relative_distances else 1.0
+                total = total + (conf * rho(world(a, b) / depth, world(b, a) / depth, 1.5)).sum()
             weight += conf.sum()
         loss = total / weight
         if bad:
@@ -203,11 +221,16 @@ def float64_default():
 
 @pytest.mark.parametrize("fine", [False, True], ids=["coarse", "fine"])
 @pytest.mark.parametrize("turned", [False, True], ids=["near", "one view turned round"])
-@pytest.mark.parametrize(("name", "shared"), [("fallback4", False), ("mixed4", False), ("shared4", True)])
-def test_losses_and_gradients_equal_the_transcription(name, shared, fine, turned):
+@pytest.mark.parametrize(
+    ("name", "shared", "relative"), [("fallback4", False, False), ("mixed4", False, True), ("shared4", True, True)]
+)
+def test_losses_and_gradients_equal_the_transcription(name, shared, relative, fine, turned):
     scene = load_scene(name)
     config = dataclasses.replace(
-        PUBLISHED, matching_conf_thr=scene.options["matching_conf_thr"], shared_intrinsics=shared
+        PUBLISHED,
+        matching_conf_thr=scene.options["matching_conf_thr"],
+        shared_intrinsics=shared,
+        relative_distances=relative,
     )
     problem = in_float64(problem_of(scene, config))
     with float64_default():
@@ -334,6 +357,63 @@ def test_exact_views_are_put_where_they_were():
     assert (before < 0.2).all() and (after < before).all()
 
 
+def relative_to(poses: torch.Tensor, first: int) -> torch.Tensor:
+    return torch.linalg.inv(poses[first]) @ poses
+
+
+@pytest.mark.parametrize("tree", ["hclust-ward", "mst"])
+def test_placement_along_the_tree_solves_exact_views_at_once(tree):
+    # without an iteration; a third of the matches are wrong, and two views are scaled
+    views, matches = hilly_scene(5)
+    scales = [1.0, 1.3, 1.0, 0.8, 1.0]
+    views = [dataclasses.replace(v, core_depth=v.core_depth * s) for v, s in zip(views, scales, strict=True)]
+    generator = torch.Generator().manual_seed(4)
+    for m in matches:
+        wrong = torch.rand(len(m), generator=generator) < 0.33
+        m.xy_j[wrong] = m.xy_j[torch.randperm(len(m), generator=generator)][wrong]
+    config = AlignmentConfig(niter_coarse=0, niter_fine=0, tree=tree)
+    result = align(build_problem(views, matches, {}, config), config)
+    rotations = relative_to(result.world_from_cam, 0)[:, :3, :3]
+    for k in range(5):
+        angle = math.acos(min(1.0, (float(rotations[k].trace()) - 1) / 2))
+        assert angle == pytest.approx(0.1 * k, abs=0.02)
+    depth = torch.stack([core.median() for core in result.core_depths])
+    ratio = depth * torch.tensor(scales) / torch.stack([view.core_depth.median() for view in views])
+    torch.testing.assert_close(ratio / ratio[0], torch.ones(5), rtol=0.02, atol=0)
+    root = build_problem(views, matches, {}, config).tree.root
+    assert torch.equal(result.world_from_cam[root, :3, :3], torch.eye(3).double())
+
+
+def test_placement_bridges_a_bad_pair():
+    # views 0 and 1 connect to 2 and 3 by a pair below the threshold only
+    views, matches = hilly_scene(4)
+    kept = [m for m in matches if (m.i, m.j) in ((1, 0), (2, 1), (3, 2))]
+    weak = [dataclasses.replace(m, conf=m.conf / 10) if m.i == 2 else m for m in kept]
+    fallback = {
+        key: FallbackPrediction(torch.rand(192, 3) + torch.tensor([0.0, 0, 4]), torch.ones(192))
+        for key in ((1, 2), (2, 1))
+    }
+    config = AlignmentConfig(niter_coarse=0, niter_fine=0, matching_conf_thr=1.0)
+    result = align(build_problem(views, weak, fallback, config), config)
+    for pair in ((0, 1), (2, 3)):
+        relative = relative_to(result.world_from_cam[list(pair)], 0)[1]
+        assert math.acos((float(relative[:3, :3].trace()) - 1) / 2) == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_far_background_does_not_outweigh_the_rest():
+    # one pixel in 64 of the grid that is matched (and no block centre) is a thousand times too far away
+    views, matches = hilly_scene(3)
+    for view in views:
+        view.relative_depth[2::16, 2::16] *= 1000
+    angles = {}
+    for relative in (True, False):
+        config = AlignmentConfig(niter_coarse=100, niter_fine=0, relative_distances=relative)
+        rotations = relative_to(align(build_problem(views, matches, {}, config), config).world_from_cam, 0)[:, :3, :3]
+        angles[relative] = math.acos(min(1.0, (float(rotations[2].trace()) - 1) / 2))
+    assert angles[True] == pytest.approx(0.2, abs=0.01)
+    assert abs(angles[False] - 0.2) > 0.1
+
+
 def test_reprojection_errors_by_hand():
     views, matches = hilly_scene(2)
     config = AlignmentConfig(niter_coarse=0, niter_fine=0)
@@ -433,6 +513,9 @@ def test_other_faults():
     broken[:] = torch.nan
     config = AlignmentConfig(niter_coarse=30)
     bad = [dataclasses.replace(views[0], relative_depth=broken), views[1]]
+    with pytest.raises(ReconstructionError, match="images 1 and 0 are not finite"):
+        align(build_problem(bad, matches, {}, config), config)
+    config = AlignmentConfig.published()
     with pytest.raises(ReconstructionError, match=r"coarse stage .* iteration 0"):
         align(build_problem(bad, matches, {}, config), config)
     for wrong in ({"tree": "star"}, {"tree": "hclust-wards"}, {"niter_fine": -1}, {"subsample": 0}):

@@ -35,7 +35,7 @@ PARAMETERS = {
 def config_of(scene: GoldenScene, **changes: Any) -> AlignmentConfig:
     """The published method with the golden's options."""
     options = scene.options
-    config = AlignmentConfig(
+    config = AlignmentConfig.published(
         lr_coarse=options["lr1"],
         lr_fine=options["lr2"],
         niter_coarse=options["niter1"],
@@ -44,8 +44,6 @@ def config_of(scene: GoldenScene, **changes: Any) -> AlignmentConfig:
         tree=options.get("kinematic_mode", "hclust-ward"),
         optimize_depth=options.get("opt_depth", True),
         shared_intrinsics=options.get("shared_intrinsics", False),
-        train_root=True,
-        principal_point_prior=0.0,
     )
     return dataclasses.replace(config, **changes)
 

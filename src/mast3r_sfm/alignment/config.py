@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from mast3r_sfm.errors import InputError
 
@@ -13,13 +14,16 @@ LINKAGES = ("ward", "single", "complete", "average", "weighted", "centroid", "me
 class AlignmentConfig:
     """How a scene is aligned. Two stages: `coarse` moves poses and sizes, `fine` also cameras and depths.
 
-    The defaults are the published ones, but for two: `AlignmentConfig(train_root=True,
-    principal_point_prior=0)` is the published method.
+    The defaults are the published ones but for a few; `AlignmentConfig.published()` has them all.
 
     subsample            side S of the blocks that share an anchor, pixels
     tree                 "mst" or "hclust-LINKAGE" with a SciPy linkage name: how the chain of poses is chosen
     lr_*, niter_*        learning rate at the first iteration (cosine to zero) and number of iterations;
                          niter_fine = 0 leaves out the fine stage
+    place_along_tree     start the coarse stage with the views placed by the matched points of their best pairs;
+                         False: with all of them in one place
+    relative_distances   the coarse stage divides distances between matched points by their depth. Without it a few
+                         wrong matches with the sky or a far background outweigh all others.
     exponent_*           exponents of the robust distances; 1 is the plain distance
     fallback_weight      weight of the loss that stands in for pairs without a good match
     matching_conf_thr    a pair is good if its best match is more confident than this
@@ -37,9 +41,11 @@ class AlignmentConfig:
     subsample: int = 8
     tree: str = "hclust-ward"
     lr_coarse: float = 0.07
-    lr_fine: float = 0.01
+    lr_fine: float = 0.005
     niter_coarse: int = 300
     niter_fine: int = 300
+    place_along_tree: bool = True
+    relative_distances: bool = True
     exponent_coarse: float = 1.5
     exponent_fine: float = 0.5
     exponent_fallback: float = 1.1
@@ -50,6 +56,18 @@ class AlignmentConfig:
     principal_point_prior: float = 100.0
     shared_intrinsics: bool = False
     train_root: bool = False
+
+    @classmethod
+    def published(cls, **changes: Any) -> AlignmentConfig:
+        """The published method, with `changes`."""
+        published: dict[str, Any] = {
+            "lr_fine": 0.01,
+            "place_along_tree": False,
+            "principal_point_prior": 0.0,
+            "relative_distances": False,
+            "train_root": True,
+        }
+        return cls(**(published | changes))
 
     def __post_init__(self) -> None:
         if self.subsample < 1:

@@ -47,10 +47,10 @@ def build_tree(scores: np.ndarray, num_anchors: np.ndarray, mode: str) -> Kinema
     if len(scores) == 1:
         return KinematicTree(0, ())
     if mode == "mst":
-        return _span(scores)
+        return span(scores)
     affinity = np.minimum(scores / (3 * np.minimum.outer(num_anchors, num_anchors)), 1).astype(np.float32)
     np.fill_diagonal(affinity, 1)
-    return _span(_cluster(affinity, mode.removeprefix("hclust-")))
+    return span(_cluster(affinity, mode.removeprefix("hclust-")))
 
 
 def _cluster(affinity: np.ndarray, method: str) -> np.ndarray:
@@ -70,8 +70,8 @@ def _cluster(affinity: np.ndarray, method: str) -> np.ndarray:
     return adjacency
 
 
-def _span(weights: np.ndarray) -> KinematicTree:
-    """Maximum spanning tree, rooted near the middle of its longest path."""
+def span(weights: np.ndarray) -> KinematicTree:
+    """Maximum spanning tree of a connected graph (n, n), rooted near the middle of its longest path."""
     n = len(weights)
     tree = minimum_spanning_tree(csr_matrix(-weights))
 

@@ -105,13 +105,15 @@ class PointLoss:
 
 
 def constant_points(
-    matches: MatchChunks, rays: torch.Tensor, unit_depths: torch.Tensor, inverse_zooms: torch.Tensor
+    matches: MatchChunks, rays: torch.Tensor, unit_depths: torch.Tensor, inverse_zooms: torch.Tensor, relative: bool
 ) -> torch.Tensor:
     """The `points` of a `PointLoss`: matched points in their cameras, for views of scale 1.
 
     rays           (n, 3, 3) K^-1
     unit_depths    (n, A) depths of the anchors at scale 1
     inverse_zooms  (n,)
+    relative       divide both ends of a match, and the 1, by the root mean square of their depths: the loss then
+                   measures distances relative to the depth, as the errors of a prediction grow with it
     """
     observed = matches.observed
     views = matches.pairs.index_select(0, matches.chunk_pair)  # (C, 2)
@@ -121,6 +123,8 @@ def constant_points(
     points = depth.new_ones(*observed.anchor.shape[:2], 4, observed.anchor.shape[2])
     points[:, :, :3] = (rays[..., :2] @ observed.pixel).add_(rays[..., 2:]).mul_(depth[:, :, None])
     points[:, 1].neg_()
+    if relative:
+        points *= depth.square().mean(1).clamp_min_(_TINY).rsqrt_()[:, None, None]
     return points.view(len(points), 8, -1)
 
 

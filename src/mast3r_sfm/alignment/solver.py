@@ -15,6 +15,7 @@ import torch
 
 from mast3r_sfm.alignment.adam import CosineAdam
 from mast3r_sfm.alignment.config import AlignmentConfig
+from mast3r_sfm.alignment.initial import place_along_tree
 from mast3r_sfm.alignment.losses import (
     CameraMatrices,
     PointLoss,
@@ -130,13 +131,14 @@ class CoarseObjective(Objective):
         super().__init__(problem, config)
         parameters = self.model.unpack(theta)
         self._intrinsics = self.model.intrinsics(parameters.log_focals, parameters.principal_points)
-        points = constant_points(
+        self.points = constant_points(
             problem.matches,
             rays=self._intrinsics.K_inverse,
             unit_depths=self.model.depths(torch.ones_like(problem.base_focals), self._intrinsics.zooms, problem.relief),
             inverse_zooms=self._intrinsics.zooms.reciprocal(),
+            relative=config.relative_distances,
         )
-        self._point_loss = PointLoss(problem.matches, points, config.exponent_coarse)
+        self._point_loss = PointLoss(problem.matches, self.points, config.exponent_coarse)
 
     def __call__(self, theta: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         parameters, leaves = self._leaves(theta)
@@ -204,6 +206,8 @@ def align(problem: AlignmentProblem, config: AlignmentConfig, progress: Progress
         model = SceneModel(problem, config.shared_intrinsics)
         theta = model.initial()
         coarse = CoarseObjective(problem, config, theta)
+        if config.place_along_tree:
+            place_along_tree(model, coarse.points, theta)
         evaluated, losses_coarse = run_stage(coarse, theta, config.lr_coarse, config.niter_coarse, progress)
         del coarse  # its points are the largest tensor of a large problem
         losses_fine = theta.new_empty(0)
