@@ -250,8 +250,8 @@ def verify(inputs: tuple[str, ...], **options: Any) -> int:
     """Compare with the published MASt3R code on the same photos and weights.
 
     The code is found in $MAST3R_UPSTREAM or /opt/mast3r (the container). Runs in fp32 unless --precision says
-    otherwise, and without the verification of matches, which the published method does not have. Exit code 0 if the
-    engines agree, 6 if they differ.
+    otherwise, and as the published method does: matches are not verified, and the alignment has its settings. Exit
+    code 0 if the engines agree, 6 if they differ.
     """
     from mast3r_sfm import cross_check
     from mast3r_sfm.engines.verify import EXIT_DIFFERS

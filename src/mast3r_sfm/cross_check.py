@@ -43,7 +43,7 @@ def verify(inputs: Sequence[str], options: Mapping[str, Any]) -> bool:
         chosen = ReconstructionOptions(
             scene_graph=options["scene_graph"],
             verification=None,  # the published method keeps every match
-            alignment=AlignmentConfig(niter_coarse=options["niter"], niter_fine=options["niter"]),
+            alignment=AlignmentConfig.published(niter_coarse=options["niter"], niter_fine=options["niter"]),
         )
         pairs = published_pairs(views, chosen)
         say(f"{len(views)} images, {len(pairs)} pairs, {name} in {precision}; native engine ...", quiet)

@@ -78,7 +78,7 @@ def _own_engine(files: list[str], model: Any, graph: str, size: int, options: di
     from mast3r_sfm.pipeline import ReconstructionOptions, reconstruct
 
     views = load_images(files, ImageSizing.for_model(size, 16, False))
-    chosen = ReconstructionOptions(scene_graph=graph, verification=None, alignment=AlignmentConfig(**options))
+    chosen = ReconstructionOptions(scene_graph=graph, verification=None, alignment=AlignmentConfig.published(**options))
     result, _ = reconstruct(views, model, chosen)
     return Scene(
         np.stack([view.world_from_cam for view in result.views]),
