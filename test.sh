@@ -38,7 +38,7 @@ if $lint; then
     step ruff check .
     step ruff format --check .
     step mypy src
-    step shellcheck -x ./*.sh .ci/run scripts/*.sh tests/container/*.sh
+    step shellcheck -x build.sh predict.sh test.sh .ci/run scripts/*.sh tests/container/*.sh
     step hadolint Dockerfile
 fi
 case $slow,$gpu in
