@@ -135,7 +135,7 @@ def display_options(command: _Command) -> _Command:
     "--verify-matches/--no-verify-matches",
     default=True,
     show_default=True,
-    help="Drop matches that the predicted geometry denies; without it, the published behaviour.",
+    help="Drop matches that the predicted geometry denies; the published method keeps them.",
 )
 @click.option(
     "--min-conf-thr",

@@ -44,7 +44,7 @@ class ReconstructionOptions:
     scene_graph   which pairs are predicted, see `scene_graph.make_pairs`
     ordered       the images are in the order of a walk or a film (for `auto`)
     batch_size    pairs decoded at once, None: by the free memory
-    verification  limits of the test of matches by geometry, None: the published behaviour
+    verification  limits of the test of matches by geometry, None: all matches are kept, as published
     clean_depth   points that float in front of a more confident surface lose their confidence
     """
 
