@@ -132,7 +132,7 @@ class SceneModel:
     ) -> Extrinsics:
         poses = self._chain(torch.cat([self._rotations(quaternions), translations[:, :, None]], 2))
         sizes = log_sizes.exp()
-        scaling = sizes.min().reciprocal()
+        scaling = sizes.amin().reciprocal()  # the gradient is spread evenly over ties
         scales = sizes * scaling
         rotations = poses[:, :, :3]
         levers_world = (rotations @ levers[:, :, None])[..., 0]

@@ -230,8 +230,8 @@ def run_stage(
     """
     if niter == 0 or (objective.problem.matches.num_pairs == 0 and objective.problem.fallback is None):
         return theta.clone(), theta.new_zeros(niter)
-    stage = _Stage(objective, theta, lr, niter)
-    step = _record(stage) if theta.is_cuda and niter > _WARM_UP else stage.step
+    stage = Stage(objective, theta, lr, niter)
+    step = record(stage) if theta.is_cuda and niter > _WARM_UP else stage.step
     evaluated = theta
     for iteration in range(niter):
         if iteration == niter - 1:
@@ -245,7 +245,7 @@ def run_stage(
     return evaluated, stage.losses
 
 
-class _Stage:
+class Stage:
     """One iteration of a stage as a function without arguments that changes tensors in place."""
 
     def __init__(self, objective: Objective, theta: torch.Tensor, lr: float, niter: int) -> None:
@@ -280,7 +280,7 @@ class _Stage:
         return [*self._adam.state(), self.losses]
 
 
-def _record(stage: _Stage) -> Callable[[], None]:
+def record(stage: Stage) -> Callable[[], None]:
     """The step of `stage` as a CUDA graph; the stage is left as it was.
 
     `torch.cuda.graph` would also empty the allocator's cache, which costs more than this recording.
