@@ -13,7 +13,8 @@ import torch
 from mast3r_sfm.canonical import block_centres, spread_blocks
 from mast3r_sfm.types import CanonicalView
 
-_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 23}  # points in flight; a chunk has about ten temporaries
+# points in flight, times views they are compared with: in cache on a CPU, in memory on a GPU
+_CHUNK = {"cpu": 1 << 17, "cuda": 1 << 23}
 
 
 def dense_depth(
@@ -81,11 +82,11 @@ def clean_confidences(
         own = slice(bounds[i], bounds[i + 1])
         depth_i, conf_i = surface[own].view(depths[i].shape), conf[own].view(depths[i].shape)
         bad = torch.zeros_like(depth_i, dtype=torch.bool)
-        step = max(1, _CHUNK.get(device.type, _CHUNK["cpu"]) // depth_i.numel())
-        for first in range(0, len(others), step):
-            part = slice(first, first + step)
-            bad |= _in_front(
-                depth_i, conf_i, h_from_i[part], surface, conf, starts[others[part]], sizes[others[part]], tolerance
+        rows = max(1, _CHUNK.get(device.type, _CHUNK["cpu"]) // (len(others) * depth_i.shape[1]))
+        for top in range(0, len(depth_i), rows):
+            part = slice(top, top + rows)
+            bad[part] = _in_front(
+                depth_i[part], conf_i[part], top, h_from_i, surface, conf, starts[others], sizes[others], tolerance
             ).any(0)
         conf_i.masked_fill_(bad & (conf_i > 0), 0.0)
     return [conf[bounds[i] : bounds[i + 1]].view(depths[i].shape) for i in range(n)]
@@ -100,6 +101,7 @@ def _known(depth: torch.Tensor) -> torch.Tensor:
 def _in_front(
     depth: torch.Tensor,
     conf: torch.Tensor,
+    top: int,
     h_from_cam: torch.Tensor,
     surface: torch.Tensor,
     surface_conf: torch.Tensor,
@@ -109,19 +111,20 @@ def _in_front(
 ) -> torch.Tensor:
     """(J, H, W) bool: the point of each pixel hides a more confident surface of view j.
 
+    depth, conf (H, W) are some rows of a view, the first of them `top`;
     h_from_cam (J, 3, 4) maps (depth * (x, y, 1), 1) to homogeneous pixels of view j, third entry its depth;
     `surface` and `surface_conf` are all maps end to end, `starts` and `sizes` (H, W) those of the views j.
     """
     H, W = depth.shape
     x = torch.arange(W, device=depth.device, dtype=torch.float32)
-    y = torch.arange(H, device=depth.device, dtype=torch.float32)[:, None]
+    y = torch.arange(top, top + H, device=depth.device, dtype=torch.float32)[:, None]
     u, v, z = (
         ((row[:, 0, None, None] * x + row[:, 1, None, None] * y) + row[:, 2, None, None])
         .mul_(depth)
         .add_(row[:, 3, None, None])
         for row in h_from_cam.unbind(1)
     )
-    u, v = (u / z).round_(), (v / z).round_()  # half to even; nan and inf fail the comparisons below
+    u, v = u.div_(z).round_(), v.div_(z).round_()  # half to even; nan and inf fail the comparisons below
     height, width = sizes[:, 0, None, None], sizes[:, 1, None, None]
     visible = (depth != 0) & (z > 0) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
     flat = torch.where(visible, v * width + u, 0.0).long() + starts[:, None, None]
