@@ -115,7 +115,7 @@ class CanonicalAccumulator:
         """
         points, conf = points.float(), conf.float()
         x, y, z = points.unbind(-1)
-        centre_x, centre_y, centre_z = (self._spread(self._at_centres(plane)) for plane in (x, y, z))
+        centre_x, centre_y, centre_z = self._spread(self._at_centres(points)).unbind(-1)
         weight = (conf - _CONF_OFFSET).clamp_min(1 - _CONF_OFFSET)
         radius = ((x - centre_x).square_() + (y - centre_y).square_()).sqrt_().clamp_min_(_MIN_RADIUS)
         angle = (z - centre_z.clamp_min(_EPS32)).div_(radius).atan_()
