@@ -152,6 +152,29 @@ def test_published_behaviour_keeps_every_match(model: Model, views: list[View]) 
     assert all(pair.num_verified == pair.num_matches and pair.kept for pair in report.pairs)
 
 
+class _Counter:
+    """Sums the steps of every stage."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, list[int]] = {}
+
+    def start(self, stage: str, total: int) -> None:
+        self._current = self.stages[stage] = [0, total]
+
+    def advance(self, steps: int = 1) -> None:
+        self._current[0] += steps
+
+    def finish(self) -> None:
+        pass
+
+
+def test_progress_reaches_the_total_of_every_stage(model: Model, views: list[View]) -> None:
+    counter = _Counter()
+    reconstruct(views[:2], model, FAST, counter)
+    del counter.stages["Dense depth"]  # one step, which its end completes
+    assert all(done == total for done, total in counter.stages.values()), counter.stages
+
+
 def test_no_images() -> None:
     with pytest.raises(InputError, match="no images"):
         reconstruct([], load_model("small", "cpu"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -59,12 +60,20 @@ def compute_dtype(precision: str) -> torch.dtype:
 @contextlib.contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
     """Allows TF32 products inside, if and only if `precision` is tf32, and restores the process's setting."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    before = _set_tf32(precision == "tf32", precision == "tf32")
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        _set_tf32(*before)
+
+
+def _set_tf32(matmul: bool, convolution: bool) -> tuple[bool, bool]:
+    """Sets both switches and returns what they were."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch 2.9 announces other names, to the user of all people
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
+    return before
 
 
 @lru_cache(maxsize=1)

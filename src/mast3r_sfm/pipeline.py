@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -118,12 +118,23 @@ def reconstruct(
     matches = [m for m in data.correspondences if m.i in inside and m.j in inside]
     with timer.stage("Align cameras", options.alignment.niter_coarse + options.alignment.niter_fine):
         problem = build_problem(canonical, matches, data.fallback, options.alignment)
-        aligned = align(problem, options.alignment, lambda *_: report.advance())
+        aligned = align(problem, options.alignment, _steps(report))
         errors = reprojection_errors(problem, aligned)
         del problem
     with timer.stage("Dense depth", 1):
         reconstruction = _assemble(views, data.canonical, chosen, aligned, errors, matches, pairs, options)
     return reconstruction, RunReport(data.summaries, tuple(map(tuple, groups)), timer.seconds)
+
+
+def _steps(report: Reporter) -> Callable[[str, int, int], None]:
+    """Turns the alignment's (stage, iterations done, of all) into steps done since the last call."""
+    done_before: dict[str, int] = {}
+
+    def progress(stage: str, done: int, total: int) -> None:
+        report.advance(done - done_before.get(stage, 0))
+        done_before[stage] = done
+
+    return progress
 
 
 def _predict_and_match(
