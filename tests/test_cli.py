@@ -224,7 +224,9 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 def test_interrupt(photos: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mast3r_sfm", "reconstruct", "--input", photos, "--output", tmp_path / "out",
                *SMALL, "--niter", "1000000"]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # a shell that runs the tests in the background lets its children ignore SIGINT; a person's does not
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     time.sleep(8)
     process.send_signal(signal.SIGINT)
     _, shown = process.communicate(timeout=60)
