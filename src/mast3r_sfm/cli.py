@@ -89,6 +89,11 @@ def display_options(command: _Command) -> _Command:
     return click.option("--quiet", is_flag=True, help="Show warnings and errors only.")(command)
 
 
+niter_option = click.option(
+    "--niter", type=click.IntRange(min=0), default=300, show_default=True, help="Iterations of each of the two stages."
+)
+
+
 @cli.command()
 @click.option(
     "--input",
@@ -112,9 +117,7 @@ def display_options(command: _Command) -> _Command:
     metavar="GRAPH",
     help="complete, swin[-k][-noncyclic], logwin[-k][-noncyclic], oneref[-i], retrieval[-Na-k], auto, pairs:FILE.",
 )
-@click.option(
-    "--niter", type=click.IntRange(min=0), default=300, show_default=True, help="Iterations of each of the two stages."
-)
+@niter_option
 @click.option("--no-refine", is_flag=True, help="Stop after the first stage (3D loss, intrinsics fixed).")
 @click.option("--shared-intrinsics", is_flag=True, help="One focal length and principal point for all images.")
 @click.option(
@@ -242,9 +245,7 @@ def doctor() -> int:
     metavar="GRAPH",
     help="complete, swin, logwin, oneref, pairs:FILE.",
 )
-@click.option(
-    "--niter", type=click.IntRange(min=0), default=300, show_default=True, help="Iterations of each of the two stages."
-)
+@niter_option
 @display_options
 def verify(inputs: tuple[str, ...], **options: Any) -> int:
     """Compare with the published MASt3R code on the same photos and weights.
