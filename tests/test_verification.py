@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mast3r_sfm.types import Correspondences, PairPrediction, ViewPrediction
-from mast3r_sfm.verification import VerificationLimits, disagreement, verify_matches
+from mast3r_sfm.verification import VerificationLimits, disagreement, verify_batch, verify_matches
 
 
 def _pair(shift: float) -> PairPrediction:
@@ -24,8 +24,13 @@ def _matches(count: int = 1) -> Correspondences:
     return Correspondences(0, 1, xy, xy, torch.ones(len(xy)))
 
 
+def _none() -> Correspondences:
+    nowhere = torch.zeros(0, 2, dtype=torch.int32)
+    return Correspondences(0, 1, nowhere, nowhere, torch.zeros(0))
+
+
 def test_disagreement_is_relative_to_the_distance() -> None:
-    assert disagreement(_pair(1.0), _matches()).tolist() == pytest.approx([0.0, 0.25])
+    assert disagreement([_pair(1.0)], [_matches()]).tolist() == pytest.approx([0.0, 0.25])
 
 
 def test_wrong_matches_are_dropped() -> None:
@@ -45,12 +50,26 @@ def test_point_at_the_camera_is_denied() -> None:
     pair = _pair(0.0)
     pair.i_in_i.points[0, 2] = 0
     pair.j_in_i.points[0, 2] = 0
-    assert disagreement(pair, _matches()).tolist() == [0.0, float("inf")]
+    assert disagreement([pair], [_matches()]).tolist() == [0.0, float("inf")]
 
 
 def test_no_match_at_all() -> None:
-    empty = Correspondences(
-        0, 1, torch.zeros(0, 2, dtype=torch.int32), torch.zeros(0, 2, dtype=torch.int32), torch.zeros(0)
-    )
-    kept, believed = verify_matches(_pair(0.0), empty, VerificationLimits())
+    kept, believed = verify_matches(_pair(0.0), _none(), VerificationLimits())
     assert len(kept) == 0 and not believed
+
+
+def test_pairs_of_a_batch_do_not_mix() -> None:
+    # the second pair denies every match at (2, 0), the first and the last none
+    batch = [_pair(0.0), _pair(1.0), _pair(0.0), _pair(0.1)]
+    confs = [torch.arange(1.0, 5.0), torch.arange(5.0, 9.0), torch.zeros(0), torch.arange(9.0, 13.0)]
+    matches = [_matches(2), _matches(2), _none(), _matches(2)]
+    matches = [Correspondences(m.i, m.j, m.xy_i, m.xy_j, conf) for m, conf in zip(matches, confs, strict=True)]
+    limits = VerificationLimits(max_distance=0.1, min_share=0.6, min_matches=1)
+    found = verify_batch(batch, matches, limits)
+    assert [kept.conf.tolist() for kept, _ in found] == [[1, 2, 3, 4], [5, 7], [], [9, 10, 11, 12]]
+    assert [believed for _, believed in found] == [True, False, False, True]
+    assert found[1][0].xy_i.tolist() == [[0, 1], [0, 1]] and found[1][0].xy_i.dtype == torch.int32
+
+
+def test_an_empty_batch_is_nothing() -> None:
+    assert verify_batch([], [], VerificationLimits()) == []

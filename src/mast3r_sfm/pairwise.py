@@ -14,7 +14,7 @@ from mast3r_sfm.canonical import CanonicalAccumulator
 from mast3r_sfm.errors import ReconstructionError
 from mast3r_sfm.matching import match_pairs
 from mast3r_sfm.types import CanonicalView, Correspondences, PairPrediction, ViewPrediction
-from mast3r_sfm.verification import VerificationLimits, verify_matches
+from mast3r_sfm.verification import VerificationLimits, verify_batch
 
 logger = logging.getLogger(__name__)
 
@@ -82,20 +82,27 @@ class PairwiseCollector:
     def add(self, batch: Sequence[PairPrediction]) -> None:
         """Matches pairs, verifies them, and adds their own maps to the canonical views of their images.
 
-        The pairs of a batch agree in the shapes of their views.
+        The pairs of a batch agree in the shapes of their views. What the host must know of the matches it asks for
+        once per batch, not once per pair.
         """
-        for prediction, matches in zip(batch, match_pairs(batch, self._subsample), strict=True):
-            self._add_pair(prediction, self._opaque(matches))
+        found = [self._opaque(matches) for matches in match_pairs(batch, self._subsample)]
+        if self._verification is None:
+            verified = [(matches, len(matches) > 0) for matches in found]
+        else:
+            verified = verify_batch(batch, found, self._verification)
+        best = _best_confidences([kept for kept, _ in verified])
+        for prediction, matches, (kept, believed), best_conf in zip(batch, found, verified, best, strict=True):
+            summary = PairSummary(prediction.i, prediction.j, len(matches), len(kept), believed)
+            self._add_pair(prediction, kept, summary, best_conf)
 
-    def _add_pair(self, prediction: PairPrediction, matches: Correspondences) -> None:
-        pair = prediction.i, prediction.j
-        kept, believed = matches, len(matches) > 0
-        if self._verification is not None:
-            kept, believed = verify_matches(prediction, matches, self._verification)
-        self._summaries[pair] = PairSummary(*pair, len(matches), len(kept), believed)
+    def _add_pair(
+        self, prediction: PairPrediction, kept: Correspondences, summary: PairSummary, best_conf: float
+    ) -> None:
+        pair, believed = (prediction.i, prediction.j), summary.kept
+        self._summaries[pair] = summary
         if believed:
             self._correspondences[pair] = kept
-            if float(kept.conf.max()) <= self._matching_conf_thr:
+            if best_conf <= self._matching_conf_thr:
                 self._fallback |= sample_fallback(prediction, self._subsample)
         self._add_own(prediction.i, prediction.i_in_i, pair, believed)
         self._add_own(prediction.j, prediction.j_in_j, pair, believed)
@@ -137,3 +144,10 @@ class PairwiseCollector:
                 self._canonical[index] = sums.finish(index, self._names[index])
             except ReconstructionError as error:  # one bad image must not end the run
                 logger.warning("%s It is left out.", error)
+
+
+def _best_confidences(matches: Sequence[Correspondences]) -> list[float]:
+    """The largest confidence of each pair's matches, 0 without any."""
+    if not matches:
+        return []
+    return torch.stack([one.conf.amax() if len(one) else one.conf.new_zeros(()) for one in matches]).tolist()
