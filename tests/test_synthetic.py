@@ -10,6 +10,7 @@ from mast3r_sfm.synthetic import (
     correspond,
     ideal_correspondences,
     ideal_pair_prediction,
+    orbit,
     render_orbit,
     render_pairs,
     reproject,
@@ -129,6 +130,17 @@ def test_a_shortlist_changes_nothing():
     angle = torch.full_like(d[..., 0], 0.01)
     for a, b in zip(render_rays(scenes, o, d, angle), render_rays_culled(scenes, o, d, angle, chunk=70), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "seed", "outdoor"), [("room", 3, False), ("open_ground", 13, True)])
+def test_other_devices_trace_the_same_image_without_culling(name, seed, outdoor, request, monkeypatch):
+    culled = request.getfixturevalue(name)
+    monkeypatch.setattr(orbit, "_culls", lambda device: False)
+    monkeypatch.setattr(orbit, "RAYS_AT_ONCE", 96 * 50)  # the last tile is smaller
+    degrees = 40 if name == "room" else 25
+    whole = render_orbit(seed, culled.num_views, (96, 72), degrees, outdoor=outdoor, effects=0)
+    assert torch.allclose(whole.depth, culled.depth, rtol=1e-5, atol=1e-5)
+    assert (whole.rgb.int() - culled.rgb.int()).abs().max() <= 1
 
 
 def test_same_seed_same_scene_and_other_seed_another(room):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -13,10 +14,13 @@ from .compose import clear_view, compose, scene_scale
 from .draws import Draws
 from .layout import Scenes
 from .photo import PhotoEffects, develop, draw_effects
-from .shading import OCTAVES, render_rays_culled
+from .shading import OCTAVES, RayFunctions, render_rays, render_rays_culled, shade
 
 TILE = 64
-"""Edge of the square tiles that a view is rendered in, pixels: few objects are near the rays of one tile."""
+"""Edge of the square tiles that a view is rendered in on a CPU, pixels: few objects are near the rays of one tile."""
+
+RAYS_AT_ONCE = 1 << 17
+"""Rays traced at once on other devices, against all objects: which of them are near would be a question to the host."""
 
 
 @dataclass(frozen=True)
@@ -131,24 +135,23 @@ def _render_views(
     octaves: int,
     photo: PhotoEffects,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """rgb (n, H, W, 3) uint8 and depth (n, H, W) of the views of one scene, a chunk of rays at a time."""
+    """rgb (n, H, W, 3) uint8 and depth (n, H, W) of the views of one scene, a tile at a time."""
     H, W = shape
     rays = pixel_rays(torch.tensor(focal, device=eye.device), shape).reshape(H, W, 3)
     steps = [((k + 0.5) / samples - 0.5) / focal for k in range(samples)]
     offsets = [torch.tensor([dx, dy, 0.0], device=eye.device) for dy in steps for dx in steps]
+    tiles = _tiles(shape, eye.device)
     images, depths = [], []
     for view in range(eye.shape[1]):
         colour, depth = torch.zeros_like(rays), torch.zeros_like(rays[..., 0])
-        for top in range(0, H, TILE):
-            for left in range(0, W, TILE):
-                tile = slice(top, top + TILE), slice(left, left + TILE)
-                part = rays[tile]
-                for offset in offsets:
-                    c, t = _trace(scenes, eye[0, view], rotation[0, view], part + offset, 1 / focal / samples, octaves)
-                    colour[tile] += c.clamp(max=1.2) / len(offsets)
-                if samples != 1:
-                    t = _trace(scenes, eye[0, view], rotation[0, view], part, 1 / focal, 1)[1]
-                depth[tile] = t
+        for tile in tiles:
+            part = rays[tile]
+            for offset in offsets:
+                c, t = _trace(scenes, eye[0, view], rotation[0, view], part + offset, 1 / focal / samples, octaves)
+                colour[tile] += c.clamp(max=1.2) / len(offsets)
+            if samples != 1:
+                t = _trace(scenes, eye[0, view], rotation[0, view], part, 1 / focal, 1)[1]
+            depth[tile] = t
         one = PhotoEffects(*(tensor[:, view : view + 1] for tensor in photo))
         image = develop(colour.reshape(1, 1, H * W, 3), one, shape)[0, 0]
         images.append((image * 255).round().to(torch.uint8).permute(1, 2, 0))
@@ -156,11 +159,29 @@ def _render_views(
     return torch.stack(images), torch.stack(depths)
 
 
+def _culls(device: torch.device) -> bool:
+    """Whether to look up the objects near a tile first."""
+    return device.type == "cpu"
+
+
+def _tiles(shape: tuple[int, int], device: torch.device) -> list[tuple[slice, slice]]:
+    H, W = shape
+    rows, columns = (TILE, TILE) if _culls(device) else (max(1, RAYS_AT_ONCE // W), W)
+    return [
+        (slice(top, top + rows), slice(left, left + columns))
+        for top in range(0, H, rows)
+        for left in range(0, W, columns)
+    ]
+
+
 def _trace(
     scenes: Scenes, eye: torch.Tensor, rotation: torch.Tensor, rays: torch.Tensor, pixel_angle: float, octaves: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Colours (h, w, 3) and depths (h, w) of camera-frame rays (h, w, 3) of one camera."""
     d = rays.reshape(-1, 3) @ rotation.T
-    angle = torch.full_like(d[:, 0], pixel_angle)
-    colour, t, _ = render_rays_culled(scenes, eye.expand_as(d)[None], d[None], angle[None], octaves=octaves)
+    o, angle = eye.expand_as(d)[None], torch.full_like(d[:, 0], pixel_angle)[None]
+    if _culls(d.device):
+        colour, t, _ = render_rays_culled(scenes, o, d[None], angle, octaves=octaves)
+    else:
+        colour, t, _ = render_rays(scenes, o, d[None], angle, RayFunctions(shade=partial(shade, octaves=octaves)))
     return colour[0].reshape(rays.shape), t[0].reshape(rays.shape[:-1])
