@@ -68,24 +68,23 @@ def measure(reconstruction: Reconstruction, scene: RenderedScene, kept: float) -
     estimated = np.stack([view.world_from_cam for view in views])
     truth = scene.world_from_cam.cpu().numpy()[index]
     angles = []
-    for i in range(len(index)):
-        for j in range(i):
-            relative = estimated[i, :3, :3].T @ estimated[j, :3, :3]
-            true = truth[i, :3, :3].T @ truth[j, :3, :3]
-            cosine = (np.trace(relative.T @ true) - 1) / 2
-            angles.append(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+    for i in range(1, len(index)):
+        relative = estimated[i, :3, :3].T @ estimated[:i, :3, :3]
+        true = truth[i, :3, :3].T @ truth[:i, :3, :3]
+        cosine = ((relative * true).sum((1, 2)) - 1) / 2  # the trace of relative^T true
+        angles.append(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
     centres, true_centres = estimated[:, :3, 3], truth[:, :3, 3]
     scale, rotation, translation = similarity_transform(centres, true_centres)
     residual = true_centres - (scale * centres @ rotation.T + translation)
     extent = np.sqrt(((true_centres - true_centres.mean(0)) ** 2).sum(1).mean())
-    depth = scene.depth.cpu().numpy()[index]
     depth_errors = []
-    for view, true_depth in zip(views, depth, strict=True):
+    for view in views:
+        true_depth = scene.depth[view.index].cpu().numpy()
         solid = true_depth > 0
         depth_errors.append(np.median(np.abs(view.depth[solid] * scale / true_depth[solid] - 1)))
     return Accuracy(
-        float(np.median(angles)),
-        float(np.mean(np.array(angles) < 5)),
+        float(np.median(np.concatenate(angles))),
+        float(np.mean(np.concatenate(angles) < 5)),
         float(100 * np.sqrt((residual**2).sum(1).mean()) / extent),
         float(100 * np.median(depth_errors)),
         len(index),

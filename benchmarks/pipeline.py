@@ -7,18 +7,27 @@
 The network has random weights of the published sizes: it costs what the real one costs, but predicts nothing. For
 matching and alignment its predictions are replaced by ideal ones of a rendered scene: exact pointmaps with 2 %
 smooth depth noise, and descriptors that vary smoothly with the place in the world, with a little noise. Stages are
-timed with the device synchronised at their borders, after one warm-up run on 4 views; the making of ideal
-predictions is not counted.
+timed with the device synchronised at their borders, after one warm-up run on 4 views. Up to 30 views the graph is
+complete and the figures are those of the median of several runs; larger sets go once round the scene and run once.
+
+Not counted: rendering and the making of ideal predictions. Peak GPU memory is that of the stages only, the network's
+weights and the (ideal) maps of the batch at work included, and nothing is subtracted from it: the scene lies on the
+CPU. Peak RAM is the process's own, PyTorch's libraries included; the scene's true depth, which a real run does not
+have, is given beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import logging
 import platform
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,123 +38,120 @@ from accuracy import measure, views_of
 from mast3r_sfm import pairwise
 from mast3r_sfm.alignment import align, build_problem, reprojection_errors
 from mast3r_sfm.checkpoint import Model, load_model
-from mast3r_sfm.config import DEFAULT_MODEL, PRESETS, ModelConfig
-from mast3r_sfm.device import compute_dtype, resolve_device, resolve_precision
+from mast3r_sfm.config import DEFAULT_MODEL, PRESETS
+from mast3r_sfm.device import matmul_precision, resolve_device, resolve_precision
 from mast3r_sfm.inference import encode_views, predict_batches
-from mast3r_sfm.memory import peak_memory
-from mast3r_sfm.network import TwoViewNetwork
-from mast3r_sfm.network.blocks import LayerNorm
-from mast3r_sfm.pairwise import PairwiseCollector
+from mast3r_sfm.memory import gigabytes, peak_memory
+from mast3r_sfm.pairwise import PairwiseCollector, PairwiseData
 from mast3r_sfm.pipeline import ReconstructionOptions, _assemble
 from mast3r_sfm.scene_graph import make_pairs
-from mast3r_sfm.synthetic import RenderedScene, ideal_pair_prediction, render_orbit
-from mast3r_sfm.types import PairPrediction, ViewPrediction
+from mast3r_sfm.synthetic import RenderedScene, render_orbit
+from mast3r_sfm.types import View
+from stand_ins import IdealPredictor, random_model
 
 SEED = 900_001
 WARM_UP_VIEWS = 4
+COMPLETE_UP_TO = 30
+STAGES = ("encode", "decode", "match", "verify + canonical", "align", "dense")
+COLLECT = "match + verify + canonical"
 
 
 class Clock:
-    """Seconds by stage, the device's work included."""
+    """Seconds by stage, the device's work included, and the peak of the GPU's memory within the stages."""
 
     def __init__(self, device: torch.device) -> None:
-        self.seconds: dict[str, float] = {}
         self.device = device
+        self.seconds: dict[str, float] = {}
+        self.gpu_peak = 0.0
+        self._depth = 0
 
     def synchronise(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     @contextmanager
-    def stage(self, name: str):
+    def stage(self, name: str) -> Iterator[None]:
+        """Stages may lie within each other; each counts the whole of its time."""
         self.synchronise()
+        on_gpu = self.device.type == "cuda" and self._depth == 0
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._depth += 1
         start = time.perf_counter()
-        yield
-        self.synchronise()
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        try:
+            yield
+            self.synchronise()
+        finally:
+            self._depth -= 1
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            if on_gpu:
+                self.gpu_peak = max(self.gpu_peak, float(torch.cuda.max_memory_allocated(self.device)))
 
 
-def random_model(config: ModelConfig, device: torch.device, precision: str) -> Model:
-    """A network of the configuration with random weights, made on the device."""
-    generator = torch.Generator(device).manual_seed(0)
-    with torch.device("meta"):
-        network = TwoViewNetwork(config)
-    dtype = compute_dtype(precision)
-    for module in network.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if isinstance(module, LayerNorm):
-                tensor = torch.ones(parameter.shape, device=device) if name == "weight" else torch.zeros(
-                    parameter.shape, device=device
-                )  # fmt: skip
-            else:
-                fan_in = max(1, parameter[0].numel()) if parameter.dim() > 1 else 1
-                scale = fan_in**-0.5 if parameter.dim() > 1 else 0.02
-                tensor = scale * torch.randn(parameter.shape, device=device, generator=generator)
-                tensor = tensor.to(dtype)
-                if tensor.dim() == 4 and device.type == "cuda":
-                    tensor = tensor.to(memory_format=torch.channels_last)
-            setattr(module, name, torch.nn.Parameter(tensor, requires_grad=False))
-    for module in network.modules():  # the state dict's aliases share their tensors
-        if hasattr(module, "layer_rn"):
-            for k in range(4):
-                module.layer_rn[k].weight = getattr(module, f"layer{k + 1}_rn").weight
-    return Model(network.eval(), config, "random", None, "none", device, precision)
-
-
-class IdealPredictor:
-    """Ideal predictions with descriptors: random Fourier features of the place in the world, plus noise."""
-
-    def __init__(self, scene: RenderedScene, desc_dim: int) -> None:
-        self.scene = scene
-        device = scene.rgb.device
-        generator = torch.Generator().manual_seed(1)
-        depth = scene.depth[scene.depth > 0].median().item()
-        half = desc_dim // 2
-        scales = torch.logspace(-0.5, 1.3, half)[:, None]  # from the whole scene to a few pixels
-        self.frequencies = (torch.randn(half, 3, generator=generator) * scales / depth).to(device)
-        self.noise = torch.Generator(device).manual_seed(2)
-
-    def _described(self, view: ViewPrediction, index: int, frame: int) -> ViewPrediction:
-        world_from_frame = self.scene.world_from_cam[index].float()
-        own = ideal_points(self.scene, index)
-        world = own @ world_from_frame[:3, :3].T + world_from_frame[:3, 3]
-        phase = world @ self.frequencies.T
-        desc = torch.cat([phase.cos(), phase.sin()], -1)
-        desc = desc + 0.05 * torch.randn(desc.shape, generator=self.noise, device=desc.device)
-        return ViewPrediction(view.points, view.conf, torch.nn.functional.normalize(desc, dim=-1), view.conf / 2)
-
-    def __call__(self, i: int, j: int) -> PairPrediction:
-        pair = ideal_pair_prediction(self.scene, i, j, seed=i * 10_007 + j)
-        return PairPrediction(
-            i,
-            j,
-            self._described(pair.i_in_i, i, i),
-            self._described(pair.j_in_i, j, i),
-            self._described(pair.j_in_j, j, j),
-            self._described(pair.i_in_j, i, j),
-        )
-
-
-def ideal_points(scene: RenderedScene, index: int) -> torch.Tensor:
-    """(H, W, 3) float32 own pointmap of a view."""
-    from mast3r_sfm.synthetic.ideal import camera_points
-
-    return camera_points(scene, index).float()
+def collect_garbage(device: torch.device) -> float:
+    """Frees what nothing refers to and forgets the peak of RAM; returns the bytes that are allocated on the GPU."""
+    gc.collect()
+    forget = Path("/proc/self/clear_refs")
+    if forget.exists():  # Linux
+        forget.write_text("5")
+    if device.type != "cuda":
+        return 0.0
+    torch.cuda.empty_cache()
+    return float(torch.cuda.memory_allocated(device))
 
 
 def run_views(
-    model: Model, scene: RenderedScene, graph: str, options: ReconstructionOptions, batch_size: int | None
+    model: Model, scene: RenderedScene, graph: str, options: ReconstructionOptions, batch_size: int | None, clock: Clock
 ) -> dict[str, Any]:
-    """One reconstruction with the network's cost and ideal predictions: seconds by stage, memory, accuracy."""
-    device = model.device
-    clock = Clock(device)
+    """One reconstruction with the network's cost and ideal predictions: seconds by stage, memory, accuracy.
+
+    `clock` keeps what it has measured if a stage fails.
+    """
+    before = collect_garbage(model.device)
     views = views_of(scene)
     pairs = make_pairs(graph, len(views))
-    ideal = IdealPredictor(scene, model.config.desc_dim or 24)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    data = collect_pairs(model, scene, views, pairs, options, batch_size, clock)
+    with clock.stage("align"):
+        problem = build_problem(data.canonical, data.correspondences, data.fallback, options.alignment)
+        aligned = align(problem, options.alignment)
+        errors = reprojection_errors(problem, aligned)
+        del problem
+    with clock.stage("dense"):
+        reconstruction = _assemble(
+            views, data.canonical, range(len(views)), aligned, errors, data.correspondences, pairs, options
+        )
+    peak = {"ram": peak_memory(model.device)["ram"], "truth_in_ram": float(scene.depth.nbytes)}
+    if model.device.type == "cuda":
+        peak |= {"gpu": clock.gpu_peak, "gpu_before": before}
+    kept = sum(pair.kept for pair in data.summaries) / len(pairs)
+    found = measure(reconstruction, scene, kept)
+    seconds = {stage: clock.seconds[stage] for stage in STAGES}
+    return {
+        "views": len(views),
+        "pairs": len(pairs),
+        "pairs_kept": kept,
+        "matches": sum(len(m) for m in data.correspondences),
+        "seconds": seconds,
+        "all": sum(seconds.values()),
+        "not_counted": {"ideal predictions": clock.seconds["ideal predictions"]},
+        "peak": peak,
+        "rotation_deg": found.rotation_deg,
+        "ate_percent": found.ate_percent,
+        "depth_percent": found.depth_percent,
+    }
+
+
+def collect_pairs(
+    model: Model,
+    scene: RenderedScene,
+    views: Sequence[View],
+    pairs: Sequence[tuple[int, int]],
+    options: ReconstructionOptions,
+    batch_size: int | None,
+    clock: Clock,
+) -> PairwiseData:
+    """The pipeline's way from views to matches and canonical views; ideal maps take the place of the network's."""
+    ideal = IdealPredictor(scene, model.config.desc_dim or 24, model.device)
     with clock.stage("encode"):
         encoded = encode_views(model, views, batch_size)
     collector = PairwiseCollector(
@@ -154,6 +160,7 @@ def run_views(
         pairs,
         options.alignment.subsample,
         options.verification,
+        options.alignment.matching_conf_thr,
     )
     match_pairs = pairwise.match_pairs
 
@@ -170,45 +177,91 @@ def run_views(
             if batch is None:
                 break
             numbers = [(p.i, p.j) for p in batch]
-            del batch
-            # one at a time where memory counts; the batch as the pipeline has it otherwise
-            predictions = [ideal(i, j) for i, j in numbers]
-            with clock.stage("match + verify + canonical"), torch.inference_mode():
+            batch.clear()  # the generator holds the same list
+            started = clock.seconds.get("ideal predictions", 0.0)
+            clock.synchronise()
+            start = time.perf_counter()
+            predictions = ideal(numbers)
+            clock.synchronise()
+            clock.seconds["ideal predictions"] = started + time.perf_counter() - start
+            with clock.stage(COLLECT), torch.inference_mode():
                 collector.add(predictions)
             del predictions
     finally:
         pairwise.match_pairs = match_pairs
-    clock.seconds["verify + canonical"] = clock.seconds.pop("match + verify + canonical") - clock.seconds["match"]
-    del encoded
-    data = collector.finish()
-    chosen = list(range(len(views)))
-    with clock.stage("align"):
-        problem = build_problem(data.canonical, data.correspondences, data.fallback, options.alignment)
-        aligned = align(problem, options.alignment)
-        errors = reprojection_errors(problem, aligned)
-        num_matches = sum(len(m) for m in data.correspondences)
-        del problem
-    with clock.stage("dense"):
-        reconstruction = _assemble(views, data.canonical, chosen, aligned, errors, data.correspondences, pairs, options)
-    found = measure(reconstruction, scene, 1.0)
-    seconds = dict(clock.seconds)
-    return {
-        "views": len(views),
-        "pairs": len(pairs),
-        "matches": num_matches,
-        "seconds": seconds,
-        "all": sum(seconds.values()),
-        "peak": peak_memory(device) | {"gpu_before": before},
-        "rotation_deg": found.rotation_deg,
-        "ate_percent": found.ate_percent,
-        "depth_percent": found.depth_percent,
-    }
+        if COLLECT in clock.seconds:
+            clock.seconds["verify + canonical"] = clock.seconds.pop(COLLECT) - clock.seconds["match"]
+    return collector.finish()
+
+
+def default_graph(count: int) -> str:
+    """Complete for small sets; 7 pairs a view up to 500 (200: 1,400 pairs), 8 above (1,000: 8,000 pairs)."""
+    return "complete" if count <= COMPLETE_UP_TO else "logwin-7" if count <= 500 else "logwin-8"
+
+
+def orbit(count: int, size: tuple[int, int], degrees: float, device: torch.device) -> RenderedScene:
+    """The scene of `count` views, on the CPU; large sets go all the way round."""
+    scene = render_orbit(SEED, count, size, degrees if count <= COMPLETE_UP_TO else 360.0, device)
+    return replace(scene, **{name: getattr(scene, name).cpu() for name in scene.__dataclass_fields__})
+
+
+def measure_size(
+    model: Model, count: int, arguments: argparse.Namespace, options: ReconstructionOptions
+) -> dict[str, Any]:
+    """The median run of one size; if a run fails, what was measured of it and the error's message."""
+    graph = arguments.graph or default_graph(count)
+    repeats = arguments.repeats if count <= COMPLETE_UP_TO else 1
+    wall = time.perf_counter()
+    runs: list[dict[str, Any]] = []
+    clock = Clock(model.device)
+    figure: dict[str, Any] = {"views": count, "graph": graph}
+    try:
+        scene = orbit(count, tuple(arguments.size), arguments.degrees, model.device)
+        figure["render_seconds"] = time.perf_counter() - wall
+        for _ in range(repeats):
+            clock = Clock(model.device)
+            runs.append(run_views(model, scene, graph, options, arguments.batch_size, clock))
+    except Exception as error:  # the figures of other sizes must not be lost
+        logging.exception("%d views failed", count)
+        figure |= {"error": f"{type(error).__name__}: {error}", "seconds": clock.seconds, "gpu_peak": clock.gpu_peak}
+    if runs:
+        middle = statistics.median_low([run["all"] for run in runs])
+        figure |= next(run for run in runs if run["all"] == middle) | {"all_runs": [run["all"] for run in runs]}
+    return figure | {"wall_seconds": time.perf_counter() - wall}
+
+
+def line_of(figure: dict[str, Any]) -> str:
+    """One size for the eyes."""
+    seconds = ", ".join(f"{k} {v:.3f} s" for k, v in figure["seconds"].items())
+    if "all" not in figure:
+        return f"{figure['views']} views ({figure['graph']}) failed: {figure['error']}; measured before: {seconds}"
+    return (
+        f"{figure['views']} views, {figure['pairs']} pairs ({figure['graph']}), {figure['pairs_kept']:.0%} kept, "
+        f"{figure['matches']} matches: {seconds}; all {figure['all']:.3f} s of {len(figure['all_runs'])} runs; "
+        + ", ".join(f"{k} {gigabytes(v)}" for k, v in figure["peak"].items())
+        + f"; rotation {figure['rotation_deg']:.2f} deg, ATE {figure['ate_percent']:.2f} %, "
+        f"depth {figure['depth_percent']:.2f} %; not counted: rendering {figure['render_seconds']:.1f} s, "
+        f"ideal predictions {figure['not_counted']['ideal predictions']:.1f} s"
+    )
+
+
+def table_of(figures: Sequence[dict[str, Any]]) -> str:
+    """All sizes that finished, as Markdown."""
+    rows = [["views", "pairs", "matches", *STAGES, "all", "GPU", "RAM"]]
+    rows.append(["---"] * len(rows[0]))
+    for one in figures:
+        if "all" in one:
+            peak = one["peak"]
+            memory = [gigabytes(peak[key]) if key in peak else "none" for key in ("gpu", "ram")]
+            times = [f"{one['seconds'][stage]:.3f} s" for stage in STAGES]
+            rows.append(
+                [*(str(one[key]) for key in ("views", "pairs", "matches")), *times, f"{one['all']:.3f} s", *memory]
+            )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def precision_errors(reference: Model, other: Model, images: torch.Tensor) -> dict[str, float]:
     """Median relative error of points and confidences and median angle of descriptors against float32."""
-    from mast3r_sfm.device import matmul_precision
-
     outputs = []
     for model in (reference, other):
         with torch.inference_mode(), matmul_precision(model.precision):
@@ -242,11 +295,14 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--small", action="store_true", help="the bundled network instead of the published size")
-    parser.add_argument("--graph", help="default: complete up to 30 views, logwin-8-noncyclic above")
+    parser.add_argument("--graph", help="default: complete up to 30 views, logwin-7 up to 500, logwin-8 above")
     parser.add_argument("--precisions", action="store_true", help="also the error of every precision")
     parser.add_argument("--memory-gb", type=float, help="let this process use only so much GPU memory")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of every size up to 30 views")
+    parser.add_argument("--budget", type=float, help="skip sizes that would end later than so many seconds from now")
     arguments = parser.parse_args()
+    started = time.perf_counter()
     device = resolve_device(arguments.device)
     precision = resolve_precision(arguments.precision, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
@@ -272,30 +328,35 @@ def main() -> None:
         for which, table in figures["precisions"].items():
             for key, row in table.items():
                 print(f"{which:8} {key:5} " + "  ".join(f"{k} {v:.1e}" for k, v in row.items()), flush=True)
+        save(figures, arguments.output)
     model = make(precision)
     options = ReconstructionOptions()
-    scene = render_orbit(SEED, WARM_UP_VIEWS, tuple(arguments.size), 40, device)
-    run_views(model, scene, "complete", options, arguments.batch_size)
+    scene = orbit(WARM_UP_VIEWS, tuple(arguments.size), 40, device)
+    run_views(model, scene, "complete", options, arguments.batch_size, Clock(device))
+    del scene
+    per_pair = 0.0
     for count in arguments.views:
-        graph = arguments.graph or ("complete" if count <= 30 else "logwin-8-noncyclic")
-        # neighbours stay a few degrees apart at least; large sets go round in several turns
-        scene = render_orbit(
-            SEED, count, tuple(arguments.size), min(359.0, max(arguments.degrees, 3.0 * count)), device
-        )
-        figure = run_views(model, scene, graph, options, arguments.batch_size)
-        figures["runs"].append(figure | {"graph": graph})
-        print(
-            f"{count} views, {figure['pairs']} pairs ({graph}), {figure['matches']} matches: "
-            + ", ".join(f"{k} {v:.3f} s" for k, v in figure["seconds"].items())
-            + f"; all {figure['all']:.3f} s; "
-            + ", ".join(f"{k} {v / 1e9:.2f} GB" for k, v in figure["peak"].items())
-            + f"; rotation {figure['rotation_deg']:.2f} deg, ATE {figure['ate_percent']:.2f} %, "
-            f"depth {figure['depth_percent']:.2f} %",
-            flush=True,
-        )
-        del scene
-    if arguments.output:
-        arguments.output.write_text(json.dumps(figures, indent=1, default=lambda x: np.asarray(x).tolist()))
+        num_pairs = len(make_pairs(arguments.graph or default_graph(count), count))
+        expected = time.perf_counter() - started + per_pair * num_pairs
+        if arguments.budget and expected > arguments.budget:
+            print(
+                f"{count} views skipped: would end after {expected:.0f} s, budget {arguments.budget:.0f} s", flush=True
+            )
+            continue
+        figure = measure_size(model, count, arguments, options)
+        per_pair = figure["wall_seconds"] / num_pairs / len(figure.get("all_runs", [0]))
+        figures["runs"].append(figure)
+        print(line_of(figure), flush=True)
+        save(figures, arguments.output)
+    print(table_of(figures["runs"]))
+    if any("error" in figure for figure in figures["runs"]):
+        raise SystemExit(1)
+
+
+def save(figures: dict[str, Any], output: Path | None) -> None:
+    """Writes what has been measured so far."""
+    if output:
+        output.write_text(json.dumps(figures, indent=1, default=lambda x: np.asarray(x).tolist()))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from mast3r_sfm.synthetic import (
     correspond,
     ideal_correspondences,
     ideal_pair_prediction,
+    ideal_pair_predictions,
     orbit,
     render_orbit,
     render_pairs,
@@ -223,6 +224,30 @@ def test_ideal_noise_has_the_asked_size_and_is_smooth(room):
     assert (error[:, 1:] - error[:, :-1]).abs().max() < 0.03
     other = torch.log(noisy.j_in_j.points[..., 2] / room.depth[1])
     assert not torch.allclose(error, other, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["room", "open_ground"])
+def test_ideal_predictions_of_a_batch_are_those_of_its_pairs(name, request):
+    scene = request.getfixturevalue(name)
+    pairs, seeds = [(0, 1), (1, 0), (scene.num_views - 1, 0)], [5, 6, 7]
+    batch = ideal_pair_predictions(scene, pairs, 0.03, seeds)
+    for (i, j), seed, found in zip(pairs, seeds, batch, strict=True):
+        alone = ideal_pair_prediction(scene, i, j, 0.03, seed)
+        assert (found.i, found.j) == (i, j)
+        for a, b in ((found.i_in_i, alone.i_in_i), (found.j_in_i, alone.j_in_i),
+                     (found.j_in_j, alone.j_in_j), (found.i_in_j, alone.i_in_j)):  # fmt: skip
+            assert torch.allclose(a.points, b.points, rtol=1e-5, atol=1e-5) and torch.equal(a.conf, b.conf)
+
+
+@pytest.mark.parametrize("name", ["room", "open_ground"])
+def test_ideal_confidences_tell_what_is_seen_in_double_precision(name, request):
+    scene = request.getfixturevalue(name)
+    found = ideal_pair_prediction(scene, 0, 1)
+    for conf, view, other in ((found.i_in_i.conf, 0, 1), (found.j_in_i.conf, 1, 0)):
+        sky = scene.depth[view] == 0
+        assert (conf[sky] == 1).all()
+        # float32 may round a point on the border of a pixel, or of the tolerance, to the other side
+        assert ((conf == 10) == visible_in(scene, view, other)).float().mean() > 0.999
 
 
 def test_pairs_correspond_in_space_and_colour():

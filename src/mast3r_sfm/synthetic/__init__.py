@@ -3,6 +3,7 @@
 from .draws import RESERVED_SEEDS as RESERVED_SEEDS
 from .ideal import ideal_correspondences as ideal_correspondences
 from .ideal import ideal_pair_prediction as ideal_pair_prediction
+from .ideal import ideal_pair_predictions as ideal_pair_predictions
 from .ideal import reproject as reproject
 from .ideal import visible_in as visible_in
 from .orbit import RenderedScene as RenderedScene

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -57,26 +59,95 @@ def visible_in(scene: RenderedScene, i: int, j: int) -> torch.Tensor:
 def ideal_pair_prediction(
     scene: RenderedScene, i: int, j: int, depth_noise: float = 0.02, seed: int = 0, noise_grid: int = 9
 ) -> PairPrediction:
-    """The exact pointmaps of the pair (i, j) in both cameras, with smooth multiplicative noise on every depth.
+    """`ideal_pair_predictions` of one pair."""
+    return ideal_pair_predictions(scene, [(i, j)], depth_noise, [seed], noise_grid)[0]
+
+
+def ideal_pair_predictions(
+    scene: RenderedScene,
+    pairs: Sequence[tuple[int, int]],
+    depth_noise: float = 0.02,
+    seeds: Sequence[int] | None = None,
+    noise_grid: int = 9,
+    device: torch.device | str | None = None,
+) -> list[PairPrediction]:
+    """The exact pointmaps of pairs (i, j) in both cameras, with smooth multiplicative noise on every depth.
 
     depth_noise  standard deviation of the relative error, independent in each of the four predictions: a random
                  grid of `noise_grid` x `noise_grid` values, bilinearly enlarged; 0 for exact pointmaps
+    seeds        of the noise, one per pair; None: 0 for all
+    device       where the predictions are made, None: where the scene is
     Confidences are 10 where the other view sees the point, 2 where it does not, 1 in the sky. No descriptors.
+    All pairs are made at once, in float32.
     """
-    generator = torch.Generator().manual_seed(seed)
+    device = scene.depth.device if device is None else torch.device(device)
+    views = [[pair[side] for pair in pairs] for side in (0, 1)]
+    noise = depth_noise * _smooth_noise(scene.shape, seeds or [0] * len(pairs), noise_grid, device)
+    depth = [scene.depth[own].to(device) for own in views]
+    points = [pointmaps(scene, own, device) for own in views]
+    moves = [_rigid(scene, views[side], views[1 - side], device) for side in (0, 1)]
+    conf = [
+        _confidences(scene, views[1 - side], points[side], depth[side], depth[1 - side], moves[side]) for side in (0, 1)
+    ]
+    maps = []
+    for number, (side, moved) in enumerate(((0, False), (1, True), (1, False), (0, True))):
+        noisy = points[side] * torch.exp(noise[:, number, ..., None])
+        noisy = _move(noisy, *moves[side]) if moved else noisy
+        maps.append([ViewPrediction(p, c) for p, c in zip(noisy, conf[side], strict=True)])
+    return [PairPrediction(i, j, *four) for (i, j), *four in zip(pairs, *maps, strict=True)]
+
+
+def pointmaps(scene: RenderedScene, views: Sequence[int], device: torch.device | str) -> torch.Tensor:
+    """`camera_points` of several views on `device`: (B, H, W, 3) float32."""
+    depth = scene.depth[views].to(device)
+    depth = torch.where(depth > 0, depth, SKY_DISTANCE * depth.amax((1, 2), keepdim=True))
+    rays = pixel_rays(scene.K[views, 0, 0], scene.shape).float().to(device)
+    return rays.reshape(len(views), *scene.shape, 3) * depth[..., None]
+
+
+def _smooth_noise(shape: tuple[int, int], seeds: Sequence[int], grid: int, device: torch.device) -> torch.Tensor:
+    """(B, 4, H, W) float32 of unit variance at the grid's points; the same on every device and in every batch."""
+    rows = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        rows.append(torch.randn(4, grid, grid, generator=generator, dtype=torch.float64))
+    return F.interpolate(torch.stack(rows).float().to(device), shape, mode="bilinear", align_corners=True)
+
+
+def _rigid(
+    scene: RenderedScene, source: Sequence[int], target: Sequence[int], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotations (B, 3, 3) and translations (B, 3) from the cameras `source` to the cameras `target`, float32."""
+    target_from_source = torch.linalg.inv(scene.world_from_cam[target]) @ scene.world_from_cam[source]
+    moved = target_from_source.float().to(device)
+    return moved[:, :3, :3], moved[:, :3, 3]
+
+
+def _move(points: torch.Tensor, rotation: torch.Tensor, translation: torch.Tensor) -> torch.Tensor:
+    """Points (B, H, W, 3) by B rigid motions."""
+    return (points.flatten(1, 2) @ rotation.mT + translation[:, None]).view(points.shape)
+
+
+def _confidences(
+    scene: RenderedScene,
+    others: Sequence[int],
+    own: torch.Tensor,
+    own_depth: torch.Tensor,
+    other_depth: torch.Tensor,
+    other_from_own: tuple[torch.Tensor, torch.Tensor],
+) -> torch.Tensor:
+    """(B, H, W) float32: by whether the other view sees each point, the test of `reproject`."""
     H, W = scene.shape
-
-    def predict(view: int, frame: int) -> ViewPrediction:
-        grid = torch.randn(1, 1, noise_grid, noise_grid, generator=generator, dtype=torch.float64)
-        noise = F.interpolate(grid, (H, W), mode="bilinear", align_corners=True)[0, 0].to(scene.depth.device)
-        points = camera_points(scene, view) * torch.exp(depth_noise * noise)[..., None]
-        frame_from_view = torch.linalg.inv(scene.world_from_cam[frame]) @ scene.world_from_cam[view]
-        points = points @ frame_from_view[:3, :3].T + frame_from_view[:3, 3]
-        seen = visible_in(scene, view, j if view == i else i)
-        conf = torch.where(scene.depth[view] > 0, torch.where(seen, CONF_VISIBLE, CONF_HIDDEN), CONF_SKY)
-        return ViewPrediction(points.float(), conf.float())
-
-    return PairPrediction(i, j, predict(i, i), predict(j, i), predict(j, j), predict(i, j))
+    in_other = _move(own, *other_from_own).flatten(1, 2)
+    z = in_other[..., 2]
+    projected = in_other @ scene.K[others].float().to(own.device).mT
+    xy = projected[..., :2] / projected[..., 2:].clamp(min=1e-9)
+    x, y = xy.nan_to_num(0.0).clamp(-1, max(H, W)).round().long().unbind(-1)
+    inside = (z > 1e-3) & (x >= 0) & (y >= 0) & (x < W) & (y < H)
+    seen_at = other_depth.flatten(1).gather(1, y.clamp(0, H - 1) * W + x.clamp(0, W - 1))
+    seen = inside & ((seen_at - z).abs() < VISIBLE_TOLERANCE * z)
+    surface = torch.where(seen.view(own_depth.shape), CONF_VISIBLE, CONF_HIDDEN)
+    return torch.where(own_depth > 0, surface, CONF_SKY)
 
 
 def ideal_correspondences(scene: RenderedScene, i: int, j: int, subsample: int = 8) -> Correspondences:
