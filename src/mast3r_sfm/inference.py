@@ -105,7 +105,10 @@ def predict_batches(
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Iterator[list[PairPrediction]]:
-    """`predict_pairs` by the batch; the pairs of a batch agree in the shapes of their views."""
+    """`predict_pairs` by the batch; the pairs of a batch agree in the shapes of their views.
+
+    A batch's list is emptied when the next one is asked for: nothing then holds its maps beside the next one's.
+    """
     shapes = encoded.shapes
     for group in _by_shape(range(len(pairs)), lambda k: (shapes[pairs[k][0]], shapes[pairs[k][1]])):
         size = batch_size or auto_batch_size(model, shapes[pairs[group[0]][0]])
@@ -115,27 +118,27 @@ def predict_batches(
                 return _decode(model, encoded, [pairs[k] for k in batch])
 
         for batch, predictions in _run_in_batches(group, size, run):
-            _check_finite(predictions)
             yield predictions
+            predictions.clear()
             if progress:
                 progress(len(batch))
 
 
 def _decode(model: Model, encoded: EncodedViews, pairs: Sequence[tuple[int, int]]) -> list[PairPrediction]:
-    first = torch.stack([encoded.tokens[i] for i, _ in pairs])
-    second = torch.stack([encoded.tokens[j] for _, j in pairs])
+    first, second = [encoded.tokens[i] for i, _ in pairs], [encoded.tokens[j] for _, j in pairs]
     shape1, shape2 = encoded.shapes[pairs[0][0]], encoded.shapes[pairs[0][1]]
     decode = model.network.decode
     count = len(pairs)
     if shape1 == shape2:  # both directions are one batch
-        own, other = decode(torch.cat([first, second]), torch.cat([second, first]), shape1, shape1)
+        own, other = decode(torch.stack(first + second), torch.stack(second + first), shape1, shape1)
+        outputs: tuple[HeadOutput, ...] = own, other
         i_in_i, j_in_j = _views(own, 0, count), _views(own, count, count)
         j_in_i, i_in_j = _views(other, 0, count), _views(other, count, count)
     else:
-        own, other = decode(first, second, shape1, shape2)
-        i_in_i, j_in_i = _views(own, 0, count), _views(other, 0, count)
-        own, other = decode(second, first, shape2, shape1)
-        j_in_j, i_in_j = _views(own, 0, count), _views(other, 0, count)
+        tokens1, tokens2 = torch.stack(first), torch.stack(second)
+        outputs = (*decode(tokens1, tokens2, shape1, shape2), *decode(tokens2, tokens1, shape2, shape1))
+        i_in_i, j_in_i, j_in_j, i_in_j = (_views(out, 0, count) for out in outputs)
+    _check_finite(outputs, pairs)
     return [
         PairPrediction(i, j, *maps)
         for (i, j), *maps in zip(pairs, i_in_i, j_in_i, j_in_j, i_in_j, strict=True)
@@ -154,21 +157,16 @@ def _views(out: HeadOutput, start: int, count: int) -> list[ViewPrediction]:
     ]
 
 
-def _check_finite(predictions: Sequence[PairPrediction]) -> None:
-    """One host synchronisation per batch; the sums of a map are finite iff the map is (or it overflows, as bad)."""
-    totals = []
-    for pair in predictions:
-        for view in (pair.i_in_i, pair.j_in_i, pair.j_in_j, pair.i_in_j):
-            total = view.points.sum() + view.conf.sum()
-            if view.desc is not None and view.desc_conf is not None:
-                total = total + view.desc.sum() + view.desc_conf.sum()
-            totals.append(total)
-    finite = torch.stack(totals).isfinite().reshape(-1, 4).all(1).tolist()
-    for pair, good in zip(predictions, finite, strict=True):
+def _check_finite(outputs: Sequence[HeadOutput], pairs: Sequence[tuple[int, int]]) -> None:
+    """One host synchronisation per batch; the sums of a map are finite iff the map is (or it overflows, as bad).
+
+    The pairs' maps follow each other along the first axis of the outputs, once or several times.
+    """
+    totals = [m.flatten(1).sum(1) for out in outputs for m in dict.fromkeys(out) if m is not None]
+    finite = torch.stack(totals).isfinite().all(0).reshape(-1, len(pairs)).all(0).tolist()
+    for (i, j), good in zip(pairs, finite, strict=True):
         if not good:
-            raise NotFiniteError(
-                f"the network's prediction for images {pair.i} and {pair.j} is not finite; try --precision fp32"
-            )
+            raise NotFiniteError(f"the network's prediction for images {i} and {j} is not finite; try --precision fp32")
 
 
 def _by_shape(items: Sequence[int], key: Callable[[int], object]) -> list[list[int]]:

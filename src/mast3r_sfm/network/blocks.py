@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mast3r_sfm.network import fused
 from mast3r_sfm.network.rope import RopeTable, rotate
 
 
@@ -18,6 +19,27 @@ class LayerNorm(nn.LayerNorm):
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=1e-6)
+
+
+def normalise(x: torch.Tensor, norm: LayerNorm, dtype: torch.dtype) -> torch.Tensor:
+    """norm(x) in `dtype`, that of the weights it goes to."""
+    if fused.enabled(x, dtype):
+        from mast3r_sfm.network import fused_triton
+
+        return fused_triton.normalise(x, norm, dtype)
+    return norm(x).to(dtype)
+
+
+def add_and_normalise(
+    x: torch.Tensor, delta: torch.Tensor, norm: LayerNorm, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A residual junction: (x + delta, norm(x + delta) in `dtype`); x itself is not changed."""
+    if fused.enabled(x, dtype):
+        from mast3r_sfm.network import fused_triton
+
+        return fused_triton.add_and_normalise(x, delta, norm, dtype)
+    x = x + delta
+    return x, norm(x).to(dtype)
 
 
 class Mlp(nn.Module):
@@ -48,7 +70,7 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor, rope: RopeTable) -> torch.Tensor:
-        qkv = self.qkv(x.to(self.qkv.weight.dtype)).unflatten(-1, (3 * self.num_heads, -1))
+        qkv = self.qkv(x).unflatten(-1, (3 * self.num_heads, -1))
         q, k = rotate(qkv[:, :, : 2 * self.num_heads], rope).chunk(2, 2)
         return self.proj(_attend(q, k, qkv[:, :, 2 * self.num_heads :]))
 
@@ -68,8 +90,6 @@ class CrossAttention(nn.Module):
         return x.unflatten(-1, (self.num_heads, -1))
 
     def forward(self, x: torch.Tensor, y: torch.Tensor, rope_x: RopeTable, rope_y: RopeTable) -> torch.Tensor:
-        dtype = self.projq.weight.dtype
-        x, y = x.to(dtype), y.to(dtype)
         q = rotate(self._heads(self.projq(x)), rope_x)
         k = rotate(self._heads(self.projk(y)), rope_y)
         return self.proj(_attend(q, k, self._heads(self.projv(y))))
@@ -86,8 +106,10 @@ class EncoderBlock(nn.Module):
         self.mlp = Mlp(width, 4 * width)
 
     def forward(self, x: torch.Tensor, rope: RopeTable) -> torch.Tensor:
-        x = x + self.attn(self.norm1(x), rope)
-        return x + self.mlp(self.norm2(x))
+        dtype = self.attn.qkv.weight.dtype
+        attended = self.attn(normalise(x, self.norm1, dtype), rope)
+        x, h = add_and_normalise(x, attended, self.norm2, dtype)
+        return x + self.mlp(h)
 
 
 class DecoderBlock(nn.Module):
@@ -104,6 +126,9 @@ class DecoderBlock(nn.Module):
         self.mlp = Mlp(width, 4 * width)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor, rope_x: RopeTable, rope_y: RopeTable) -> torch.Tensor:
-        x = x + self.attn(self.norm1(x), rope_x)
-        x = x + self.cross_attn(self.norm2(x), self.norm_y(y), rope_x, rope_y)
-        return x + self.mlp(self.norm3(x))
+        dtype = self.attn.qkv.weight.dtype
+        attended = self.attn(normalise(x, self.norm1, dtype), rope_x)
+        x, h = add_and_normalise(x, attended, self.norm2, dtype)
+        attended = self.cross_attn(h, normalise(y, self.norm_y, dtype), rope_x, rope_y)
+        x, h = add_and_normalise(x, attended, self.norm3, dtype)
+        return x + self.mlp(h)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mast3r_sfm.network import fused
+from mast3r_sfm.network.convolution import convolve
+
 LAYER_DIMS = (96, 192, 384, 768)
 FEATURES = 256
 LAST = 128
+_PIXEL_BYTES = 256 * 2**20  # of activations at the image's own resolution that inference holds at once
 
 
 @lru_cache(maxsize=64)
@@ -23,8 +28,13 @@ def _interpolation(size: int, source: int, dtype: torch.dtype, device: torch.dev
 def upsample(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Bilinear upsampling of (B, C, h, w) to `size` (H, W), corners aligned.
 
-    In half precision on CUDA as two matrix products over channels-last memory, several times faster there.
+    In half precision on CUDA over channels-last memory: one fused kernel, or two matrix products without Triton,
+    both several times faster there.
     """
+    if fused.enabled(x, x.dtype):
+        from mast3r_sfm.network import fused_triton
+
+        return fused_triton.upsample(x, size)
     if not x.is_cuda or x.dtype == torch.float32:
         return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
     batch, channels, rows, columns = x.shape
@@ -43,8 +53,9 @@ class ResidualConvUnit(nn.Module):
         self.conv1 = nn.Conv2d(FEATURES, FEATURES, 3, padding=1)
         self.conv2 = nn.Conv2d(FEATURES, FEATURES, 3, padding=1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+    def forward(self, x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        """`others` (at most one) are added too."""
+        return convolve(self.conv2, convolve(self.conv1, F.relu(x), relu=True), x, *others)
 
 
 class FusionBlock(nn.Module):
@@ -61,8 +72,8 @@ class FusionBlock(nn.Module):
         self.resConfUnit2 = ResidualConvUnit()
 
     def forward(self, coarse: torch.Tensor, fine: torch.Tensor | None = None) -> torch.Tensor:
-        x = coarse if fine is None else coarse + self.resConfUnit1(fine)
-        x = self.out_conv(self.resConfUnit2(x))
+        x = coarse if fine is None else self.resConfUnit1(fine, coarse)
+        x = convolve(self.out_conv, self.resConfUnit2(x))
         return upsample(x, (2 * x.shape[2], 2 * x.shape[3]))
 
 
@@ -104,18 +115,43 @@ class DPT(nn.Module):
             nn.Conv2d(LAST, channels, 1),
         )
 
-    def forward(self, tokens: list[torch.Tensor], grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
-        """`tokens`: the decoder's token list (B, N, width), `grid` (rows, columns), `size` (H, W) pixels."""
+    @property
+    def last_convs(self) -> tuple[nn.Conv2d, nn.Conv2d]:
+        """The two convolutions at the image's own resolution, with a ReLU between them."""
+        hidden, last = self.head[2], self.head[4]
+        assert isinstance(hidden, nn.Conv2d) and isinstance(last, nn.Conv2d)
+        return hidden, last
+
+    def features(
+        self, tokens: Mapping[int, torch.Tensor] | Sequence[torch.Tensor], grid: tuple[int, int]
+    ) -> torch.Tensor:
+        """Tokens (B, N, width) by depth, `grid` (rows, columns) -> (B, LAST, 8 rows, 8 columns)."""
         dtype = self.scratch.layer1_rn.weight.dtype
         levels = []
         for hook, post, conv in zip(self.hooks, self.act_postprocess, self.scratch.layer_rn, strict=True):
             level = tokens[hook].to(dtype).unflatten(1, grid).permute(0, 3, 1, 2)  # channels-last in memory
-            levels.append(conv(post(level)))
+            for layer in post.children():
+                level = convolve(layer, level)
+            levels.append(conv(level))
         scratch = self.scratch
-        x = scratch.refinenet4(levels[3])[:, :, : grid[0], : grid[1]]  # an odd grid was rounded up
-        x = scratch.refinenet3(x, levels[2])
-        x = scratch.refinenet2(x, levels[1])
-        x = scratch.refinenet1(x, levels[0])
-        x = self.head[0](x)
-        x = upsample(x, size)
-        return self.head[4](F.relu(self.head[2](x)))
+        x = scratch.refinenet4(levels.pop())[:, :, : grid[0], : grid[1]]  # an odd grid was rounded up
+        x = scratch.refinenet3(x, levels.pop())
+        x = scratch.refinenet2(x, levels.pop())
+        x = scratch.refinenet1(x, levels.pop())
+        return convolve(self.head[0], x)
+
+    def chunks(self, features: torch.Tensor, size: tuple[int, int]) -> Sequence[torch.Tensor]:
+        """The features of a few images at a time: in inference, so that their full-size maps fit in `_PIXEL_BYTES`."""
+        if torch.is_grad_enabled():
+            return [features]
+        per_image = 2 * LAST * size[0] * size[1] * features.element_size()  # what a convolution reads and writes
+        return features.split(max(1, _PIXEL_BYTES // per_image))
+
+    def forward(
+        self, tokens: Mapping[int, torch.Tensor] | Sequence[torch.Tensor], grid: tuple[int, int], size: tuple[int, int]
+    ) -> torch.Tensor:
+        """`tokens`: (B, N, width) by depth, `grid` (rows, columns), `size` (H, W) pixels."""
+        hidden, last = self.last_convs
+        chunks = self.chunks(self.features(tokens, grid), size)
+        maps = [last(convolve(hidden, upsample(chunk, size), relu=True)) for chunk in chunks]
+        return maps[0] if len(maps) == 1 else torch.cat(maps)

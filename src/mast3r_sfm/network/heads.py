@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,8 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from mast3r_sfm.config import Activation, ModelConfig
+from mast3r_sfm.network import fused
 from mast3r_sfm.network.blocks import Mlp
-from mast3r_sfm.network.dpt import DPT
+from mast3r_sfm.network.dpt import DPT, upsample
+
+Tokens = Mapping[int, torch.Tensor] | Sequence[torch.Tensor]
+"""Tokens (B, N, width) of one view by depth: 0 the encoder's, k those after decoder block k, the last normalised."""
 
 _POINT_CHANNELS = 4  # x, y, z, confidence
 _CATCONV_CHANNELS = 25
@@ -89,29 +94,77 @@ class Head(nn.Module):
             channels = config.desc_dim + config.two_confs
             self.head_local_features = Mlp(width, 4 * width, channels * config.patch_size**2)
 
-    def raw_points(self, tokens: list[torch.Tensor], grid: tuple[int, int]) -> torch.Tensor:
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The depths of the tokens that this head reads."""
+        config = self.config
+        ends = () if config.head_type in ("linear", "dpt") else (0,)
+        hooks = self.dpt.hooks if hasattr(self, "dpt") else ()
+        return tuple(sorted({*ends, *hooks, config.dec_depth}))
+
+    def _ends(self, tokens: Tokens) -> torch.Tensor:
+        """(B, N, enc + dec) tokens of the encoder and of the last decoder block."""
+        return torch.cat([tokens[0], tokens[self.config.dec_depth]], -1)
+
+    def raw_points(self, tokens: Tokens, grid: tuple[int, int]) -> torch.Tensor:
         """(B, H, W, 4) float32: x, y, z and confidence before the activations."""
         patch = self.config.patch_size
         if self.config.head_type in ("dpt", "catmlp+dpt"):
             maps = self.dpt(tokens, grid, (grid[0] * patch, grid[1] * patch)).permute(0, 2, 3, 1)
         elif self.config.head_type == "catconv":
-            maps = self.head_pts3d(torch.cat([tokens[0], tokens[-1]], -1), grid).permute(0, 2, 3, 1)
+            maps = self.head_pts3d(self._ends(tokens), grid).permute(0, 2, 3, 1)
         else:
-            maps = unpatchify(self.proj(tokens[-1].to(self.proj.weight.dtype)), grid, patch)
+            last = tokens[self.config.dec_depth]
+            maps = unpatchify(self.proj(last.to(self.proj.weight.dtype)), grid, patch)
         return maps.float()
 
-    def forward(self, tokens: list[torch.Tensor], grid: tuple[int, int]) -> HeadOutput:
-        """`tokens`: (B, N, width) each, index 0 the encoder's, then one per decoder block; `grid` (rows, columns)."""
+    def points_and_conf(self, tokens: Tokens, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, H, W, 3) points and (B, H, W) confidence, float32."""
         config = self.config
+        if hasattr(self, "dpt") and fused.enabled(tokens[0], self.dpt.last_convs[1].weight.dtype):
+            return self._fused_points_and_conf(tokens, grid)
         raw = self.raw_points(tokens, grid)
-        points = activate_points(raw[..., :3], config.depth_mode)
-        conf = activate_confidence(raw[..., 3], config.conf_mode)
-        if config.desc_dim is None:
-            return HeadOutput(points, conf, None, None)
-        both = torch.cat([tokens[0], tokens[-1]], -1)
-        local = unpatchify(self.head_local_features(both), grid, config.patch_size).float()
+        return activate_points(raw[..., :3], config.depth_mode), activate_confidence(raw[..., 3], config.conf_mode)
+
+    def _fused_points_and_conf(self, tokens: Tokens, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The last layers of the DPT and the activations in one pass, into maps of the whole batch."""
+        from mast3r_sfm.network import fused_triton
+
+        config, dpt = self.config, self.dpt
+        size = (grid[0] * config.patch_size, grid[1] * config.patch_size)
+        features = dpt.features(tokens, grid)
+        points = features.new_empty((len(features), *size, 3), dtype=torch.float32)
+        conf = features.new_empty((len(features), *size), dtype=torch.float32)
+        hidden_conv, last = dpt.last_convs
+        assert hidden_conv.bias is not None
+        start = 0
+        for chunk in dpt.chunks(features, size):
+            part = slice(start, start + len(chunk))
+            hidden = F.conv2d(upsample(chunk, size), hidden_conv.weight, None, padding=1)
+            fused_triton.write_points(
+                hidden, hidden_conv.bias, last, config.depth_mode, config.conf_mode, points[part], conf[part]
+            )
+            start = part.stop
+        return points, conf
+
+    def descriptors(self, tokens: Tokens, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, H, W, D) unit descriptors and their confidence (B, H, W), if they have one of their own; float32."""
+        config = self.config
+        assert config.desc_dim is not None
+        conf_mode = (config.desc_conf_mode or config.conf_mode) if config.two_confs else None
+        local = self.head_local_features(self._ends(tokens))
+        if fused.enabled(local, local.dtype):
+            from mast3r_sfm.network import fused_triton
+
+            return fused_triton.descriptors(local, grid, config.patch_size, config.desc_dim, conf_mode)
+        local = unpatchify(local, grid, config.patch_size).float()
         desc = F.normalize(local[..., : config.desc_dim], dim=-1, eps=0.0)
-        if not config.two_confs:
-            return HeadOutput(points, conf, desc, conf)
-        desc_conf = activate_confidence(local[..., config.desc_dim], config.desc_conf_mode or config.conf_mode)
-        return HeadOutput(points, conf, desc, desc_conf)
+        return desc, None if conf_mode is None else activate_confidence(local[..., config.desc_dim], conf_mode)
+
+    def forward(self, tokens: Tokens, grid: tuple[int, int]) -> HeadOutput:
+        """`tokens`: at least those of `depths`; `grid` (rows, columns)."""
+        points, conf = self.points_and_conf(tokens, grid)
+        if self.config.desc_dim is None:
+            return HeadOutput(points, conf, None, None)
+        desc, desc_conf = self.descriptors(tokens, grid)
+        return HeadOutput(points, conf, desc, conf if desc_conf is None else desc_conf)
