@@ -1,7 +1,7 @@
 """Reciprocal matching of a batch of pairs on a CUDA device: the results of `matching`, without waiting for the host.
 
-Every seed of every pair, pass and direction takes all 10 iterations, masked; those that have converged
-are sorted behind the others and cost nothing.
+All 10 iterations are issued for the seeds of every pair, pass and direction at once; an iteration lists the seeds
+that are still moving for the next one, so those that have converged cost nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from mast3r_sfm.matching import MAX_ITERATIONS, descriptors, flat_to_xy, passes, seed_grid
-from mast3r_sfm.nearest_triton import DescriptorMaps, nearest, pack_maps
+from mast3r_sfm.nearest_triton import DescriptorMaps, SeedList, make_workspace, nearest, pack_maps
 from mast3r_sfm.types import Correspondences, PairPrediction
 
 _MAPS = 4  # of a pair: i and j, in two passes
@@ -23,7 +23,7 @@ def match_batch(predictions: Sequence[PairPrediction], subsample: int) -> list[C
     count = len(predictions)
     (height_i, width_i), (height_j, width_j) = predictions[0].i_in_i.conf.shape, predictions[0].j_in_j.conf.shape
     views = [view for prediction in predictions for one_pass in passes(prediction) for view in one_pass]
-    maps = pack_maps([descriptors(view)[0].flatten(0, 1) for view in views])
+    maps = pack_maps([descriptors(view)[0] for view in views])
     p, q, converged = reciprocal_batch(maps, count, (height_i, width_i), (height_j, width_j), subsample)
 
     conf = [torch.stack([descriptors(view)[1].flatten() for view in views[k::_MAPS]]) for k in range(_MAPS)]
@@ -53,43 +53,34 @@ def reciprocal_batch(
     maps: DescriptorMaps, count: int, shape_i: tuple[int, int], shape_j: tuple[int, int], subsample: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Converged seeds of `count` pairs of four maps each: p in i, q in j, (count, 4, S) int64, and a mask."""
-    device = maps.exact.device
+    device = maps.half.device
     seeds_i, seeds_j = (seed_grid(*shape, subsample, device) for shape in (shape_i, shape_j))
-    width = max(len(seeds_i), len(seeds_j))
-    seeds = torch.zeros(_MAPS, width, dtype=torch.int64, device=device)
-    active = torch.zeros(_MAPS, width, dtype=torch.bool, device=device)
+    jobs, width = _MAPS * count, max(len(seeds_i), len(seeds_j))
+    seeds = torch.zeros(_MAPS, width, dtype=torch.int32, device=device)
     for k, own in enumerate((seeds_i, seeds_j, seeds_i, seeds_j)):
         seeds[k, : len(own)] = own
-        active[k, : len(own)] = True
     first_map = _MAPS * torch.arange(count, dtype=torch.int32, device=device)[:, None]
     pattern = torch.tensor(_DIRECTIONS, dtype=torch.int32, device=device)
     source, database = ((first_map + pattern[:, k]).flatten() for k in (0, 1))
 
+    # Half an iteration takes the seeds listed to the other map, and lists those that moved for the next half.
+    # Every list has lengths of its own, zeroed once; two arrays of slots take turns.
+    lengths = torch.zeros(2 * MAX_ITERATIONS + 1, jobs, dtype=torch.int32, device=device)
+    lengths[0, 0::2], lengths[0, 1::2] = len(seeds_i), len(seeds_j)
+    place = torch.arange(width, dtype=torch.int32, device=device)
+    slots = place.repeat(2, jobs, 1)
+    lists = [SeedList(slots[k % 2], length) for k, length in enumerate(lengths)]
     here = seeds.repeat(count, 1)
     there = torch.full_like(here, -1)
-    active = active.repeat(count, 1)
-    searched = active
-    for _ in range(MAX_ITERATIONS):
-        here, there, active = _step(maps, source, database, here, there, active)
-    converged = searched & ~active
-    here, there, converged = (t.unflatten(0, (count, _MAPS)) for t in (here, there, converged))
+    workspace = make_workspace(maps, jobs, width)
+    for k in range(0, 2 * MAX_ITERATIONS, 2):
+        nearest(maps, workspace, source, database, here, lists[k], there, lists[k + 1])
+        nearest(maps, workspace, database, source, there, lists[k + 1], here, lists[k + 2])
+
+    searched = place < lengths[0][:, None]
+    left = torch.where(place < lengths[-1][:, None], lists[-1].slot, width).long()
+    moving = torch.zeros(jobs, width + 1, dtype=torch.bool, device=device).scatter_(1, left, True)[:, :width]
+    ends = here.long(), there.clamp(min=0).long(), searched & ~moving  # of seeds that are not one, any pixel
+    here, there, converged = (t.unflatten(0, (count, _MAPS)) for t in ends)
     backward = torch.tensor([False, True, False, True], device=device)[:, None]
     return torch.where(backward, there, here), torch.where(backward, here, there), converged
-
-
-def _step(
-    maps: DescriptorMaps,
-    source: torch.Tensor,
-    database: torch.Tensor,
-    here: torch.Tensor,
-    there: torch.Tensor,
-    active: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One iteration: to the other map and back; a seed that did not move on either way is done."""
-    found = nearest(maps, source, database, here, active)
-    moving = active & (found != there)
-    there = torch.where(active, found, there)
-    found = nearest(maps, database, source, there.clamp(min=0), moving)
-    still = moving & (found != here)
-    here = torch.where(moving, found, here)
-    return here, there, still
