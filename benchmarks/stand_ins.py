@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
+from torch import nn
 
-from mast3r_sfm.checkpoint import Model
+from mast3r_sfm.checkpoint import Model, _assign
 from mast3r_sfm.config import ModelConfig
 from mast3r_sfm.device import compute_dtype
 from mast3r_sfm.network import TwoViewNetwork
@@ -19,30 +21,31 @@ from mast3r_sfm.types import PairPrediction, ViewPrediction
 DESCRIPTOR_NOISE = 0.05
 
 
-def random_model(config: ModelConfig, device: torch.device, precision: str) -> Model:
-    """A network of the configuration with random weights, made on the device."""
-    generator = torch.Generator(device).manual_seed(0)
+def random_weights(config: ModelConfig, device: torch.device) -> dict[str, Callable[[], torch.Tensor]]:
+    """Key -> a function that makes the tensor on `device`: float32, of a scale that keeps activations near 1."""
     with torch.device("meta"):
         network = TwoViewNetwork(config)
-    dtype = compute_dtype(precision)
-    for module in network.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if isinstance(module, LayerNorm):
-                tensor = torch.ones(parameter.shape, device=device) if name == "weight" else torch.zeros(
-                    parameter.shape, device=device
-                )  # fmt: skip
-            else:
-                fan_in = max(1, parameter[0].numel()) if parameter.dim() > 1 else 1
-                scale = fan_in**-0.5 if parameter.dim() > 1 else 0.02
-                tensor = scale * torch.randn(parameter.shape, device=device, generator=generator)
-                tensor = tensor.to(dtype)
-                if tensor.dim() == 4 and device.type == "cuda":
-                    tensor = tensor.to(memory_format=torch.channels_last)
-            setattr(module, name, torch.nn.Parameter(tensor, requires_grad=False))
-    for module in network.modules():  # the state dict's aliases share their tensors
-        if hasattr(module, "layer_rn"):
-            for k in range(4):
-                module.layer_rn[k].weight = getattr(module, f"layer{k + 1}_rn").weight
+    generator = torch.Generator(device).manual_seed(0)
+
+    def norm(weight: nn.Parameter, name: str) -> torch.Tensor:
+        return torch.full(weight.shape, float(name.endswith("weight")), device=device)
+
+    def random(weight: nn.Parameter, name: str) -> torch.Tensor:
+        scale = weight[0].numel() ** -0.5 if weight.dim() > 1 else 0.02
+        return scale * torch.randn(weight.shape, device=device, generator=generator)
+
+    make = {}
+    for name, weight in network.named_parameters():
+        is_norm = isinstance(network.get_submodule(name.rpartition(".")[0]), LayerNorm)
+        make[name] = partial(norm if is_norm else random, weight, name)
+    return make
+
+
+def random_model(config: ModelConfig, device: torch.device, precision: str) -> Model:
+    """A network of the configuration with random weights, made on the device, put in place as loaded ones are."""
+    with torch.device("meta"):
+        network = TwoViewNetwork(config)
+    _assign(network, random_weights(config, device), compute_dtype(precision), device, "random")
     return Model(network.eval(), config, "random", None, "none", device, precision)
 
 
