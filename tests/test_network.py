@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +13,12 @@ import pytest
 import torch
 
 import golden_rule
-from mast3r_sfm.config import PRESETS, ModelConfig
-from mast3r_sfm.network import TwoViewNetwork
+from mast3r_sfm.config import PRESETS, Activation, ModelConfig
+from mast3r_sfm.device import has_triton
+from mast3r_sfm.network import TwoViewNetwork, dpt, fused
+from mast3r_sfm.network.blocks import LayerNorm
 from mast3r_sfm.network.dpt import _interpolation
-from mast3r_sfm.network.heads import unpatchify
+from mast3r_sfm.network.heads import activate_confidence, activate_points, unpatchify
 from mast3r_sfm.network.rope import rope_table, rotate
 
 DATA = Path(__file__).parent / "data"
@@ -206,3 +211,148 @@ def test_published_state_dicts(key: str) -> None:
         else:
             by_id[id(parameter)] = name
     assert aliases == golden["aliases"]
+
+
+# ------------------------------------------------------------------ fused kernels, in Triton's interpreter
+# It must be chosen before Triton is imported, so these tests run in a process of their own.
+interpreted = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="run by test_fused_kernels_in_the_interpreter"
+)
+
+
+@pytest.mark.skipif(not has_triton(), reason="Triton is not installed")
+def test_fused_kernels_in_the_interpreter() -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("already in the interpreter")
+    command = [sys.executable, "-m", "pytest", "-k", "fused", __file__, "-p", "no:cacheprovider"]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@interpreted
+@pytest.mark.parametrize("width", [192, 768])
+@torch.inference_mode()
+def test_fused_addition_and_norm(width: int) -> None:
+    from mast3r_sfm.network import fused_triton
+
+    torch.manual_seed(0)
+    x, delta = torch.randn(2, 3, width) * 3, torch.randn(2, 3, width).half()
+    before = x.clone()
+    norm = LayerNorm(width)
+    norm.weight.normal_()
+    norm.bias.normal_()
+    total, out = fused_triton.add_and_normalise(x, delta, norm, torch.float16)
+    assert torch.equal(total, before + delta) and torch.equal(x, before)
+    torch.testing.assert_close(out, norm(before + delta).half(), rtol=2e-3, atol=1e-5)
+    torch.testing.assert_close(
+        fused_triton.normalise(x, norm, torch.float16), norm(before).half(), rtol=2e-3, atol=1e-5
+    )
+
+
+@interpreted
+@torch.inference_mode()
+def test_fused_bias_residuals_and_relu() -> None:
+    from mast3r_sfm.network import fused_triton
+
+    torch.manual_seed(0)
+    x, first, second = (torch.randn(2, 24, 5, 3).half() for _ in range(3))  # not channels-last
+    bias = torch.randn(24).half()
+    for residuals in ((), (first,), (first, second)):
+        expected = x.float() + bias.float()[:, None, None]
+        for residual in residuals:
+            expected = expected + residual.float()
+        for relu in (False, True):
+            out = fused_triton.add_bias(x.clone(), bias, residuals, relu)
+            torch.testing.assert_close(out, (expected.relu() if relu else expected).half(), rtol=2e-3, atol=1e-3)
+
+
+@interpreted
+@pytest.mark.parametrize("size", [(10, 6), (1, 7), (13, 13)])
+@torch.inference_mode()
+def test_fused_upsampling(size: tuple[int, int]) -> None:
+    from mast3r_sfm.network import fused_triton
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 12, 5, 3).half()
+    expected = torch.nn.functional.interpolate(x.float(), size=size, mode="bilinear", align_corners=True)
+    torch.testing.assert_close(fused_triton.upsample(x, size), expected.half(), rtol=2e-3, atol=1e-3)
+
+
+@interpreted
+@pytest.mark.parametrize("side", [8, 14])
+@pytest.mark.parametrize("mode", [("exp", 1.0, np.inf), ("sigmoid", 1.0, 5.0), ("exp", 0.0, 0.5), None])
+@torch.inference_mode()
+def test_fused_descriptors(side: int, mode: tuple[str, float, float] | None) -> None:
+    from mast3r_sfm.network import fused_triton
+
+    torch.manual_seed(0)
+    conf_mode = None if mode is None else Activation(*mode)
+    local = torch.randn(2, 6, (6 + (mode is not None)) * side**2).half()
+    desc, conf = fused_triton.descriptors(local, (2, 3), side, 6, conf_mode)
+    maps = unpatchify(local, (2, 3), side).float()
+    torch.testing.assert_close(desc, torch.nn.functional.normalize(maps[..., :6], dim=-1), rtol=1e-5, atol=1e-6)
+    if conf_mode is None:
+        assert conf is None
+    else:
+        assert conf is not None
+        torch.testing.assert_close(conf, activate_confidence(maps[..., 6], conf_mode), rtol=1e-5, atol=1e-6)
+
+
+@interpreted
+@pytest.mark.parametrize("depth", ["exp", "square", "linear"])
+@pytest.mark.parametrize("scale", [1e-3, 1.0])
+@torch.inference_mode()
+def test_fused_points(depth: str, scale: float) -> None:
+    from mast3r_sfm.network import fused_triton
+
+    torch.manual_seed(0)
+    hidden, hidden_bias = torch.randn(2, 24, 5, 7).half() * scale, torch.randn(24).half() * scale
+    last = torch.nn.Conv2d(24, 4, 1)
+    last.weight.data, last.bias.data = last.weight.half(), last.bias.half() * scale
+    depth_mode, conf_mode = Activation(depth, -np.inf, np.inf), Activation("exp", 1.0, np.inf)
+    points, conf = torch.full((2, 5, 7, 3), torch.nan), torch.full((2, 5, 7), torch.nan)
+    fused_triton.write_points(hidden, hidden_bias, last, depth_mode, conf_mode, points, conf)
+    relu = (hidden.float() + hidden_bias.float()[:, None, None]).relu().permute(0, 2, 3, 1)
+    raw = torch.nn.functional.linear(relu, last.weight.float().flatten(1), last.bias.float())
+    torch.testing.assert_close(points, activate_points(raw[..., :3], depth_mode), rtol=2e-5, atol=1e-6 * scale**2)
+    torch.testing.assert_close(conf, activate_confidence(raw[..., 3], conf_mode), rtol=1e-5, atol=0)
+
+
+@interpreted
+@torch.inference_mode()
+def test_fused_activations_keep_what_is_not_finite() -> None:
+    from mast3r_sfm.network import fused_triton
+
+    hidden = torch.zeros(1, 8, 1, 2).half()
+    hidden[0, 3, 0, 1] = torch.nan
+    last = torch.nn.Conv2d(8, 4, 1).half()
+    points, conf = torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 2)
+    modes = Activation("exp", -np.inf, np.inf), Activation("exp", 1.0, 3.0)
+    fused_triton.write_points(hidden, torch.zeros(8).half(), last, *modes, points, conf)
+    assert points.isfinite().all(-1).flatten().tolist() == [True, False] == conf.isfinite().flatten().tolist()
+    out = fused_triton.add_bias(hidden, torch.zeros(8).half(), (), relu=True)
+    assert int(out.isnan().sum()) == 1
+
+
+@interpreted
+@torch.inference_mode()
+def test_fused_network_is_as_accurate_as_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float16 on a CPU both ways against float32; an odd grid, and full-size maps one image at a time."""
+    name = "net_catmlpdpt"
+    images = [golden_rule.image("odd", v + 1, (2, 3, 48, 16)) for v in range(2)]
+    exact = _golden_network(name)[0](*images)
+    network, _ = _golden_network(name)
+    for module in network.modules():
+        if not isinstance(module, LayerNorm):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.half()
+    plain = network(*images)
+    monkeypatch.setattr(fused, "enabled", lambda x, dtype: dtype == torch.float16)
+    monkeypatch.setattr(dpt, "_PIXEL_BYTES", 1)
+    for side, found in enumerate(network(*images)):
+        for field, actual in found._asdict().items():
+            reference, half = getattr(exact[side], field), getattr(plain[side], field)
+            scale = reference.abs().max()
+            assert (actual - reference).abs().max() <= max(2 * (half - reference).abs().max(), 2e-3 * scale), field
+            assert actual.dtype == torch.float32 and actual.is_contiguous()
