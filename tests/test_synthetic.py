@@ -137,6 +137,7 @@ def test_a_shortlist_changes_nothing():
 def test_other_devices_trace_the_same_image_without_culling(name, seed, outdoor, request, monkeypatch):
     culled = request.getfixturevalue(name)
     monkeypatch.setattr(orbit, "_culls", lambda device: False)
+    monkeypatch.setattr(orbit, "renderer_for", lambda device: render_rays)
     monkeypatch.setattr(orbit, "RAYS_AT_ONCE", 96 * 50)  # the last tile is smaller
     degrees = 40 if name == "room" else 25
     whole = render_orbit(seed, culled.num_views, (96, 72), degrees, outdoor=outdoor, effects=0)

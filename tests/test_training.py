@@ -228,7 +228,7 @@ def test_training_seeds_are_never_reserved_and_never_shared():
 def test_a_short_run_learns_and_goes_on_from_its_own_checkpoint(config_file, tmp_path):
     from training.losses import LossOptions, pair_losses
     from training.schedule import Resolution
-    from training.train import Functions, RunOptions, train, train_step
+    from training.train import RunOptions, train, train_step
     from training.weights import load_trainable, new_network
 
     held_out = render_pairs(99, 12, (SHAPE[1], SHAPE[0]), max_angle_deg=40)
@@ -236,8 +236,7 @@ def test_a_short_run_learns_and_goes_on_from_its_own_checkpoint(config_file, tmp
 
     def loss_of(network: TwoViewNetwork) -> float:
         torch.manual_seed(0)
-        functions = Functions(None, None, pair_losses)
-        return float(train_step(network, held_out, SHAPES, options, functions).total)
+        return float(train_step(network, held_out, SHAPES, options, pair_losses).total)
 
     first = RunOptions(
         config_file,
@@ -297,11 +296,10 @@ def test_evaluation_finds_a_perfect_network_perfect():
     from training.evaluate import BATCH, FIRST_SEED
 
     from mast3r_sfm.synthetic.pairs import plan_pairs, render_plan
-    from mast3r_sfm.synthetic.shading import render_rays_culled
 
     case = Case("near", SHAPE, (0.0, 20.0))
     oracle = Oracle()
-    oracle.points = render_plan(plan_pairs(FIRST_SEED, BATCH, 20.0, False), SHAPES, render_rays_culled).points
+    oracle.points = render_plan(plan_pairs(FIRST_SEED, BATCH, 20.0, False), SHAPES).points
     oracle.basis = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) * 3
     oracle.forward_order = True
     figures = evaluate_case(oracle, case, 4, torch.device("cpu"))

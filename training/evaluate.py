@@ -23,7 +23,6 @@ from mast3r_sfm.checkpoint import load_model
 from mast3r_sfm.matching import match_pair
 from mast3r_sfm.network import HeadOutput, TwoViewNetwork
 from mast3r_sfm.synthetic.pairs import PairBatch, correspond, plan_pairs, render_plan
-from mast3r_sfm.synthetic.shading import render_rays, render_rays_culled
 from mast3r_sfm.types import PairPrediction, ViewPrediction
 
 logger = logging.getLogger("training")
@@ -103,7 +102,7 @@ def evaluate_case(network: TwoViewNetwork, case: Case, num_pairs: int, device: t
     for start in range(0, num_pairs, BATCH):
         count = min(BATCH, num_pairs - start)
         plan = plan_pairs(FIRST_SEED + start, BATCH, case.angles[1], False, case.angles[0]).to(device)
-        pairs = render_plan(plan, shapes, render_rays if device.type == "cuda" else render_rays_culled)
+        pairs = render_plan(plan, shapes)
         second = pairs.images2.roll(1, 0) if case.unrelated else pairs.images2
         outputs = [*network(pairs.images1, second), *network(second, pairs.images1)]
         for k in range(count):

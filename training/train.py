@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 
 import click
@@ -26,8 +25,6 @@ import torch.distributed as dist
 from mast3r_sfm.network import TwoViewNetwork
 from mast3r_sfm.synthetic import RESERVED_SEEDS
 from mast3r_sfm.synthetic.pairs import PairBatch, PairPlan, plan_pairs, render_plan
-from mast3r_sfm.synthetic.photo import develop
-from mast3r_sfm.synthetic.shading import RayFunctions, render_rays, render_rays_culled
 
 from .losses import Losses, LossOptions, Shapes, draw_samples, pair_losses
 from .optimiser import Optimiser, OptimiserOptions
@@ -94,34 +91,20 @@ def start_worker() -> Worker:
     return Worker(rank, count, device)
 
 
-@dataclass(frozen=True)
-class Functions:
-    """The heavy functions, compiled or not."""
-
-    render: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-    develop: Callable[..., torch.Tensor]
-    losses: Callable[..., Losses]
+LossFunction = Callable[..., Losses]
 
 
-def prepare(network: TwoViewNetwork, options: RunOptions, device: torch.device) -> Functions:
-    """Fast heads, and compiled regions if asked for. A compiler that fails ends the run: --no-compile does without."""
+def prepare(network: TwoViewNetwork, options: RunOptions) -> LossFunction:
+    """Gives the network fast heads and compiles its blocks and the losses, which are returned, if asked for.
+
+    A compiler that fails ends the run: --no-compile does without.
+    """
     use_fast_heads(network)
     if not options.compile:
-        return Functions(render_rays if device.type == "cuda" else render_rays_culled, develop, pair_losses)
+        return pair_losses
     allow_any_shape()
     compile_regions(network)
-    plain = RayFunctions()
-    parts = RayFunctions(
-        ground_step=torch.compile(plain.ground_step, dynamic=True),
-        ground_newton=torch.compile(plain.ground_newton, dynamic=True),
-        cast=torch.compile(plain.cast, dynamic=True),
-        shade=torch.compile(plain.shade, dynamic=True),
-    )
-    return Functions(
-        partial(render_rays, functions=parts),
-        torch.compile(develop, dynamic=True),
-        torch.compile(pair_losses, dynamic=True),
-    )
+    return torch.compile(pair_losses, dynamic=True)
 
 
 def training_seed(options: RunOptions, step: int, worker: Worker) -> int:
@@ -130,14 +113,14 @@ def training_seed(options: RunOptions, step: int, worker: Worker) -> int:
 
 
 def train_step(
-    network: TwoViewNetwork, pairs: PairBatch, shapes: Shapes, options: LossOptions, functions: Functions
+    network: TwoViewNetwork, pairs: PairBatch, shapes: Shapes, options: LossOptions, loss_function: LossFunction
 ) -> Losses:
     """Forward and backward of one batch; gradients add up in the parameters."""
     device = pairs.points.device
     samples = draw_samples(pairs.points.shape[0], shapes, options, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         view1, view2 = network(pairs.images1, pairs.images2)
-    losses = functions.losses(view1, view2, pairs, samples, shapes, options)
+    losses = loss_function(view1, view2, pairs, samples, shapes, options)
     losses.total.backward()
     return Losses(*(loss.detach() for loss in losses))
 
@@ -203,7 +186,7 @@ def train(options: RunOptions) -> TwoViewNetwork:
     network = (load_trainable if from_folder else new_network)(options.init, worker.device)
     config = read_raw_config(options.init)
     optimiser = Optimiser(network, options.optimiser)
-    functions = prepare(network, options, worker.device)
+    loss_function = prepare(network, options)
     log = Log(options.output / "train.log", started)
     clock = Clock(options, worker, started)
     step, saved, begun = 0, time.monotonic(), 0.0
@@ -220,9 +203,9 @@ def train(options: RunOptions) -> TwoViewNetwork:
             shapes, drawn = coming.result()
             coming = planner.submit(plan, step + 1)
             with torch.no_grad():
-                pairs = render_plan(drawn.to(worker.device), shapes, functions.render, functions.develop)
+                pairs = render_plan(drawn.to(worker.device), shapes)
             optimiser.zero_grad()
-            losses = train_step(network, pairs, shapes, options.loss, functions)
+            losses = train_step(network, pairs, shapes, options.loss, loss_function)
             if worker.count > 1:
                 dist.all_reduce(optimiser.gradient)
                 optimiser.gradient.div_(worker.count)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -14,7 +13,7 @@ from .compose import clear_view, compose, scene_scale
 from .draws import Draws
 from .layout import Scenes
 from .photo import PhotoEffects, develop, draw_effects
-from .shading import OCTAVES, RayFunctions, render_rays, render_rays_culled, shade
+from .shading import OCTAVES, renderer_for
 
 TILE = 64
 """Edge of the square tiles that a view is rendered in on a CPU, pixels: few objects are near the rays of one tile."""
@@ -180,8 +179,5 @@ def _trace(
     """Colours (h, w, 3) and depths (h, w) of camera-frame rays (h, w, 3) of one camera."""
     d = rays.reshape(-1, 3) @ rotation.T
     o, angle = eye.expand_as(d)[None], torch.full_like(d[:, 0], pixel_angle)[None]
-    if _culls(d.device):
-        colour, t, _ = render_rays_culled(scenes, o, d[None], angle, octaves=octaves)
-    else:
-        colour, t, _ = render_rays(scenes, o, d[None], angle, RayFunctions(shade=partial(shade, octaves=octaves)))
+    colour, t, _ = renderer_for(d.device)(scenes, o, d[None], angle, octaves)
     return colour[0].reshape(rays.shape), t[0].reshape(rays.shape[:-1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from .compose import clear_view, compose, scene_scale
 from .draws import Draws
 from .layout import SKY, Scenes
 from .photo import PhotoEffects, develop, draw_effects
-from .shading import render_rays, render_rays_culled
+from .shading import renderer_for
 
 MAX_ANGLE_DEG = 150.0
 OUTDOOR_SHARE = 0.3
@@ -65,10 +64,6 @@ class PairPlan(NamedTuple):
         return PairPlan(self.scenes.to(device), eye, rotation, focal, related, self.effects.to(device))
 
 
-Renderer = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-Developer = Callable[..., torch.Tensor]
-
-
 def plan_pairs(
     seed: int, batch: int, max_angle_deg: float = MAX_ANGLE_DEG, unrelated: bool = True, min_angle_deg: float = 0.0
 ) -> PairPlan:
@@ -113,16 +108,10 @@ def plan_pairs(
     return PairPlan(clear_view(scenes, eye), eye, rotation, focal, related, draw_effects(draws, 2))
 
 
-def render_plan(
-    plan: PairPlan,
-    shapes: tuple[tuple[int, int], tuple[int, int]],
-    renderer: Renderer = render_rays,
-    developer: Developer = develop,
-) -> PairBatch:
+def render_plan(plan: PairPlan, shapes: tuple[tuple[int, int], tuple[int, int]]) -> PairBatch:
     """Renders a plan on the device it lies on.
 
     shapes     (H, W) of the first and of the second view, multiples of 8, with the same number of pixels
-    renderer, developer   `render_rays` and `develop` or compiled versions of them
     """
     P = shapes[0][0] * shapes[0][1]
     assert shapes[1][0] * shapes[1][1] == P
@@ -131,12 +120,12 @@ def render_plan(
     d = _rotate(plan.rotation, rays)
     o = plan.eye[:, :, None].expand_as(d)
     angle = (1 / focal)[:, :, None].expand(-1, -1, P)
-    colour, t, surface = renderer(plan.scenes, o.flatten(1, 2), d.flatten(1, 2), angle.flatten(1, 2))
+    colour, t, surface = renderer_for(d.device)(plan.scenes, o.flatten(1, 2), d.flatten(1, 2), angle.flatten(1, 2))
     colour, t, surface = (x.unflatten(1, (2, P)) for x in (colour, t, surface))
     images = []
     for v in range(2):
         one = PhotoEffects(*(tensor[:, v : v + 1] for tensor in plan.effects))
-        images.append(developer(colour[:, v : v + 1], one, shapes[v])[:, 0] * 2 - 1)
+        images.append(develop(colour[:, v : v + 1], one, shapes[v])[:, 0] * 2 - 1)
     other = torch.where(plan.related[:, None, None, None], images[1], images[1].roll(1, 0))
 
     R1_inverse = plan.rotation[:, 0].transpose(-1, -2)
@@ -160,9 +149,8 @@ def render_pairs(
     """Renders `batch` pairs of views of random scenes, (W, H) = size pixels, multiples of 8."""
     plan = plan_pairs(seed, batch, max_angle_deg, unrelated).to(device)
     W, H = size
-    renderer = render_rays if plan.eye.is_cuda else render_rays_culled
     with torch.no_grad():
-        return render_plan(plan, ((H, W), (H, W)), renderer)
+        return render_plan(plan, ((H, W), (H, W)))
 
 
 def correspond(

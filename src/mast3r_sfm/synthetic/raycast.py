@@ -1,11 +1,10 @@
 """Where rays meet the scene: exact intersections with convex primitives, porous ellipsoids and the hull.
 
-Everything is pointwise or a reduction over the objects, so that torch.compile makes few kernels of it.
+The plain version, for any device; `raycast_triton` has the same formulas in one kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -139,13 +138,6 @@ def ground_gap(scenes: Scenes, o: torch.Tensor, d: torch.Tensor, t: torch.Tensor
     return scenes.half[:, 1:2] - height - (o[..., 1] + t * d[..., 1])
 
 
-def ground_step(
-    scenes: Scenes, o: torch.Tensor, d: torch.Tensor, t: torch.Tensor, closing: torch.Tensor
-) -> torch.Tensor:
-    """Goes on along the rays by as much as the ground cannot be nearer; `closing` bounds how fast the gap closes."""
-    return t + ground_gap(scenes, o, d, t) / closing.clamp(min=1e-4)
-
-
 def ground_newton(scenes: Scenes, o: torch.Tensor, d: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """A Newton step towards the crossing of the ground."""
     h = 1e-2 * t.clamp(min=0.1)
@@ -153,16 +145,10 @@ def ground_newton(scenes: Scenes, o: torch.Tensor, d: torch.Tensor, t: torch.Ten
     return t - ground_gap(scenes, o, d, t) / torch.where(slope < -1e-3, slope, -1e9)
 
 
-Step = Callable[..., torch.Tensor]
-
-
-def cast_to_ground(
-    scenes: Scenes, o: torch.Tensor, d: torch.Tensor, step: Step = ground_step, newton: Step = ground_newton
-) -> torch.Tensor:
+def cast_to_ground(scenes: Scenes, o: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
     """Where rays (B, P, 3) first cross the ground (B, P), `MISS` if nowhere: safe steps, then Newton's method.
 
-    step, newton   `ground_step` and `ground_newton` or compiled versions of them: the loops stay outside the
-                   compiler, which would unroll them
+    A safe step is as long as the ground cannot be nearer: its height over the speed at which it can close.
     """
     floor = scenes.half[:, 1:2]
     amplitude = scenes.terrain[:, :, 0].abs()
@@ -175,9 +161,9 @@ def cast_to_ground(
     plane = torch.where(down > 1e-3, (floor - o[..., 1]) / down, MISS)
     far = plane.clamp(max=2e3)
     for _ in range(TERRAIN_STEPS):
-        t = step(scenes, o, d, t, closing)
+        t = t + ground_gap(scenes, o, d, t) / closing.clamp(min=1e-4)
     for _ in range(TERRAIN_REFINEMENTS):
-        t, far = newton(scenes, o, d, t), newton(scenes, o, d, far)
+        t, far = ground_newton(scenes, o, d, t), ground_newton(scenes, o, d, far)
     converged = ground_gap(scenes, o, d, t).abs() < 1e-4 * (1 + t)
     found = (t > NEAREST) & (t < 300) & converged & (closing > 1e-3)
     return torch.where(found, t, torch.where(plane < MISS, far, MISS))

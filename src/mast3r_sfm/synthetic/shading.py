@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 
+from ..device import has_triton
 from .layout import FACE_X0, NUM_OBJECTS, NUM_SURFACES, SKY, LightColumns, MaterialColumns, ObjectColumns, Scenes
 from .materials import BRICKS, CHECKER, DOTS, NOISE, PATCHES, PLANKS, STRIPES, WINDOWS
 from .noise import hash3, hash_unit, value_noise
-from .raycast import MISS, Step, cast, cast_to_ground, ground_newton, ground_step, normals, occluded, shortlist
+from .raycast import MISS, cast, cast_to_ground, normals, occluded, shortlist
 
 OCTAVES = 4
 """Octaves of the textures: enough for images of 320 pixels; larger ones show more detail with more."""
@@ -30,20 +30,33 @@ def _columns(table: torch.Tensor, start: int) -> torch.Tensor:
     return table[..., start : start + 3]
 
 
+Renderer = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+def renderer_for(device: torch.device) -> Renderer:
+    """The fastest of the functions with the arguments and results of `render_rays`; they agree up to rounding."""
+    if device.type == "cpu":
+        return render_rays_culled
+    if device.type == "cuda" and has_triton():
+        from .shading_triton import render_rays_fused
+
+        return render_rays_fused
+    return render_rays
+
+
 def render_rays(
-    scenes: Scenes, o: torch.Tensor, d: torch.Tensor, pixel_angle: torch.Tensor, functions: RayFunctions | None = None
+    scenes: Scenes, o: torch.Tensor, d: torch.Tensor, pixel_angle: torch.Tensor, octaves: int = OCTAVES
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Casts and shades rays.
 
     o, d         (B, P, 3) float32 origins and directions
     pixel_angle  (B, P) width of a pixel at unit ray parameter, metres: finer texture is faded out
-    functions    compiled versions of the heavy parts; None: as they are
+    octaves      detail of the textures
     Returns linear colours (B, P, 3), ray parameters t (B, P) (0 for the sky) and surface ids (B, P) int64.
     """
-    f = functions or RayFunctions()
-    ground = cast_to_ground(scenes, o, d, f.ground_step, f.ground_newton)
-    t, surface = f.cast(scenes, o, d, ground)
-    return f.shade(scenes, o, d, t, surface, pixel_angle), torch.where(t < MISS, t, 0.0), surface
+    t, surface = cast(scenes, o, d, cast_to_ground(scenes, o, d))
+    colour = shade(scenes, o, d, t, surface, pixel_angle, octaves=octaves)
+    return colour, torch.where(t < MISS, t, 0.0), surface
 
 
 def render_rays_culled(
@@ -51,8 +64,8 @@ def render_rays_culled(
     o: torch.Tensor,
     d: torch.Tensor,
     pixel_angle: torch.Tensor,
-    chunk: int = 4096,
     octaves: int = OCTAVES,
+    chunk: int = 4096,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`render_rays` by short runs of rays of one scene, each with the objects near it: fast on a CPU."""
     rows = []
@@ -242,12 +255,3 @@ def _texture(
         colour = colour * (1 + 1.2 * contrast * noise[0]) + 0.2 * contrast * noise[(c + 1) % 3]
         channels.append(colour.clamp(0.01, 1))
     return channels
-
-
-class RayFunctions(NamedTuple):
-    """The heavy parts of `render_rays`, to be replaced by compiled versions."""
-
-    ground_step: Step = ground_step
-    ground_newton: Step = ground_newton
-    cast: Callable[..., tuple[torch.Tensor, torch.Tensor]] = cast
-    shade: Step = shade
