@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from mast3r_sfm.matching import MAX_ITERATIONS, descriptors, flat_to_xy, passes, seed_grid
-from mast3r_sfm.nearest_triton import DescriptorMaps, SeedList, make_workspace, nearest, pack_maps
+from mast3r_sfm.nearest_triton import DescriptorMaps, SeedList, make_workspace, nearest, pack_maps, to_device
 from mast3r_sfm.types import Correspondences, PairPrediction
 
 _MAPS = 4  # of a pair: i and j, in two passes
@@ -37,8 +37,9 @@ def match_batch(predictions: Sequence[PairPrediction], subsample: int) -> list[C
     first[:, 1:] &= key[:, 1:] != key[:, :-1]
     values = (in_i * in_j).sqrt().gather(1, order)
 
-    sizes = first.sum(1).tolist()  # the only wait for the device
-    chosen, conf_chosen = key[first], values[first]
+    sizes = first.sum(1).tolist()  # the first wait for the device; `nonzero` finds it idle
+    kept = first.flatten().nonzero()[:, 0]
+    chosen, conf_chosen = key.flatten()[kept], values.flatten()[kept]
     xy_i = flat_to_xy(chosen // (height_j * width_j), width_i)
     xy_j = flat_to_xy(chosen % (height_j * width_j), width_j)
     return [
@@ -59,9 +60,8 @@ def reciprocal_batch(
     seeds = torch.zeros(_MAPS, width, dtype=torch.int32, device=device)
     for k, own in enumerate((seeds_i, seeds_j, seeds_i, seeds_j)):
         seeds[k, : len(own)] = own
-    first_map = _MAPS * torch.arange(count, dtype=torch.int32, device=device)[:, None]
-    pattern = torch.tensor(_DIRECTIONS, dtype=torch.int32, device=device)
-    source, database = ((first_map + pattern[:, k]).flatten() for k in (0, 1))
+    directions = [[_MAPS * pair + number for number in one] for pair in range(count) for one in _DIRECTIONS]
+    source, database = to_device(list(zip(*directions, strict=True)), torch.int32, device)
 
     # Half an iteration takes the seeds listed to the other map, and lists those that moved for the next half.
     # Every list has lengths of its own, zeroed once; two arrays of slots take turns.
@@ -82,5 +82,5 @@ def reciprocal_batch(
     moving = torch.zeros(jobs, width + 1, dtype=torch.bool, device=device).scatter_(1, left, True)[:, :width]
     ends = here.long(), there.clamp(min=0).long(), searched & ~moving  # of seeds that are not one, any pixel
     here, there, converged = (t.unflatten(0, (count, _MAPS)) for t in ends)
-    backward = torch.tensor([False, True, False, True], device=device)[:, None]
+    backward = torch.arange(_MAPS, device=device)[:, None] % 2 == 1
     return torch.where(backward, there, here), torch.where(backward, here, there), converged

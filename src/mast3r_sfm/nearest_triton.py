@@ -100,8 +100,8 @@ def pack_maps(maps: Sequence[torch.Tensor], tuning: SearchTuning | None = None) 
     pixels = tuning.tile[0] * tuning.tile[1]
     packed = DescriptorMaps(
         exact,
-        _to_device([m.data_ptr() for m in exact], torch.int64, device),
-        _to_device([m.shape[:2] for m in exact], torch.int32, device),
+        to_device([m.data_ptr() for m in exact], torch.int64, device),
+        to_device([m.shape[:2] for m in exact], torch.int32, device),
         torch.empty(len(exact), tiles, pixels, padded, dtype=torch.float16, device=device),
         torch.zeros(len(exact), dtype=torch.int32, device=device),
         tuning,
@@ -161,7 +161,8 @@ def _aligned(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone() if tensor.data_ptr() % _ALIGNMENT.value else tensor
 
 
-def _to_device(values: Sequence[object], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def to_device(values: Sequence[object], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor of `values` on the device, without waiting for its work as a copy of pageable memory does."""
     host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
     return host.to(device, non_blocking=True)
 
