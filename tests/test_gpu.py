@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
 
+from mast3r_sfm import matching
+from mast3r_sfm.alignment import solver
 from mast3r_sfm.checkpoint import load_model
 from mast3r_sfm.device import has_triton
 from mast3r_sfm.inference import encode_views, predict_batches
-from mast3r_sfm.matching import _match_one
+from mast3r_sfm.matching import _match_one, match_pairs
+from mast3r_sfm.network import fused, rope
 from mast3r_sfm.pipeline import ReconstructionOptions, reconstruct
 from mast3r_sfm.synthetic import render_orbit
+from mast3r_sfm.types import Correspondences, Reconstruction
 from test_pipeline import view_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -19,6 +26,66 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 def _views(count: int, size: tuple[int, int] = (160, 120), degrees: float = 60):
     return [view_of(image.numpy(), k) for k, image in enumerate(render_orbit(900_100, count, size, degrees).rgb)]
+
+
+@contextmanager
+def plain_paths() -> Iterator[None]:
+    """The same device and precision without fused kernels and without a recorded alignment."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (matching, fused, rope):
+            patch.setattr(module, "has_triton", lambda: False)
+        patch.setattr(solver, "record", lambda stage: stage.step)
+        yield
+
+
+def _in_common(first: list[Correspondences], second: list[Correspondences]) -> float:
+    """Share of the matches of either side that both have."""
+    rows = [
+        {(m.i, m.j, *row) for m in side for row in torch.cat([m.xy_i, m.xy_j], 1).tolist()} for side in (first, second)
+    ]
+    return len(rows[0] & rows[1]) / len(rows[0] | rows[1])
+
+
+def _worst_rotation_deg(first: Reconstruction, second: Reconstruction) -> float:
+    """Largest difference of the relative rotations of two views; |R - S| = sqrt(8) sin(angle / 2) keeps small ones."""
+    worst = 0.0
+    for i in range(len(first.views)):
+        for j in range(i):
+            a, b = (r.views[i].world_from_cam.T @ r.views[j].world_from_cam for r in (first, second))
+            worst = max(worst, 2 * np.degrees(np.arcsin(np.linalg.norm((a - b)[:3, :3]) / 8**0.5)))
+    return worst
+
+
+def test_fast_paths_reconstruct_what_the_plain_ones_do() -> None:
+    model = load_model("small", "cuda", "fp32")
+    views = _views(4, degrees=45)
+    fast = reconstruct(views, model)[0]
+    with plain_paths():
+        plain = reconstruct(views, model)[0]
+    assert sum(len(m) for m in plain.matches) > 1000
+    assert _in_common(list(fast.matches), list(plain.matches)) >= 0.99
+    assert _worst_rotation_deg(fast, plain) <= 0.02
+    for a, b in zip(fast.views, plain.views, strict=True):
+        assert np.median(np.abs(a.depth / b.depth - 1)) <= 0.002
+
+
+def test_fused_network_in_half_precision_predicts_what_the_plain_one_does() -> None:
+    # matches of half-precision descriptors change with their last bit, so the same maps go to both searches
+    model = load_model("small", "cuda", "fp16")
+    views = _views(4, degrees=45)
+    pairs = [(i, j) for i in range(4) for j in range(i)]
+    fast = [pair for batch in predict_batches(model, encode_views(model, views), pairs) for pair in tuple(batch)]
+    with plain_paths():
+        plain = [pair for batch in predict_batches(model, encode_views(model, views), pairs) for pair in tuple(batch)]
+        plain_matches = match_pairs(fast, 8)
+    assert _in_common(match_pairs(fast, 8), plain_matches) >= 0.99
+    for a, b in zip(fast, plain, strict=True):
+        for one, other in ((a.i_in_i, b.i_in_i), (a.j_in_i, b.j_in_i), (a.j_in_j, b.j_in_j), (a.i_in_j, b.i_in_j)):
+            distance = (one.points - other.points).norm(dim=-1) / other.points.norm(dim=-1)
+            assert float(distance.median()) <= 0.002
+            assert float((one.conf / other.conf - 1).abs().median()) <= 0.002
+            assert one.desc is not None and other.desc is not None
+            assert float((one.desc - other.desc).norm(dim=-1).median()) <= 0.004
 
 
 def test_fused_matching_finds_the_plain_matches() -> None:
@@ -39,6 +106,7 @@ def test_fused_matching_finds_the_plain_matches() -> None:
 
 
 def test_whole_reconstruction_equals_that_of_the_cpu() -> None:
+    # looser than the test against the plain paths: the CPU's network rounds differently, so other seeds match
     views = _views(4)
     results = [reconstruct(views, load_model("small", device, "fp32"), ReconstructionOptions())[0]
                for device in ("cpu", "cuda")]  # fmt: skip
