@@ -91,6 +91,24 @@ def test_predictions_are_not_kept(model: Model) -> None:
         del pair
 
 
+def test_a_batch_is_let_go_before_the_next_is_decoded(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the consumer's variable still holds the batch, as in a for loop."""
+    import weakref
+
+    alive: list[weakref.ref[torch.Tensor]] = []
+    decode = inference._decode
+
+    def spied(*arguments: Any) -> list[PairPrediction]:
+        assert not any(ref() is not None for ref in alive)
+        return decode(*arguments)
+
+    monkeypatch.setattr(inference, "_decode", spied)
+    encoded = encode_views(model, make_views([(64, 96)] * 3))
+    for batch in inference.predict_batches(model, encoded, [(1, 0), (2, 0), (2, 1)], batch_size=1):
+        alive += [weakref.ref(pair.i_in_i.points) for pair in batch]
+    assert len(alive) == 3
+
+
 def test_out_of_memory_halves_the_batch(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     decode = inference._decode
@@ -124,3 +142,13 @@ def test_prediction_that_is_not_finite_names_the_pair(tmp_path: Path) -> None:
     model = load_model(write_folder(tmp_path, TINY, state), "cpu")
     with pytest.raises(ReconstructionError, match="images 1 and 0 is not finite"):
         list(predict_pairs(model, encode_views(model, make_views(SHAPES[:2])), [(1, 0)]))
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (96, 64)])
+def test_only_the_pair_that_is_not_finite_is_named(model: Model, shape: tuple[int, int]) -> None:
+    """Pairs (0, 1), (0, 2), (0, 3) in one batch, of equal and of different shapes: view 2 spoils its own pair."""
+    encoded = encode_views(model, make_views([(64, 96), shape, shape, shape]))
+    with torch.inference_mode():
+        encoded.tokens[2][3] = torch.inf
+    with pytest.raises(ReconstructionError, match="images 0 and 2 is not finite"):
+        list(predict_pairs(model, encoded, [(0, 1), (0, 2), (0, 3)], batch_size=3))

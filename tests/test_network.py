@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -110,6 +111,35 @@ def test_every_patch_size_gives_maps_of_the_image_size(head: str, patch_size: in
         torch.testing.assert_close(out2.desc.norm(dim=-1), torch.ones(1, W, H))
     else:
         assert out1.desc is None and out1.desc_conf is None
+
+
+@pytest.mark.parametrize("head", ["catmlp+dpt", "catconv", "dpt", "linear"])
+@torch.inference_mode()
+def test_heads_read_the_depths_that_they_name(head: str) -> None:
+    torch.manual_seed(0)
+    network = TwoViewNetwork(_tiny(head)).eval()
+    tokens = network.encode(torch.randn(2, 3, 32, 48))
+    layers, _ = network.decode_tokens(tokens[:1], tokens[1:], (2, 3), (2, 3))
+    named = {depth: layers[depth] for depth in network.downstream_head1.depths}
+    for all_depths, only_named in zip(
+        network.downstream_head1(layers, (2, 3)), network.downstream_head1(named, (2, 3)), strict=True
+    ):
+        assert (all_depths is None and only_named is None) or torch.equal(all_depths, only_named)
+    for unread in set(range(len(layers))) - named.keys():
+        layers[unread] = torch.full_like(layers[unread], torch.nan)
+    assert bool(network.downstream_head1(layers, (2, 3)).points.isfinite().all())
+
+
+@torch.inference_mode()
+def test_full_size_maps_of_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = TwoViewNetwork(_tiny("dpt")).eval()
+    images = torch.randn(2, 3, 3, 32, 48)
+    whole = network(*images)
+    monkeypatch.setattr(dpt, "_PIXEL_BYTES", 2 * 2 * dpt.LAST * 32 * 48 * 4)  # two of three images
+    for a, b in zip(whole, network(*images), strict=True):
+        torch.testing.assert_close(b.points, a.points, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(b.conf, a.conf, rtol=1e-4, atol=1e-5)
 
 
 def _golden_network(name: str) -> tuple[TwoViewNetwork, dict[str, np.ndarray]]:
@@ -335,24 +365,49 @@ def test_fused_activations_keep_what_is_not_finite() -> None:
     assert int(out.isnan().sum()) == 1
 
 
+def _half(module: torch.nn.Module) -> torch.nn.Module:
+    copied = copy.deepcopy(module)
+    for part in copied.modules():
+        if not isinstance(part, LayerNorm):
+            for parameter in part.parameters(recurse=False):
+                parameter.data = parameter.data.half()
+    return copied
+
+
+def _as_accurate(found: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor) -> bool:
+    """float16 both ways on a CPU against float32."""
+    bound = max(2 * (plain - exact).abs().max(), 2e-3 * exact.abs().max())
+    return found.shape == exact.shape and bool((found - exact).abs().max() <= bound)
+
+
 @interpreted
 @torch.inference_mode()
-def test_fused_network_is_as_accurate_as_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """float16 on a CPU both ways against float32; an odd grid, and full-size maps one image at a time."""
-    name = "net_catmlpdpt"
-    images = [golden_rule.image("odd", v + 1, (2, 3, 48, 16)) for v in range(2)]
-    exact = _golden_network(name)[0](*images)
-    network, _ = _golden_network(name)
-    for module in network.modules():
-        if not isinstance(module, LayerNorm):
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.half()
-    plain = network(*images)
+def test_fused_blocks_are_as_accurate_as_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = TwoViewNetwork(_tiny("linear")).eval()
+    x, y, tokens = torch.randn(2, 6, 24), torch.randn(2, 6, 24), torch.randn(2, 6, 32)
+    rope, wide = (rope_table((2, 3), width // 2, 100.0, x.device) for width in (24, 32))
+    decoder, encoder = network.dec_blocks[0], network.enc_blocks[0]
+    exact = decoder(x, y, rope, rope), encoder(tokens, wide)
+    decoder, encoder = _half(decoder), _half(encoder)
+    plain = decoder(x, y, rope, rope), encoder(tokens, wide)
+    monkeypatch.setattr(fused, "enabled", lambda x, dtype: dtype == torch.float16)
+    for found, *references in zip((decoder(x, y, rope, rope), encoder(tokens, wide)), plain, exact, strict=True):
+        assert found.dtype == torch.float32 and _as_accurate(found, *references)
+
+
+@interpreted
+@torch.inference_mode()
+def test_fused_head_is_as_accurate_as_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An odd grid, and full-size maps one image at a time."""
+    torch.manual_seed(0)
+    head = TwoViewNetwork(_tiny("catmlp+dpt")).eval().downstream_head1
+    tokens = {depth: torch.randn(2, 3, 24 if depth else 32) for depth in head.depths}
+    exact = head(tokens, (3, 1))
+    head = _half(head)
+    tokens = {depth: value.half() for depth, value in tokens.items()}
+    plain = head(tokens, (3, 1))
     monkeypatch.setattr(fused, "enabled", lambda x, dtype: dtype == torch.float16)
     monkeypatch.setattr(dpt, "_PIXEL_BYTES", 1)
-    for side, found in enumerate(network(*images)):
-        for field, actual in found._asdict().items():
-            reference, half = getattr(exact[side], field), getattr(plain[side], field)
-            scale = reference.abs().max()
-            assert (actual - reference).abs().max() <= max(2 * (half - reference).abs().max(), 2e-3 * scale), field
-            assert actual.dtype == torch.float32 and actual.is_contiguous()
+    for found, *references in zip(head(tokens, (3, 1)), plain, exact, strict=True):
+        assert found.dtype == torch.float32 and found.is_contiguous() and _as_accurate(found, *references)
