@@ -34,13 +34,11 @@ def _random(height: int, width: int, depth: int, seed: int) -> torch.Tensor:
     return F.normalize(torch.randn(height, width, depth, generator=generator), dim=-1)
 
 
-def _smooth(height: int, width: int, depth: int, seed: int) -> torch.Tensor:
-    """Neighbours differ by less than the margin of the half-precision pass: many rows compete."""
+def _flat(height: int, width: int, depth: int, seed: int) -> torch.Tensor:
+    """All pixels nearly alike: float16 products are in another order than float32 ones, and every tile competes."""
     generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(1, depth, 3, 3, generator=generator)
-    fine = F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True)[0].permute(1, 2, 0)
-    noise = 0.003 * torch.randn(height, width, depth, generator=generator)
-    return F.normalize(fine + noise, dim=-1)
+    noise = 2e-3 * torch.randn(height, width, depth, generator=generator)
+    return F.normalize(_random(1, 1, depth, 0) + noise, dim=-1)
 
 
 def _search(maps: list[torch.Tensor], rows: torch.Tensor, lengths: list[int], queries: int = 16):
@@ -59,7 +57,7 @@ def _search(maps: list[torch.Tensor], rows: torch.Tensor, lengths: list[int], qu
 
 @interpreted
 @pytest.mark.parametrize("depth", [16, 24, 32])
-@pytest.mark.parametrize("make", [_random, _smooth])
+@pytest.mark.parametrize("make", [_random, _flat])
 def test_search_equals_brute_force(make, depth: int) -> None:
     maps = [make(11, 17, depth, depth), make(20, 13, depth, depth + 1)]
     generator = torch.Generator().manual_seed(3)
