@@ -112,24 +112,25 @@ def run_views(
     data = collect_pairs(model, scene, views, pairs, options, batch_size, clock)
     with clock.stage("align"):
         problem = build_problem(data.canonical, data.correspondences, data.fallback, options.alignment)
+        canonical, summaries = data.canonical, data.summaries
+        matches = [m.cpu() for m in data.correspondences]
+        del data
         aligned = align(problem, options.alignment)
         errors = reprojection_errors(problem, aligned)
         del problem
     with clock.stage("dense"):
-        reconstruction = _assemble(
-            views, data.canonical, range(len(views)), aligned, errors, data.correspondences, pairs, options
-        )
+        reconstruction = _assemble(views, canonical, range(len(views)), aligned, errors, matches, pairs, options)
     peak = {"ram": peak_memory(model.device)["ram"], "truth_in_ram": float(scene.depth.nbytes)}
     if model.device.type == "cuda":
         peak |= {"gpu": clock.gpu_peak, "gpu_before": before}
-    kept = sum(pair.kept for pair in data.summaries) / len(pairs)
+    kept = sum(pair.kept for pair in summaries) / len(pairs)
     found = measure(reconstruction, scene, kept)
     seconds = {stage: clock.seconds[stage] for stage in STAGES}
     return {
         "views": len(views),
         "pairs": len(pairs),
         "pairs_kept": kept,
-        "matches": sum(len(m) for m in data.correspondences),
+        "matches": sum(len(m) for m in matches),
         "seconds": seconds,
         "all": sum(seconds.values()),
         "not_counted": {"ideal predictions": clock.seconds["ideal predictions"]},

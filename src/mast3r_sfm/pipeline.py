@@ -118,12 +118,15 @@ def reconstruct(
     matches = [m for m in data.correspondences if m.i in inside and m.j in inside]
     with timer.stage("Align cameras", options.alignment.niter_coarse + options.alignment.niter_fine):
         problem = build_problem(canonical, matches, data.fallback, options.alignment)
+        own_views, summaries = data.canonical, data.summaries
+        matches = [m.cpu() for m in matches]
+        del data  # the alignment has a packed copy of the matches
         aligned = align(problem, options.alignment, _steps(report))
         errors = reprojection_errors(problem, aligned)
         del problem
     with timer.stage("Dense depth", 1):
-        reconstruction = _assemble(views, data.canonical, chosen, aligned, errors, matches, pairs, options)
-    return reconstruction, RunReport(data.summaries, tuple(map(tuple, groups)), timer.seconds)
+        reconstruction = _assemble(views, own_views, chosen, aligned, errors, matches, pairs, options)
+    return reconstruction, RunReport(summaries, tuple(map(tuple, groups)), timer.seconds)
 
 
 def _steps(report: Reporter) -> Callable[[str, int, int], None]:
@@ -240,8 +243,7 @@ def _assemble(
             placed = (False, own_K, np.eye(4))
             error = float("nan")
         result.append(ReconstructedView(*common, *placed, *maps, error, int(counts[view.index]), mask))
-    kept = tuple(Correspondences(m.i, m.j, m.xy_i.cpu(), m.xy_j.cpu(), m.conf.float().cpu()) for m in matches)
-    return Reconstruction(tuple(result), kept)
+    return Reconstruction(tuple(result), tuple(m.cpu() for m in matches))
 
 
 def _neighbours(pairs: Sequence[tuple[int, int]], number: dict[int, int]) -> list[list[int]]:

@@ -137,6 +137,10 @@ class Correspondences:
         """The matches where `keep` (M,) bool is true."""
         return Correspondences(self.i, self.j, self.xy_i[keep], self.xy_j[keep], self.conf[keep])
 
+    def cpu(self) -> Correspondences:
+        """The same in main memory."""
+        return Correspondences(self.i, self.j, self.xy_i.cpu(), self.xy_j.cpu(), self.conf.float().cpu())
+
 
 @dataclass(frozen=True)
 class CanonicalView:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import torch
 
@@ -280,6 +281,12 @@ class Stage:
         return [*self._adam.state(), self.losses]
 
 
+@lru_cache(maxsize=8)
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all recordings: torch keeps workspaces of 64 MB for every stream that ever multiplied matrices."""
+    return torch.cuda.Stream(device)
+
+
 def record(stage: Stage) -> Callable[[], None]:
     """The step of `stage` as a CUDA graph; the stage is left as it was.
 
@@ -287,7 +294,7 @@ def record(stage: Stage) -> Callable[[], None]:
     """
     before = [tensor.clone() for tensor in stage.state()]
     graph = torch.cuda.CUDAGraph()
-    stream = torch.cuda.Stream()
+    stream = _recording_stream(stage.losses.device)
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UP):
