@@ -62,7 +62,7 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds: dict[str, float] = {}
-        self.gpu_peak = 0.0
+        self.gpu_peaks: dict[str, float] = {}
         self._depth = 0
 
     def synchronise(self) -> None:
@@ -85,7 +85,8 @@ class Clock:
             self._depth -= 1
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
             if on_gpu:
-                self.gpu_peak = max(self.gpu_peak, float(torch.cuda.max_memory_allocated(self.device)))
+                peak = float(torch.cuda.max_memory_allocated(self.device))
+                self.gpu_peaks[name] = max(self.gpu_peaks.get(name, 0.0), peak)
 
 
 def collect_garbage(device: torch.device) -> float:
@@ -122,7 +123,8 @@ def run_views(
         reconstruction = _assemble(views, canonical, range(len(views)), aligned, errors, matches, pairs, options)
     peak = {"ram": peak_memory(model.device)["ram"], "truth_in_ram": float(scene.depth.nbytes)}
     if model.device.type == "cuda":
-        peak |= {"gpu": clock.gpu_peak, "gpu_before": before}
+        peak |= {"gpu": max(clock.gpu_peaks.values()), "gpu_before": before}
+        peak |= {f"gpu_{stage}": value for stage, value in clock.gpu_peaks.items()}
     kept = sum(pair.kept for pair in summaries) / len(pairs)
     found = measure(reconstruction, scene, kept)
     seconds = {stage: clock.seconds[stage] for stage in STAGES}
@@ -223,7 +225,7 @@ def measure_size(
             runs.append(run_views(model, scene, graph, options, arguments.batch_size, clock))
     except Exception as error:  # the figures of other sizes must not be lost
         logging.exception("%d views failed", count)
-        figure |= {"error": f"{type(error).__name__}: {error}", "seconds": clock.seconds, "gpu_peak": clock.gpu_peak}
+        figure |= {"error": f"{type(error).__name__}: {error}", "seconds": clock.seconds, "gpu_peaks": clock.gpu_peaks}
     if runs:
         middle = statistics.median_low([run["all"] for run in runs])
         figure |= next(run for run in runs if run["all"] == middle) | {"all_runs": [run["all"] for run in runs]}

@@ -20,6 +20,7 @@ from mast3r_sfm.alignment import (
     reprojection_errors,
     sample_fallback,
 )
+from mast3r_sfm.alignment import segments as segment_sums
 from mast3r_sfm.alignment.adam import BETAS, EPS, CosineAdam
 from mast3r_sfm.alignment.parameters import SceneModel
 from mast3r_sfm.alignment.problem import AlignmentProblem
@@ -42,8 +43,10 @@ def problem_of(scene: GoldenScene, config: AlignmentConfig) -> AlignmentProblem:
 # --- pieces ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("rows_at_once", [1 << 24, 7])
 @pytest.mark.parametrize("lengths", [[3, 0, 1], [1], [0, 0], [40, 1, 2, 0, 1, 1, 300], list(range(30))])
-def test_segment_sums_equal_a_loop(lengths):
+def test_segment_sums_equal_a_loop(lengths, rows_at_once, monkeypatch):
+    monkeypatch.setattr(segment_sums, "_ROWS_AT_ONCE", rows_at_once)
     generator = torch.Generator().manual_seed(0)
     segments = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     segments = torch.cat([segments, torch.tensor([-1, -1])])  # left out

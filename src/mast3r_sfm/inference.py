@@ -28,9 +28,9 @@ class NotFiniteError(ReconstructionError):
 
 
 _CPU_BATCH = 1  # a batch gains nothing on a CPU, and costs memory
-_MAX_BATCH = 4  # already fills a large GPU; more only costs memory
+_MAX_BATCH = 6  # the kernels of fewer pairs take less time than their launches; more only costs memory
 _SHARE = 0.6  # of the free GPU memory that a batch may take by estimate
-_BYTES_PER_PIXEL = 9_000  # activations of one symmetric pair at the peak, per pixel of a view, in half precision
+_BYTES_PER_PIXEL = 1_500  # of one symmetric pair at the peak, matching included, per pixel of a view, half precision
 
 
 @dataclass(frozen=True)
