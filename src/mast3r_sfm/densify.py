@@ -11,6 +11,7 @@ from itertools import accumulate
 import torch
 
 from mast3r_sfm.canonical import block_centres, spread_blocks
+from mast3r_sfm.device import invert
 from mast3r_sfm.types import CanonicalView
 
 # points in flight, times views they are compared with: in cache on a CPU, in memory on a GPU
@@ -69,9 +70,9 @@ def clean_confidences(
     conf = torch.cat([conf.reshape(-1).float() for conf in confs])  # one buffer, cleaned in place
 
     K64, world_from_cam64 = K.to(device, torch.float64), world_from_cam.to(device, torch.float64)
-    project = K64 @ torch.linalg.inv(world_from_cam64)[:, :3]
+    project = K64 @ invert(world_from_cam64)[:, :3]
     back_project = world_from_cam64.clone()
-    back_project[:, :3, :3] @= torch.linalg.inv(K64)
+    back_project[:, :3, :3] @= invert(K64)
 
     for i in range(n):
         others = torch.tensor([j for j in (range(n) if neighbours is None else neighbours[i]) if j != i], device=device)

@@ -76,6 +76,11 @@ def _set_tf32(matmul: bool, convolution: bool) -> tuple[bool, bool]:
     return before
 
 
+def invert(matrices: torch.Tensor) -> torch.Tensor:
+    """Inverses (..., k, k) of a few small matrices, computed on the CPU: CUDA would load a solver library for them."""
+    return torch.linalg.inv(matrices.cpu()).to(matrices.device)
+
+
 @lru_cache(maxsize=1)
 def has_triton() -> bool:
     """Whether fused kernels can be had; Triton comes with torch's CUDA builds on Linux."""

@@ -8,7 +8,7 @@ from mast3r_sfm.alignment.losses import CameraMatrices, slabs
 from mast3r_sfm.alignment.problem import AlignmentProblem
 from mast3r_sfm.alignment.projection import directions
 from mast3r_sfm.alignment.solver import AlignmentResult
-from mast3r_sfm.device import matmul_precision
+from mast3r_sfm.device import invert, matmul_precision
 
 
 def reprojection_errors(problem: AlignmentProblem, result: AlignmentResult) -> torch.Tensor:
@@ -36,7 +36,7 @@ def _errors(problem: AlignmentProblem, result: AlignmentResult) -> torch.Tensor:
     for row, depth in zip(depths, result.core_depths, strict=True):
         row[: depth.numel()] = depth.reshape(-1)
     cameras = CameraMatrices(
-        world_from_pixel=(rotations @ torch.linalg.inv(result.K)).float(),
+        world_from_pixel=(rotations @ invert(result.K)).float(),
         pixel_from_world=(result.K @ rotations.transpose(1, 2)).float(),
         rotations=None,
         centres=centres.float(),
