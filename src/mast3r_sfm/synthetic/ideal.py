@@ -101,7 +101,7 @@ def pointmaps(scene: RenderedScene, views: Sequence[int], device: torch.device |
     """`camera_points` of several views on `device`: (B, H, W, 3) float32."""
     depth = scene.depth[views].to(device)
     depth = torch.where(depth > 0, depth, SKY_DISTANCE * depth.amax((1, 2), keepdim=True))
-    rays = pixel_rays(scene.K[views, 0, 0], scene.shape).float().to(device)
+    rays = pixel_rays(scene.K[views, 0, 0].to(device), scene.shape).float()
     return rays.reshape(len(views), *scene.shape, 3) * depth[..., None]
 
 
