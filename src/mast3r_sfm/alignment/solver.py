@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -99,8 +100,23 @@ class Objective:
         outputs: list[torch.Tensor], gradients: list[torch.Tensor], leaves: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         """Gradients with respect to `outputs` -> gradients with respect to the parameters they depend on."""
-        pulled = torch.autograd.grad(outputs, list(leaves.values()), gradients)
+        with torch.enable_grad():
+            stand_in = _WithGradients.apply(gradients, *outputs)
+        pulled = torch.autograd.grad(stand_in, list(leaves.values()))
         return dict(zip(leaves, pulled, strict=True))
+
+
+class _WithGradients(torch.autograd.Function):
+    """A scalar of given gradients. `autograd.grad` takes them as an argument too, but imports sympy to check them."""
+
+    @staticmethod
+    def forward(ctx: Any, gradients: list[torch.Tensor], *outputs: torch.Tensor) -> torch.Tensor:
+        ctx.gradients = gradients
+        return outputs[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, _: torch.Tensor) -> Any:
+        return None, *ctx.gradients
 
 
 def _pair_up(
