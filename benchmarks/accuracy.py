@@ -45,9 +45,8 @@ def views_of(scene: RenderedScene) -> list[View]:
     views = []
     for k, image in enumerate(scene.rgb.cpu()):
         H, W = image.shape[:2]
-        tensor = (image.permute(2, 0, 1).float() / 255 - 0.5) / 0.5
         transform = ImageTransform((W, H), (W, H), (0, 0), (W, H))
-        views.append(View(k, Path(f"view_{k:03d}.png"), tensor, image.numpy(), transform))
+        views.append(View(k, Path(f"view_{k:03d}.png"), image.numpy(), transform))
     return views
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -28,9 +27,9 @@ def make_views(shapes: list[tuple[int, int]]) -> list[View]:
     generator = torch.Generator().manual_seed(1)
     views = []
     for k, (H, W) in enumerate(shapes):
-        tensor = torch.rand(3, H, W, generator=generator) * 2 - 1
+        rgb = torch.randint(256, (H, W, 3), generator=generator, dtype=torch.uint8).numpy()
         transform = ImageTransform((W, H), (W, H), (0, 0), (W, H))
-        views.append(View(k, Path(f"{k}.png"), tensor, np.zeros((H, W, 3), np.uint8), transform))
+        views.append(View(k, Path(f"{k}.png"), rgb, transform))
     return views
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from mast3r_sfm.alignment import AlignmentConfig
 from mast3r_sfm.checkpoint import Model, load_model
@@ -31,9 +30,8 @@ def scene() -> RenderedScene:
 
 def view_of(image: np.ndarray, index: int, alpha: np.ndarray | None = None) -> View:
     H, W = image.shape[:2]
-    tensor = torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 127.5 - 1
     transform = ImageTransform((W, H), (W, H), (0, 0), (W, H))
-    return View(index, Path(f"view_{index}.png"), tensor, image, transform, alpha)
+    return View(index, Path(f"view_{index}.png"), image, transform, alpha)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from .errors import InputError
@@ -218,7 +217,6 @@ def _load(path: Path, index: int, sizing: ImageSizing) -> View:
     return View(
         index=index,
         path=path,
-        tensor=torch.from_numpy(rgb).permute(2, 0, 1).contiguous().to(torch.float32).div_(255).sub_(0.5).div_(0.5),
         rgb=rgb,
         transform=transform,
         alpha=alpha,

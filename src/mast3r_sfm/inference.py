@@ -13,7 +13,7 @@ from mast3r_sfm.checkpoint import Model
 from mast3r_sfm.device import matmul_precision
 from mast3r_sfm.errors import ReconstructionError
 from mast3r_sfm.network import HeadOutput
-from mast3r_sfm.types import PairPrediction, View, ViewPrediction
+from mast3r_sfm.types import PairPrediction, View, ViewPrediction, network_input
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +66,9 @@ def encode_views(
         size = batch_size or 2 * auto_batch_size(model, views[group[0]].shape)
 
         def run(batch: Sequence[int]) -> torch.Tensor:
-            images = torch.stack([views[k].tensor for k in batch])
-            if model.device.type == "cuda":
-                images = images.pin_memory().to(model.device, non_blocking=True)
+            rgb = torch.stack([torch.from_numpy(views[k].rgb) for k in batch]).to(model.device)
             with matmul_precision(model.precision):
-                return model.network.encode(images).to(dtype)
+                return model.network.encode(network_input(rgb)).to(dtype)
 
         for batch, encoded in _run_in_batches(group, size, run):
             for k, row in zip(batch, encoded, strict=True):

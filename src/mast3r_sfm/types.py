@@ -60,14 +60,18 @@ class ImageTransform:
         return self.network_from_original @ np.asarray(K_original, dtype=np.float64)
 
 
+def network_input(rgb: torch.Tensor) -> torch.Tensor:
+    """(..., H, W, 3) uint8 pixels -> (..., 3, H, W) float32 in [-1, 1]."""
+    return rgb.movedim(-1, -3).contiguous().to(torch.float32).div_(255).sub_(0.5).div_(0.5)
+
+
 @dataclass(frozen=True)
 class View:
     """One photo, ready for the network. H and W are multiples of the model's patch size.
 
     index    position in the list of images; the identity of the view (paths may repeat)
     path     source file
-    tensor   (3, H, W) float32 in [-1, 1], RGB
-    rgb      (H, W, 3) uint8, the same pixels
+    rgb      (H, W, 3) uint8
     alpha    (H, W) uint8 opacity of an image with transparency (composited on white), else None
     sha256   hex digest of the file's bytes
     focal_exif_px  focal length of the original image in pixels from EXIF, or None if it names none
@@ -75,7 +79,6 @@ class View:
 
     index: int
     path: Path
-    tensor: torch.Tensor
     rgb: np.ndarray
     transform: ImageTransform
     alpha: np.ndarray | None = None
@@ -85,7 +88,12 @@ class View:
     @property
     def shape(self) -> tuple[int, int]:
         """(H, W) of the network's image."""
-        return int(self.tensor.shape[-2]), int(self.tensor.shape[-1])
+        return int(self.rgb.shape[0]), int(self.rgb.shape[1])
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """(3, H, W) float32 in [-1, 1]: what the network sees."""
+        return network_input(torch.from_numpy(self.rgb))
 
 
 @dataclass(frozen=True)
