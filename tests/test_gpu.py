@@ -125,7 +125,16 @@ def test_same_input_gives_the_same_result() -> None:
         assert np.array_equal(a.world_from_cam, b.world_from_cam) and np.array_equal(a.depth, b.depth)
 
 
-def test_little_memory_is_survived() -> None:
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_second_gpu_reconstructs_what_the_first_does() -> None:
+    """While the first stays the current one, where kernels would go by themselves."""
+    views = _views(4)
+    first, second = (reconstruct(views, load_model("small", f"cuda:{k}", "fp16"))[0] for k in range(2))
+    for a, b in zip(first.views, second.views, strict=True):
+        assert np.array_equal(a.world_from_cam, b.world_from_cam) and np.array_equal(a.depth, b.depth)
+
+
+def test_little_memory_is_survived(caplog: pytest.LogCaptureFixture) -> None:
     model = load_model("small", "cuda", "fp32")
     views = _views(6, (320, 240))
     total = torch.cuda.get_device_properties(0).total_memory
@@ -136,5 +145,6 @@ def test_little_memory_is_survived() -> None:
         encoded = encode_views(model, views)
         pairs = [(i, j) for i in range(6) for j in range(i)]
         assert sum(len(batch) for batch in predict_batches(model, encoded, pairs, batch_size=64)) == len(pairs)
+        assert "GPU memory ran out" in caplog.text
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

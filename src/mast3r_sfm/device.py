@@ -76,6 +76,11 @@ def _set_tf32(matmul: bool, convolution: bool) -> tuple[bool, bool]:
     return before
 
 
+def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Makes a GPU the current one inside: Triton launches its kernels there, and CUDA graphs are recorded there."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
 def invert(matrices: torch.Tensor) -> torch.Tensor:
     """Inverses (..., k, k) of a few small matrices, computed on the CPU: CUDA would load a solver library for them."""
     return torch.linalg.inv(matrices.cpu()).to(matrices.device)

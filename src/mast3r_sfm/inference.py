@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 
 from mast3r_sfm.checkpoint import Model
-from mast3r_sfm.device import matmul_precision
+from mast3r_sfm.device import current, matmul_precision
 from mast3r_sfm.errors import ReconstructionError
 from mast3r_sfm.network import HeadOutput
 from mast3r_sfm.types import PairPrediction, View, ViewPrediction, network_input
@@ -67,7 +67,7 @@ def encode_views(
 
         def run(batch: Sequence[int]) -> torch.Tensor:
             rgb = torch.stack([torch.from_numpy(views[k].rgb) for k in batch]).to(model.device)
-            with matmul_precision(model.precision):
+            with current(model.device), matmul_precision(model.precision):
                 return model.network.encode(network_input(rgb)).to(dtype)
 
         for batch, encoded in _run_in_batches(group, size, run):
@@ -112,7 +112,7 @@ def predict_batches(
         size = batch_size or auto_batch_size(model, shapes[pairs[group[0]][0]])
 
         def run(batch: Sequence[int]) -> list[PairPrediction]:
-            with matmul_precision(model.precision), torch.inference_mode():
+            with current(model.device), matmul_precision(model.precision), torch.inference_mode():
                 return _decode(model, encoded, [pairs[k] for k in batch])
 
         for batch, predictions in _run_in_batches(group, size, run):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mast3r_sfm.device import has_triton
+from mast3r_sfm.device import current, has_triton
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.nearest import nearest_neighbours
 from mast3r_sfm.types import Correspondences, PairPrediction, ViewPrediction
@@ -91,7 +91,8 @@ def match_pairs(predictions: Sequence[PairPrediction], subsample: int = 8) -> li
     if predictions[0].i_in_i.conf.is_cuda and has_triton():
         from mast3r_sfm.matching_cuda import match_batch
 
-        return match_batch(predictions, subsample)
+        with current(predictions[0].i_in_i.conf.device):
+            return match_batch(predictions, subsample)
     return [_match_one(prediction, subsample) for prediction in predictions]
 
 

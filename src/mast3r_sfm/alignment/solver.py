@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
@@ -27,7 +26,7 @@ from mast3r_sfm.alignment.losses import (
 from mast3r_sfm.alignment.parameters import Extrinsics, Intrinsics, Parameters, SceneModel
 from mast3r_sfm.alignment.problem import AlignmentProblem
 from mast3r_sfm.alignment.projection import ProjectionLoss
-from mast3r_sfm.device import matmul_precision
+from mast3r_sfm.device import current, matmul_precision
 from mast3r_sfm.errors import ReconstructionError
 
 logger = logging.getLogger(__name__)
@@ -219,7 +218,7 @@ def align(problem: AlignmentProblem, config: AlignmentConfig, progress: Progress
     The result is that of the last forward pass of the last stage, before its step (spec: alignment, section 10).
     Raises ReconstructionError when the loss stops being finite.
     """
-    with matmul_precision("fp32"), _on(problem.device):
+    with matmul_precision("fp32"), current(problem.device):
         model = SceneModel(problem, config.shared_intrinsics)
         theta = model.initial()
         coarse = CoarseObjective(problem, config, theta)
@@ -232,10 +231,6 @@ def align(problem: AlignmentProblem, config: AlignmentConfig, progress: Progress
             fine = FineObjective(problem, config)
             evaluated, losses_fine = run_stage(fine, theta, config.lr_fine, config.niter_fine, progress)
         return _result(model, evaluated, losses_coarse, losses_fine)
-
-
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def run_stage(

@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..device import current
 from . import layout, materials, shading
 from .layout import LightColumns, MaterialColumns, Scenes
 from .raycast_triton import (
@@ -316,7 +317,8 @@ def render_rays_fused(
     colour = torch.empty(B, P, 3, device=o.device)
     t = torch.empty(B, P, device=o.device)
     surface = torch.empty(B, P, dtype=torch.int64, device=o.device)
-    _render_kernel[(triton.cdiv(P, BLOCK), B)](
-        *tables, o, d, pixel_angle, colour, t, surface, P, OCTAVES=octaves, BLOCK=BLOCK, num_warps=1
-    )
+    with current(o.device):
+        _render_kernel[(triton.cdiv(P, BLOCK), B)](
+            *tables, o, d, pixel_angle, colour, t, surface, P, OCTAVES=octaves, BLOCK=BLOCK, num_warps=1
+        )
     return colour, t, surface
