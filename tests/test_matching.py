@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from mast3r_sfm.errors import InputError
-from mast3r_sfm.matching import match_maps, match_pair, merge_matches, reciprocal_matches, seed_grid
+from mast3r_sfm.errors import InputError, ReconstructionError
+from mast3r_sfm.matching import _match_fused, match_maps, match_pair, merge_matches, reciprocal_matches, seed_grid
 from mast3r_sfm.nearest import nearest_neighbours
 from mast3r_sfm.types import PairPrediction, ViewPrediction
 
@@ -126,3 +128,27 @@ def test_model_without_descriptors_is_refused() -> None:
     bare = ViewPrediction(torch.zeros(16, 16, 3), torch.ones(16, 16))
     with pytest.raises(InputError, match="no descriptors"):
         match_pair(PairPrediction(0, 1, bare, bare, bare, bare))
+
+
+@pytest.mark.parametrize(("fits", "asked_for"), [(5, [5]), (2, [5, 2, 3, 1, 2]), (1, [5, 2, 1, 1, 3, 1, 2, 1, 1])])
+def test_out_of_memory_matches_fewer_pairs_at_once(fits: int, asked_for: list[int], monkeypatch) -> None:
+    sizes: list[int] = []
+
+    def tight(predictions: list[int], subsample: int) -> list[tuple[int, int]]:
+        sizes.append(len(predictions))
+        if len(predictions) > fits:
+            raise torch.cuda.OutOfMemoryError("stand-in")
+        return [(prediction, subsample) for prediction in predictions]
+
+    monkeypatch.setitem(sys.modules, "mast3r_sfm.matching_cuda", SimpleNamespace(match_batch=tight))
+    assert _match_fused(list(range(5)), 4) == [(k, 4) for k in range(5)]
+    assert sizes == asked_for
+
+
+def test_out_of_memory_for_one_pair_says_what_to_do(monkeypatch) -> None:
+    def never(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("stand-in")
+
+    monkeypatch.setitem(sys.modules, "mast3r_sfm.matching_cuda", SimpleNamespace(match_batch=never))
+    with pytest.raises(ReconstructionError, match="--subsample"):
+        _match_fused([0, 1], 8)

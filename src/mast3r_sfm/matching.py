@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from mast3r_sfm.device import current, has_triton
-from mast3r_sfm.errors import InputError
+from mast3r_sfm.errors import InputError, ReconstructionError
 from mast3r_sfm.nearest import nearest_neighbours
 from mast3r_sfm.types import Correspondences, PairPrediction, ViewPrediction
 
@@ -84,16 +84,33 @@ def match_pair(prediction: PairPrediction, subsample: int = 8) -> Correspondence
 
 
 def match_pairs(predictions: Sequence[PairPrediction], subsample: int = 8) -> list[Correspondences]:
-    """`match_pair` of several pairs; on a CUDA device with Triton, all of them at once."""
+    """`match_pair` of several pairs; on a CUDA device with Triton, all of them at once if its memory allows it.
+
+    Raises ReconstructionError if it does not suffice for one.
+    """
     if not predictions:
         return []
     _require_descriptors(predictions[0])
     if predictions[0].i_in_i.conf.is_cuda and has_triton():
-        from mast3r_sfm.matching_cuda import match_batch
-
         with current(predictions[0].i_in_i.conf.device):
-            return match_batch(predictions, subsample)
+            return _match_fused(predictions, subsample)
     return [_match_one(prediction, subsample) for prediction in predictions]
+
+
+def _match_fused(predictions: Sequence[PairPrediction], subsample: int) -> list[Correspondences]:
+    from mast3r_sfm.matching_cuda import match_batch
+
+    half = len(predictions) // 2
+    try:
+        return match_batch(predictions, subsample)
+    except torch.cuda.OutOfMemoryError as error:
+        if not half:
+            raise ReconstructionError(
+                "the GPU's memory does not suffice to match a single pair; use a smaller --image-size, "
+                "a larger --subsample, or --device cpu"
+            ) from error
+    # not in the handler: the exception keeps the tensors of the failed attempt
+    return [*_match_fused(predictions[:half], subsample), *_match_fused(predictions[half:], subsample)]
 
 
 def _match_one(prediction: PairPrediction, subsample: int) -> Correspondences:
