@@ -278,7 +278,7 @@ def precision_errors(reference: Model, other: Model, images: torch.Tensor) -> di
 
 
 def compare_precisions(make: Callable[[str], Model], images: torch.Tensor, names: Sequence[str]) -> dict[str, Any]:
-    """Errors against float32 and seconds of one symmetric pair for every precision."""
+    """Errors of every precision against float32, for one pair."""
     reference = make("fp32")
     table = {}
     for name in names:

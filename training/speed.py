@@ -1,4 +1,4 @@
-"""The same network and renderer, faster to train on a GPU: compiled regions, upsampling as matrix products."""
+"""The same network, faster to train on a GPU: compiled regions, upsampling as matrix products."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def use_fast_heads(network: TwoViewNetwork) -> None:
 def allow_any_shape() -> None:
     """Settings of torch.compile for functions that see many batch and image sizes, once a process.
 
-    By default two sizes that happen to be equal count as one (a square image, four scenes of four waves), and the
-    next call compiles again. Too many versions end the run instead of going on slowly.
+    By default two sizes that happen to be equal count as one (a square image), and the next call compiles again.
+    Too many versions end the run instead of going on slowly.
     """
     torch.fx.experimental._config.use_duck_shape = False
     torch._dynamo.config.recompile_limit = 16

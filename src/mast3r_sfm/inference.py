@@ -185,12 +185,12 @@ def _run_in_batches(
         try:
             result = run(batch)
         except torch.cuda.OutOfMemoryError as error:
-            if size == 1:
+            if len(batch) == 1:
                 raise ReconstructionError(
                     "the GPU's memory does not suffice for a single pair; use a smaller --image-size, "
-                    "--precision bf16, or --device cpu"
+                    "--precision fp16, or --device cpu"
                 ) from error
-            size = max(1, size // 2)
+            size = len(batch) // 2
             logger.warning("GPU memory ran out; the batch size is now %d", size)
             torch.cuda.empty_cache()
             continue

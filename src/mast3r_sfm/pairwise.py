@@ -1,4 +1,4 @@
-"""What the pairs leave behind: matches and canonical views. No dense prediction outlives its pair."""
+"""What the pairs leave behind: matches and canonical views. No dense prediction outlives its batch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class PairwiseData:
 
 
 class PairwiseCollector:
-    """Takes predictions one by one; `finish` gives what they left.
+    """Takes predictions by the batch; `finish` gives what they left.
 
     An image's canonical view is finished as soon as its last pair is in. Pairs that the verification denies
     do not shape it, unless the image has no other.
@@ -83,7 +83,7 @@ class PairwiseCollector:
         """Matches pairs, verifies them, and adds their own maps to the canonical views of their images.
 
         The pairs of a batch agree in the shapes of their views. What the host must know of the matches it asks for
-        once per batch, not once per pair.
+        once per batch, not once per pair (but for photos with transparent pixels).
         """
         found = [self._opaque(matches) for matches in match_pairs(batch, self._subsample)]
         if self._verification is None:

@@ -72,7 +72,7 @@ class LightColumns:
 
 
 class Scenes(NamedTuple):
-    """A batch of B scenes, float32. A tuple, not a dataclass, so that compiled functions take it apart.
+    """A batch of B scenes, float32, in the order in which the kernels of `shading_triton` take the tables.
 
     half       (B, 3) half extents of the hull, metres: walls, ceiling and floor lie at +-half
     outdoor    (B,) 1 where the hull is a terrain under the sky, else 0

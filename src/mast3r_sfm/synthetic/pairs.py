@@ -111,7 +111,7 @@ def plan_pairs(
 def render_plan(plan: PairPlan, shapes: tuple[tuple[int, int], tuple[int, int]]) -> PairBatch:
     """Renders a plan on the device it lies on.
 
-    shapes     (H, W) of the first and of the second view, multiples of 8, with the same number of pixels
+    shapes  (H, W) of the first and of the second view, multiples of 8, with the same number of pixels
     """
     P = shapes[0][0] * shapes[0][1]
     assert shapes[1][0] * shapes[1][1] == P

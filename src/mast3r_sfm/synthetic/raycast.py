@@ -179,7 +179,7 @@ class Shortlist(NamedTuple):
 def shortlist(scenes: Scenes, o: torch.Tensor, d: torch.Tensor) -> Shortlist:
     """The objects of a single scene whose bounding sphere meets the cone around all rays o + t d, o and d (1, P, 3).
 
-    What makes small tiles fast on a CPU. Compiled batches do without: the shapes would depend on the data.
+    What makes small tiles fast on a CPU. On a GPU the host would have to wait for the list's length.
     """
     apex = (o[0].amin(0) + o[0].amax(0)) / 2
     apex_radius = (o[0] - apex).norm(dim=-1).amax()

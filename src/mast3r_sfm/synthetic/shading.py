@@ -97,7 +97,7 @@ def shade(
 ) -> torch.Tensor:
     """Linear colours (B, P, 3), mostly within [0, 1], of rays that met `surface` at `t`.
 
-    With `cull`, shadow rays look only at objects near them: for a few rays of one scene, not for compiled batches.
+    With `cull`, shadow rays look only at objects near them: for a few rays of one scene, on a CPU.
     """
     batch = torch.arange(t.shape[0], device=t.device)[:, None]
     is_sky = surface == SKY
