@@ -56,7 +56,7 @@ def _search(maps: list[torch.Tensor], rows: torch.Tensor, lengths: list[int], qu
 
 
 @interpreted
-@pytest.mark.parametrize("depth", [16, 24, 32])
+@pytest.mark.parametrize("depth", [6, 24, 32, 100])
 @pytest.mark.parametrize("make", [_random, _flat])
 def test_search_equals_brute_force(make, depth: int) -> None:
     maps = [make(11, 17, depth, depth), make(20, 13, depth, depth + 1)]

@@ -8,11 +8,12 @@ full float32 search, the lowest index winning ties.
 
 Bound. Let q, d be unit descriptors, q', d' their float16 roundings, |q - q'| <= e and |d - d'| <= f, measured when
 the maps are packed. Then |q.d - q'.d'| <= |q - q'| |d| + |q'| |d - d'| <= (e + f) (1 + e), and the float32
-accumulation adds less than `_ACCUMULATION`; call the sum b. If a tile holds the row of the largest exact product,
-its maximum is at least t - 2 b, where t is the largest maximum of all tiles: the row that attained t has an exact
-product of at least t - b. Maxima are stored as s = round16(maximum - 1), which is monotone and has a relative error
-of at most 2^-11 (2^-25 for subnormals); the tile sought has s >= round16(t - 1 - 2 b) >= S - 2 |S| 2^-11 - 2 b
-- 2^-24, up to terms of second order, where S is the largest s.
+accumulation adds less than `_ACCUMULATION` (more for descriptors longer than 64, in proportion); call the sum b. If
+a tile holds the row of the largest exact product, its maximum is at least t - 2 b, where t is the largest maximum
+of all tiles: the row that attained t has an exact product of at least t - b. Maxima are stored as s =
+round16(maximum - 1), which is monotone and has a relative error of at most 2^-11 (2^-25 for subnormals); the tile
+sought has s >= round16(t - 1 - 2 b) >= S - 2 |S| 2^-11 - 2 b - 2^-24, up to terms of second order, where S is the
+largest s.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import triton
 import triton.language as tl
 
 _SECOND_ORDER = tl.constexpr(1.01)  # the bound's second-order terms are below 0.1 %; lengths may be off by as much
-_ACCUMULATION = tl.constexpr(2.0**-16)  # of up to 64 products of float16 numbers, whose sum is at most 1 in size
+_ACCUMULATION = 2.0**-16  # of up to 64 products of float16 numbers, whose sum is at most 1 in size
 _STORED = tl.constexpr(2.0**-10)  # 2 x 2^-11, the relative rounding of stored maxima
 _SUBNORMAL = tl.constexpr(2.0**-23)  # their absolute rounding near 1, with room
 _ALIGNMENT = tl.constexpr(16)  # bytes; what torch allocates is aligned so, a view of it need not be
@@ -153,7 +154,8 @@ def nearest(
         workspace.maxima, workspace.peaks, found, moved.slot, moved.length,
         seeds, padded_seeds, tiles, programs,
         DEPTH=maps.exact[0].shape[2], PADDED=padded, TILE_H=tuning.tile[0], TILE_W=tuning.tile[1],
-        TILES=tuning.tiles_per_program, PROGRAMS=triton.next_power_of_2(programs), num_warps=tuning.rescore_warps,
+        TILES=tuning.tiles_per_program, PROGRAMS=triton.next_power_of_2(programs),
+        ACCUMULATION=_ACCUMULATION * max(1, padded // 64), num_warps=tuning.rescore_warps,
     )  # fmt: skip
 
 
@@ -255,7 +257,7 @@ def _rescore_kernel(  # type: ignore[no-untyped-def]
     address, shape, rounding, source, database, rows, slots, count, maxima, peaks, found, moved, moved_count,
     num_seeds, padded_seeds, num_tiles, num_programs,
     DEPTH: tl.constexpr, PADDED: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
-    TILES: tl.constexpr, PROGRAMS: tl.constexpr,
+    TILES: tl.constexpr, PROGRAMS: tl.constexpr, ACCUMULATION: tl.constexpr,
 ):  # fmt: skip
     """found[job, slot]: the pixel with the largest float32 product among the tiles that may hold it."""
     job = tl.program_id(1)
@@ -280,7 +282,7 @@ def _rescore_kernel(  # type: ignore[no-untyped-def]
         top = tl.max(peak, axis=0)
         error = tl.load(rounding + origin).to(tl.float32, bitcast=True)
         error += tl.load(rounding + target).to(tl.float32, bitcast=True)
-        margin = 2.0 * (error * _SECOND_ORDER + _ACCUMULATION) + tl.abs(top) * (_STORED * _SECOND_ORDER) + _SUBNORMAL
+        margin = 2.0 * (error * _SECOND_ORDER + ACCUMULATION) + tl.abs(top) * (_STORED * _SECOND_ORDER) + _SUBNORMAL
         threshold = top - margin
 
         maxima_at = maxima + job.to(tl.int64) * num_tiles * padded_seeds + place
