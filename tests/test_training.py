@@ -202,6 +202,7 @@ def test_schedule_warms_up_then_falls_and_shapes_suit_the_patches():
     assert learning_rate(1.0, 0, 0.0, 100) == pytest.approx(0.01)
     assert learning_rate(1.0, 500, 0.5, 100) == pytest.approx(0.51)
     assert learning_rate(1.0, 500, 1.0, 100) == pytest.approx(0.02)
+    assert learning_rate(1.0, 500, 1.0, 100, 0.5) == pytest.approx(0.5)
     seen = [choose_shapes(step) for step in range(400)]
     assert {max(first) for first, _ in seen} == {160, 224, 320}
     assert all(side % 8 == 0 for shapes in seen for shape in shapes for side in shape)

@@ -44,7 +44,9 @@ def batch_for(shape: tuple[int, int], pairs_at_160: float) -> int:
     return max(4, round(pairs_at_160 * 160 * 160 / (shape[0] * shape[1]) / 4) * 4)
 
 
-def learning_rate(peak: float, step: int, progress: float, warmup_steps: int) -> float:
-    """Linear warm-up over steps, then a cosine over `progress` (0 to 1, of the time budget) to `FINAL_SHARE`."""
-    cosine = FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
+def learning_rate(
+    peak: float, step: int, progress: float, warmup_steps: int, final_share: float = FINAL_SHARE
+) -> float:
+    """Linear warm-up over steps, then a cosine over `progress` (0 to 1, of the time budget) to `final_share`."""
+    cosine = final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
     return peak * cosine * min(1.0, (step + 1) / warmup_steps)

@@ -28,7 +28,7 @@ from mast3r_sfm.synthetic.pairs import PairBatch, PairPlan, plan_pairs, render_p
 
 from .losses import Losses, LossOptions, Shapes, draw_samples, pair_losses
 from .optimiser import Optimiser, OptimiserOptions
-from .schedule import RESOLUTIONS, Resolution, batch_for, choose_shapes, learning_rate
+from .schedule import FINAL_SHARE, RESOLUTIONS, Resolution, batch_for, choose_shapes, learning_rate
 from .speed import allow_any_shape, compile_regions, use_fast_heads
 from .weights import load_trainable, new_network, read_raw_config, save_weights
 
@@ -55,6 +55,7 @@ class RunOptions:
     pairs: float = 96
     lr: float = 1e-3
     warmup_steps: int = 200
+    final_share: float = FINAL_SHARE
     seed: int = 0
     compile: bool = True
     max_angle_deg: float = 150.0
@@ -211,7 +212,8 @@ def train(options: RunOptions) -> TwoViewNetwork:
                 optimiser.gradient.div_(worker.count)
             if step <= COMPILED_AFTER:
                 begun = progress
-            lr = learning_rate(options.lr, step, (progress - begun) / (1 - begun), options.warmup_steps)
+            decayed = (progress - begun) / (1 - begun)
+            lr = learning_rate(options.lr, step, decayed, options.warmup_steps, options.final_share)
             norm = optimiser.step(lr)
             log.add(losses, norm, worker.count * pairs.points.shape[0])
             step += 1
@@ -257,6 +259,13 @@ def _write_run(options: RunOptions, worker: Worker, steps: int, pairs: int, seco
 )
 @click.option("--lr", default=1e-3, show_default=True)
 @click.option("--warmup-steps", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option(
+    "--final-share",
+    type=click.FloatRange(0, 1),
+    default=FINAL_SHARE,
+    show_default=True,
+    help="Last learning rate over the peak; larger where another run goes on from here.",
+)
 @click.option("--seed", default=0, show_default=True, help="Another number for every run: no scene comes twice.")
 @click.option("--max-angle", "max_angle_deg", default=150.0, show_default=True)
 @click.option("--long-edge", "long_edges", type=int, multiple=True, help="Train on these sizes only (160, 224, 320).")
