@@ -43,7 +43,7 @@ def problem_of(scene: GoldenScene, config: AlignmentConfig) -> AlignmentProblem:
 # --- pieces ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rows_at_once", [1 << 24, 7])
+@pytest.mark.parametrize("rows_at_once", [1 << 22, 7])
 @pytest.mark.parametrize("lengths", [[3, 0, 1], [1], [0, 0], [40, 1, 2, 0, 1, 1, 300], list(range(30))])
 def test_segment_sums_equal_a_loop(lengths, rows_at_once, monkeypatch):
     monkeypatch.setattr(segment_sums, "_ROWS_AT_ONCE", rows_at_once)

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 
-_ROWS_AT_ONCE = 1 << 24  # that are sorted together: there may be a hundred million, at sixty bytes each
+_ROWS_AT_ONCE = 1 << 22  # that are sorted together: there may be a hundred million, at sixty bytes each
 
 
 class SegmentSum:
