@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from mast3r_sfm.matching import _match_one
 from mast3r_sfm.types import PairPrediction, ViewPrediction
+from triton_interpreter import interpreted, outside, run_interpreted
 
 pytest.importorskip("triton", reason="Triton comes with torch's CUDA builds")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter")
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is that run")
+@outside
 def test_in_the_interpreter() -> None:
-    """Triton decides when it is imported, so the tests below need a process of their own."""
-    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    here = Path(__file__)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(here)]
-    run = subprocess.run(command, env=environment, cwd=here.parent, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-4000:]
+    run_interpreted(__file__)
 
 
 def _random(height: int, width: int, depth: int, seed: int) -> torch.Tensor:

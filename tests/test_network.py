@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +18,7 @@ from mast3r_sfm.network.blocks import LayerNorm
 from mast3r_sfm.network.dpt import _interpolation
 from mast3r_sfm.network.heads import activate_confidence, activate_points, unpatchify
 from mast3r_sfm.network.rope import rope_table, rotate
+from triton_interpreter import interpreted, outside, run_interpreted
 
 DATA = Path(__file__).parent / "data"
 SHAPES = {
@@ -244,20 +242,10 @@ def test_published_state_dicts(key: str) -> None:
 
 
 # ------------------------------------------------------------------ fused kernels, in Triton's interpreter
-# It must be chosen before Triton is imported, so these tests run in a process of their own.
-interpreted = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="run by test_fused_kernels_in_the_interpreter"
-)
-
-
+@outside
 @pytest.mark.skipif(not has_triton(), reason="Triton is not installed")
-def test_fused_kernels_in_the_interpreter() -> None:
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        pytest.skip("already in the interpreter")
-    command = [sys.executable, "-m", "pytest", "-k", "fused", __file__, "-p", "no:cacheprovider"]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+def test_in_the_interpreter() -> None:
+    run_interpreted(__file__, "-k", "fused")
 
 
 @interpreted

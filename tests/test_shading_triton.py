@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from mast3r_sfm.synthetic.pairs import plan_pairs
 from mast3r_sfm.synthetic.shading import render_rays
+from triton_interpreter import interpreted, outside, run_interpreted
 
 pytest.importorskip("triton", reason="Triton comes with torch's CUDA builds")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is that run")
+@outside
 def test_in_the_interpreter() -> None:
-    """Triton decides when it is imported, so the test below needs a process of its own."""
-    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    here = Path(__file__)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(here)]
-    run = subprocess.run(command, env=environment, cwd=here.parent, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-4000:]
+    run_interpreted(__file__)
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter")
+@interpreted
 @pytest.mark.parametrize("seed", [1, 14])  # both batches hold rooms and open ground
 def test_fused_kernel_renders_what_the_plain_functions_render(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from mast3r_sfm.synthetic import shading_triton
