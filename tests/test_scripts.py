@@ -499,7 +499,7 @@ def locked(*names: str) -> dict[str, str]:
     for name in names:
         for line in (ROOT / name).read_text().splitlines():
             if line and not line.startswith("#"):
-                package, version = re.fullmatch(r"([a-z0-9-]+)==(\S+)", line).groups()  # type: ignore[union-attr]
+                package, version, _marker = re.fullmatch(r"([a-z0-9-]+)==(\S+)( ; .+)?", line).groups()  # type: ignore[union-attr]
                 assert package not in versions, f"{package} is pinned twice"
                 versions[package] = version
     return versions
