@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from mast3r_sfm import pipeline
 from mast3r_sfm.alignment import AlignmentConfig
 from mast3r_sfm.checkpoint import Model, load_model
 from mast3r_sfm.errors import InputError, ReconstructionError
@@ -176,3 +178,12 @@ def test_progress_reaches_the_total_of_every_stage(model: Model, views: list[Vie
 def test_no_images() -> None:
     with pytest.raises(InputError, match="no images"):
         reconstruct([], load_model("small", "cpu"))
+
+
+def test_exhausted_gpu_memory_is_explained(model: Model, scene: RenderedScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(pipeline, "align", exhausted)
+    with pytest.raises(ReconstructionError, match="use a --scene-graph with fewer pairs"):
+        reconstruct([view_of(image.numpy(), k) for k, image in enumerate(scene.rgb[:2])], model)

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import torch
 
-from mast3r_sfm.errors import InputError
+from mast3r_sfm.errors import InputError, ReconstructionError
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 
@@ -79,6 +79,18 @@ def _set_tf32(matmul: bool, convolution: bool) -> tuple[bool, bool]:
 def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Makes a GPU the current one inside: Triton launches its kernels there, and CUDA graphs are recorded there."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def lack_of_memory_explained() -> Iterator[None]:
+    """Inside (or in a function so decorated), exhausted GPU memory becomes a ReconstructionError that says what helps."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise ReconstructionError(
+            "the GPU's memory does not suffice for so many photos and pairs; use a --scene-graph with fewer pairs "
+            "(auto, swin, logwin, retrieval), a smaller --image-size, a larger --subsample, or --device cpu"
+        ) from error
 
 
 def invert(matrices: torch.Tensor) -> torch.Tensor:

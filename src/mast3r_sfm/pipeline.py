@@ -18,6 +18,7 @@ from mast3r_sfm.alignment import (
 )
 from mast3r_sfm.checkpoint import Model
 from mast3r_sfm.densify import clean_confidences, dense_depth
+from mast3r_sfm.device import lack_of_memory_explained
 from mast3r_sfm.errors import InputError, ReconstructionError
 from mast3r_sfm.inference import EncodedViews, encode_views, predict_batches, predict_pairs
 from mast3r_sfm.pairwise import PairSummary, PairwiseCollector, PairwiseData
@@ -85,6 +86,7 @@ def plan_pairs(
     )
 
 
+@lack_of_memory_explained()
 def reconstruct(
     views: Sequence[View],
     model: Model,
@@ -93,7 +95,8 @@ def reconstruct(
 ) -> tuple[Reconstruction, RunReport]:
     """Cameras, depth and confidence of every view that connects; the others are marked unregistered.
 
-    Raises InputError (impossible options), ReconstructionError (nothing connects, or the result is not finite).
+    Raises InputError (impossible options), ReconstructionError (nothing connects, the result is not finite, or the
+    GPU's memory does not suffice).
     """
     options = options or ReconstructionOptions()
     if not views:
