@@ -83,7 +83,7 @@ def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
 
 @contextlib.contextmanager
 def lack_of_memory_explained() -> Iterator[None]:
-    """Inside (or in a function so decorated), exhausted GPU memory becomes a ReconstructionError that says what helps."""
+    """In here, or in a function so decorated, exhausted GPU memory becomes a ReconstructionError with advice."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
