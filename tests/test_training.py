@@ -152,12 +152,12 @@ def test_optimiser_lowers_a_loss_and_survives_a_bad_gradient(config_file):
     def loss():
         return (qkv - target).square().sum(), (bias - 1).square().sum()
 
-    before = [float(value) for value in loss()]
+    before = [float(value.detach()) for value in loss()]
     for _ in range(10):
         optimiser.zero_grad()
         sum(loss()).backward()
         optimiser.step(5e-2)
-    after = [float(value) for value in loss()]
+    after = [float(value.detach()) for value in loss()]
     assert after[0] < 0.8 * before[0] and after[1] < 0.5 * before[1]
     weights = copy.deepcopy(network.state_dict())
     optimiser.gradient.fill_(math.nan)
