@@ -178,7 +178,7 @@ def test_adamw_part_is_adamw(config_file):
         optimiser.step(0.1)
     # by hand, betas 0.9 and 0.95: the first step is lr; then mean (0.9 x 0.3 + 0.1) / 0.19 = 1.94737
     # and square (0.95 x 0.45 + 0.05) / 0.0975 = 4.89744, so the second is lr x 0.87996
-    assert float(network.enc_norm.weight[0]) == pytest.approx(2.0 - 0.1 - 0.087996, abs=1e-5)
+    assert float(network.enc_norm.weight[0].detach()) == pytest.approx(2.0 - 0.1 - 0.087996, abs=1e-5)
 
 
 def test_fast_heads_compute_the_same(config_file):
