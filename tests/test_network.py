@@ -179,7 +179,7 @@ def test_golden_networks(name: str) -> None:
             heads = network.downstream_head1, network.downstream_head2
             for side in range(2):
                 layers = lists[side]
-                check(f"{key}.dec{side + 1}_last", layers[-1], TOKENS)
+                check(f"{key}.dec{side + 1}_last", layers[network.config.dec_depth], TOKENS)
                 for layer in range(1, len(layers) - 1):
                     if f"{key}.dec{side + 1}_layer{layer}" in golden:
                         check(f"{key}.dec{side + 1}_layer{layer}", layers[layer], TOKENS)

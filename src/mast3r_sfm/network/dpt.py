@@ -12,6 +12,9 @@ from torch.nn import functional as F
 from mast3r_sfm.network import fused
 from mast3r_sfm.network.convolution import convolve
 
+Tokens = Mapping[int, torch.Tensor]
+"""Tokens (B, N, width) of one view by depth: 0 the encoder's, k those after decoder block k, the last normalised."""
+
 LAYER_DIMS = (96, 192, 384, 768)
 FEATURES = 256
 LAST = 128
@@ -122,10 +125,8 @@ class DPT(nn.Module):
         assert isinstance(hidden, nn.Conv2d) and isinstance(last, nn.Conv2d)
         return hidden, last
 
-    def features(
-        self, tokens: Mapping[int, torch.Tensor] | Sequence[torch.Tensor], grid: tuple[int, int]
-    ) -> torch.Tensor:
-        """Tokens (B, N, width) by depth, `grid` (rows, columns) -> (B, LAST, 8 rows, 8 columns)."""
+    def features(self, tokens: Tokens, grid: tuple[int, int]) -> torch.Tensor:
+        """Tokens, `grid` (rows, columns) -> (B, LAST, 8 rows, 8 columns)."""
         dtype = self.scratch.layer1_rn.weight.dtype
         levels = []
         for hook, post, conv in zip(self.hooks, self.act_postprocess, self.scratch.layer_rn, strict=True):
@@ -147,10 +148,8 @@ class DPT(nn.Module):
         per_image = 2 * LAST * size[0] * size[1] * features.element_size()  # what a convolution reads and writes
         return features.split(max(1, _PIXEL_BYTES // per_image))
 
-    def forward(
-        self, tokens: Mapping[int, torch.Tensor] | Sequence[torch.Tensor], grid: tuple[int, int], size: tuple[int, int]
-    ) -> torch.Tensor:
-        """`tokens`: (B, N, width) by depth, `grid` (rows, columns), `size` (H, W) pixels."""
+    def forward(self, tokens: Tokens, grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+        """`grid` (rows, columns), `size` (H, W) pixels."""
         hidden, last = self.last_convs
         chunks = self.chunks(self.features(tokens, grid), size)
         maps = [last(convolve(hidden, upsample(chunk, size), relu=True)) for chunk in chunks]

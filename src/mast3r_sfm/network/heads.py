@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,10 +11,7 @@ from torch.nn import functional as F
 from mast3r_sfm.config import Activation, ModelConfig
 from mast3r_sfm.network import fused
 from mast3r_sfm.network.blocks import Mlp
-from mast3r_sfm.network.dpt import DPT, upsample
-
-Tokens = Mapping[int, torch.Tensor] | Sequence[torch.Tensor]
-"""Tokens (B, N, width) of one view by depth: 0 the encoder's, k those after decoder block k, the last normalised."""
+from mast3r_sfm.network.dpt import DPT, Tokens, upsample
 
 _POINT_CHANNELS = 4  # x, y, z, confidence
 _CATCONV_CHANNELS = 25

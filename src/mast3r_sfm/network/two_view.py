@@ -62,15 +62,19 @@ class TwoViewNetwork(nn.Module):
             x = block(x, rope)
         return self.enc_norm(x)
 
-    def _decode_depths(
+    def decode_tokens(
         self,
         tokens1: torch.Tensor,
         tokens2: torch.Tensor,
         grid1: tuple[int, int],
         grid2: tuple[int, int],
-        depths: Collection[int],
+        depths: Collection[int] | None = None,
     ) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
-        """Tokens of both views at `depths`, in the type of the weights: the others are not kept."""
+        """Encoder tokens of both views -> their tokens by depth, as the heads read them, in the type of the weights.
+
+        Depth 0 is the encoder's (not projected), the last is normalised; of those between, `depths` are kept
+        (None: all).
+        """
         config = self.config
         width, heads = config.dec_embed_dim, config.dec_num_heads
         rope1 = self._rope(grid1, width, heads, tokens1.device)
@@ -81,22 +85,11 @@ class TwoViewNetwork(nn.Module):
         x2 = self.decoder_embed(kept2[0]).float()
         for depth, (block1, block2) in enumerate(zip(self.dec_blocks, self.dec_blocks2, strict=True), 1):
             x1, x2 = block1(x1, x2, rope1, rope2), block2(x2, x1, rope2, rope1)  # both from the layer before
-            if depth in depths and depth < config.dec_depth:
+            if (depths is None or depth in depths) and depth < config.dec_depth:
                 kept1[depth], kept2[depth] = x1.to(dtype), x2.to(dtype)
         kept1[config.dec_depth] = normalise(x1, self.dec_norm, dtype)
         kept2[config.dec_depth] = normalise(x2, self.dec_norm, dtype)
         return kept1, kept2
-
-    def decode_tokens(
-        self, tokens1: torch.Tensor, tokens2: torch.Tensor, grid1: tuple[int, int], grid2: tuple[int, int]
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Encoder tokens of both views -> their tokens at every depth, as the heads read them.
-
-        Entry 0 is the encoder's (not projected), the last is normalised.
-        """
-        depths = range(self.config.dec_depth + 1)
-        kept1, kept2 = self._decode_depths(tokens1, tokens2, grid1, grid2, depths)
-        return [kept1[d] for d in depths], [kept2[d] for d in depths]
 
     def decode(
         self, tokens1: torch.Tensor, tokens2: torch.Tensor, shape1: tuple[int, int], shape2: tuple[int, int]
@@ -104,7 +97,7 @@ class TwoViewNetwork(nn.Module):
         """Encoder tokens (B, N, width) of views 1 and 2, shapes (H, W) -> maps of both, all in camera 1's frame."""
         grid1, grid2 = self.grid(shape1), self.grid(shape2)
         head1, head2 = self.downstream_head1, self.downstream_head2
-        kept1, kept2 = self._decode_depths(tokens1, tokens2, grid1, grid2, head1.depths)
+        kept1, kept2 = self.decode_tokens(tokens1, tokens2, grid1, grid2, head1.depths)
         out1 = head1(kept1, grid1)
         kept1.clear()  # not held beside the other head's activations
         return out1, head2(kept2, grid2)
