@@ -136,7 +136,6 @@ def test_a_shortlist_changes_nothing():
 @pytest.mark.parametrize(("name", "seed", "outdoor"), [("room", 3, False), ("open_ground", 13, True)])
 def test_other_devices_trace_the_same_image_without_culling(name, seed, outdoor, request, monkeypatch):
     culled = request.getfixturevalue(name)
-    monkeypatch.setattr(orbit, "_culls", lambda device: False)
     monkeypatch.setattr(orbit, "renderer_for", lambda device: render_rays)
     monkeypatch.setattr(orbit, "RAYS_AT_ONCE", 96 * 50)  # the last tile is smaller
     degrees = 40 if name == "room" else 25

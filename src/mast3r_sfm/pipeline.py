@@ -246,7 +246,7 @@ def _assemble(
             placed = (False, own_K, np.eye(4))
             error = float("nan")
         result.append(ReconstructedView(*common, *placed, *maps, error, int(counts[view.index]), mask))
-    return Reconstruction(tuple(result), tuple(m.cpu() for m in matches))
+    return Reconstruction(tuple(result), tuple(matches))
 
 
 def _neighbours(pairs: Sequence[tuple[int, int]], number: dict[int, int]) -> list[list[int]]:

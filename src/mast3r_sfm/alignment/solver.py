@@ -7,6 +7,7 @@ the host; on a GPU it is recorded once as a CUDA graph and replayed.
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -55,7 +56,7 @@ class AlignmentResult:
     losses_fine: torch.Tensor
 
 
-class Objective:
+class Objective(ABC):
     """Loss and gradient of one stage as a function of the flat parameter vector."""
 
     name: str
@@ -66,9 +67,9 @@ class Objective:
         self.config = config
         self.model = SceneModel(problem, config.shared_intrinsics)
 
+    @abstractmethod
     def __call__(self, theta: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss (0-d) and its gradient with respect to every trained parameter."""
-        raise NotImplementedError
 
     def _leaves(self, theta: torch.Tensor) -> tuple[Parameters, dict[str, torch.Tensor]]:
         parameters = self.model.unpack(theta.detach())

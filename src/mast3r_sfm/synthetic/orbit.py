@@ -13,7 +13,7 @@ from .compose import clear_view, compose, scene_scale
 from .draws import Draws
 from .layout import Scenes
 from .photo import PhotoEffects, develop, draw_effects
-from .shading import OCTAVES, renderer_for
+from .shading import OCTAVES, render_rays_culled, renderer_for
 
 TILE = 64
 """Edge of the square tiles that a view is rendered in on a CPU, pixels: few objects are near the rays of one tile."""
@@ -158,14 +158,9 @@ def _render_views(
     return torch.stack(images), torch.stack(depths)
 
 
-def _culls(device: torch.device) -> bool:
-    """Whether to look up the objects near a tile first."""
-    return device.type == "cpu"
-
-
 def _tiles(shape: tuple[int, int], device: torch.device) -> list[tuple[slice, slice]]:
     H, W = shape
-    rows, columns = (TILE, TILE) if _culls(device) else (max(1, RAYS_AT_ONCE // W), W)
+    rows, columns = (TILE, TILE) if renderer_for(device) is render_rays_culled else (max(1, RAYS_AT_ONCE // W), W)
     return [
         (slice(top, top + rows), slice(left, left + columns))
         for top in range(0, H, rows)
