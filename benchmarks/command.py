@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,49 +40,54 @@ from mast3r_sfm.synthetic import render_orbit
 from stand_ins import random_weights
 
 SEED = 900_001
-INFINITY = float("inf")
+SIDES, SIZES = ("enc", "dec"), ("embed_dim", "depth", "num_heads")
 COMMIT = "0" * 40
 LAST_LAYER = ("downstream_head1.dpt.head.4.", "downstream_head2.dpt.head.4.")
 WEAKENED = 0.01  # at the published size the features that the last layer reads would move z by 13, with a spread of 3
 POINT_BIAS = (0.0, 0.0, 1.0, 3.0)  # x, y, z, confidence before their activations
 
-PUBLISHED: dict[str, Any] = {
-    "pos_embed": "RoPE100",
-    "img_size": [512, 512],
-    "head_type": "catmlp+dpt",
-    "output_mode": "pts3d+desc24",
-    "depth_mode": ["exp", -INFINITY, INFINITY],
-    "conf_mode": ["exp", 1, INFINITY],
-    "enc_embed_dim": 1024,
-    "enc_depth": 24,
-    "enc_num_heads": 16,
-    "dec_embed_dim": 768,
-    "dec_depth": 12,
-    "dec_num_heads": 12,
-    "two_confs": True,
-    "desc_conf_mode": ["exp", 0, INFINITY],
-}
-TINY = PUBLISHED | {
-    "img_size": [64, 64],
-    "enc_embed_dim": 32,
-    "enc_depth": 2,
-    "enc_num_heads": 2,
-    "dec_embed_dim": 24,
-    "dec_depth": 10,
-    "dec_num_heads": 2,
-}
+PUBLISHED = PRESETS[DEFAULT_MODEL]
+TINY = replace(
+    PUBLISHED,
+    img_size=(64, 64),
+    enc_embed_dim=32,
+    enc_depth=2,
+    enc_num_heads=2,
+    dec_embed_dim=24,
+    dec_depth=10,
+    dec_num_heads=2,
+)
 
 
-def write_model(hub: Path, raw: dict[str, Any], device: torch.device) -> int:
+def raw_config(config: ModelConfig) -> dict[str, Any]:
+    """What `ModelConfig.from_dict` reads from a published model's config.json."""
+    assert config.desc_dim is not None and config.desc_conf_mode is not None
+    modes = {name: astuple(getattr(config, name)) for name in ("depth_mode", "conf_mode", "desc_conf_mode")}
+    others = (
+        "head_type",
+        "img_size",
+        "patch_size",
+        "two_confs",
+        *(f"{side}_{size}" for side in SIDES for size in SIZES),
+    )
+    return {
+        "pos_embed": f"RoPE{config.rope_base:g}",
+        "output_mode": f"pts3d+desc{config.desc_dim}",
+        **modes,
+        **{name: getattr(config, name) for name in others},
+    }
+
+
+def write_model(hub: Path, config: ModelConfig, device: torch.device) -> int:
     """A random checkpoint as the default model in the cache folder `hub`; returns its bytes."""
     repository = hub / f"models--{DEFAULT_MODEL.replace('/', '--')}"
     snapshot = repository / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
-    (snapshot / "config.json").write_text(json.dumps(raw))
+    (snapshot / "config.json").write_text(json.dumps(raw_config(config)))
     state = {}
-    for name, make in random_weights(ModelConfig.from_dict(raw), device).items():
+    for name, make in random_weights(config, device).items():
         tensor = make().cpu()
         if name.startswith(LAST_LAYER):
             tensor = torch.tensor(POINT_BIAS) if name.endswith("bias") else WEAKENED * tensor
@@ -142,11 +147,9 @@ def main() -> None:
     parser.add_argument("options", nargs="*", help="further options of the command, after --")
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
-    raw = TINY if arguments.tiny else PUBLISHED
-    assert replace(PRESETS[DEFAULT_MODEL], licence=None) == replace(ModelConfig.from_dict(PUBLISHED), extra={})
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        size = write_model(work / "hub", raw, device)
+        size = write_model(work / "hub", TINY if arguments.tiny else PUBLISHED, device)
         write_photos(work / "photos", arguments.views, (64, 48) if arguments.tiny else (512, 384), device)
         print(f"checkpoint {size / 1e9:.3f} GB, {arguments.views} photos, on {device}", flush=True)
         environment = os.environ | {"HF_HUB_CACHE": str(work / "hub"), "HF_HUB_OFFLINE": "1", "COLUMNS": "400"}
