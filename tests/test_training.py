@@ -11,6 +11,7 @@ import torch
 from mast3r_sfm.checkpoint import load_model
 from mast3r_sfm.network import HeadOutput, TwoViewNetwork
 from mast3r_sfm.synthetic import RESERVED_SEEDS, render_pairs
+from mast3r_sfm.synthetic.pairs import plan_pairs
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -232,7 +233,7 @@ def test_a_short_run_learns_and_goes_on_from_its_own_checkpoint(config_file, tmp
     from training.train import RunOptions, train, train_step
     from training.weights import load_trainable, new_network
 
-    held_out = render_pairs(99, 12, (SHAPE[1], SHAPE[0]), max_angle_deg=40)
+    held_out = plan_pairs(99, 12, max_angle_deg=40)
     options = LossOptions(num_samples=256)
 
     def loss_of(network: TwoViewNetwork) -> float:
@@ -306,3 +307,39 @@ def test_evaluation_finds_a_perfect_network_perfect():
     figures = evaluate_case(oracle, case, 4, torch.device("cpu"))
     assert figures.error_own == pytest.approx(0, abs=1e-5) and figures.raw_other == pytest.approx(0, abs=1e-5)
     assert figures.right_share > 0.9 and figures.confident_right_share > 0.8
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_recorded_steps_compute_what_plain_ones_do(config_file):
+    from training.graphs import GraphedStep
+    from training.losses import Losses, LossOptions, Shapes, pair_losses
+    from training.optimiser import Optimiser, OptimiserOptions
+    from training.train import train_step
+    from training.weights import new_network
+
+    device = torch.device("cuda")
+    options = LossOptions(num_samples=256, matching_weight=0)  # the pixels to match are drawn anew by every step
+    wide, tall = (SHAPE, SHAPE), (SHAPE, SHAPE[::-1])
+
+    def run(recorded: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        network = new_network(config_file, device)
+        optimiser = Optimiser(network, OptimiserOptions())
+
+        def plain(plan, shapes: Shapes) -> Losses:
+            return train_step(network, plan.to(device), shapes, options, pair_losses)
+
+        step = GraphedStep(plain, device) if recorded else plain
+        seen = []
+        for k, shapes in enumerate([wide, tall, wide, tall, wide, wide, tall]):
+            optimiser.zero_grad()
+            losses = step(plan_pairs(k, 4), shapes)
+            seen.append(torch.cat([losses.regression[None], optimiser.gradient]).cpu())
+            optimiser.step(1e-3)
+        return seen
+
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for recorded, plain in zip(run(True), run(False), strict=True):
+            assert float(recorded[0]) == pytest.approx(float(plain[0]), rel=0.02)
+            assert torch.nn.functional.cosine_similarity(recorded[1:], plain[1:], dim=0) > 0.99

@@ -33,7 +33,7 @@ class LossOptions:
     """
 
     conf_alpha: float = 0.2
-    scale_weight: float = 0.15
+    scale_weight: float = 0.3
     far_m: float = 40.0
     far_loss: float = 0.5
     far_weight: float = 0.1

@@ -24,8 +24,9 @@ import torch.distributed as dist
 
 from mast3r_sfm.network import TwoViewNetwork
 from mast3r_sfm.synthetic import RESERVED_SEEDS
-from mast3r_sfm.synthetic.pairs import PairBatch, PairPlan, plan_pairs, render_plan
+from mast3r_sfm.synthetic.pairs import PairPlan, plan_pairs, render_plan
 
+from .graphs import GraphedStep, Step
 from .losses import Losses, LossOptions, Shapes, draw_samples, pair_losses
 from .optimiser import Optimiser, OptimiserOptions
 from .schedule import FINAL_SHARE, RESOLUTIONS, Resolution, batch_for, choose_shapes, learning_rate
@@ -58,6 +59,7 @@ class RunOptions:
     final_share: float = FINAL_SHARE
     seed: int = 0
     compile: bool = True
+    cuda_graphs: bool = True
     max_angle_deg: float = 150.0
     resolutions: tuple[Resolution, ...] = RESOLUTIONS
     loss: LossOptions = field(default_factory=LossOptions)
@@ -84,6 +86,7 @@ def start_worker() -> Worker:
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        torch.cuda.set_stream(torch.cuda.Stream())  # what runs on the default stream cannot be recorded
     if count > 1:
         if device.type == "cuda":
             dist.init_process_group("nccl", device_id=device)
@@ -114,9 +117,11 @@ def training_seed(options: RunOptions, step: int, worker: Worker) -> int:
 
 
 def train_step(
-    network: TwoViewNetwork, pairs: PairBatch, shapes: Shapes, options: LossOptions, loss_function: LossFunction
+    network: TwoViewNetwork, plan: PairPlan, shapes: Shapes, options: LossOptions, loss_function: LossFunction
 ) -> Losses:
-    """Forward and backward of one batch; gradients add up in the parameters."""
+    """Renders a batch, forward and backward; gradients add up in the parameters."""
+    with torch.no_grad():
+        pairs = render_plan(plan, shapes)
     device = pairs.points.device
     samples = draw_samples(pairs.points.shape[0], shapes, options, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -188,6 +193,12 @@ def train(options: RunOptions) -> TwoViewNetwork:
     config = read_raw_config(options.init)
     optimiser = Optimiser(network, options.optimiser)
     loss_function = prepare(network, options)
+
+    def gradients(plan: PairPlan, shapes: Shapes) -> Losses:
+        return train_step(network, plan.to(worker.device), shapes, options.loss, loss_function)
+
+    recorded = options.cuda_graphs and worker.device.type == "cuda"
+    compute: Step = GraphedStep(gradients, worker.device) if recorded else gradients
     log = Log(options.output / "train.log", started)
     clock = Clock(options, worker, started)
     step, saved, begun = 0, time.monotonic(), 0.0
@@ -203,10 +214,8 @@ def train(options: RunOptions) -> TwoViewNetwork:
         while (progress := clock.progress(step)) < 1:
             shapes, drawn = coming.result()
             coming = planner.submit(plan, step + 1)
-            with torch.no_grad():
-                pairs = render_plan(drawn.to(worker.device), shapes)
             optimiser.zero_grad()
-            losses = train_step(network, pairs, shapes, options.loss, loss_function)
+            losses = compute(drawn, shapes)
             if worker.count > 1:
                 dist.all_reduce(optimiser.gradient)
                 optimiser.gradient.div_(worker.count)
@@ -215,7 +224,7 @@ def train(options: RunOptions) -> TwoViewNetwork:
             decayed = (progress - begun) / (1 - begun)
             lr = learning_rate(options.lr, step, decayed, options.warmup_steps, options.final_share)
             norm = optimiser.step(lr)
-            log.add(losses, norm, worker.count * pairs.points.shape[0])
+            log.add(losses, norm, worker.count * drawn.related.shape[0])
             step += 1
             if worker.leads and (step == 1 or step % LOG_EVERY == 0):
                 log.write(step, lr)
@@ -270,6 +279,9 @@ def _write_run(options: RunOptions, worker: Worker, steps: int, pairs: int, seco
 @click.option("--max-angle", "max_angle_deg", default=150.0, show_default=True)
 @click.option("--long-edge", "long_edges", type=int, multiple=True, help="Train on these sizes only (160, 224, 320).")
 @click.option("--compile/--no-compile", default=True, show_default=True)
+@click.option(
+    "--cuda-graphs/--no-cuda-graphs", default=True, show_default=True, help="Record a step and replay it (GPUs only)."
+)
 @click.option("--evaluate", "evaluation_pairs", default=64, show_default=True, help="Held-out pairs; 0: none.")
 def main(evaluation_pairs: int, long_edges: tuple[int, ...], **arguments: object) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
