@@ -7,6 +7,9 @@ Writes a random checkpoint of the published size (float32 safetensors, 2.75 GB) 
 rendered photos as JPEG into a temporary folder, runs the command once to warm up, then three times, each in a new
 process, and prints the medians: of the whole, and of the tool's own stages from its run.json.
 
+The bytecode of all modules is kept in that folder too, as every installation by pip keeps it: without, each process
+compiles the source of PyTorch again (2 s).
+
 Random weights predict points on either side of the camera, of which nothing can be reconstructed. So the last layer
 of the point heads is weakened and biased: every pixel lies 1 to 2 units in front of the camera, with a confidence
 of about 20, and `--no-verify-matches` keeps the matches. The scene that comes out means nothing; only its cost is
@@ -153,6 +156,7 @@ def main() -> None:
         write_photos(work / "photos", arguments.views, (64, 48) if arguments.tiny else (512, 384), device)
         print(f"checkpoint {size / 1e9:.3f} GB, {arguments.views} photos, on {device}", flush=True)
         environment = os.environ | {"HF_HUB_CACHE": str(work / "hub"), "HF_HUB_OFFLINE": "1", "COLUMNS": "400"}
+        environment |= {"PYTHONPYCACHEPREFIX": str(work / "bytecode"), "PYTHONDONTWRITEBYTECODE": ""}
         options = ["--device", arguments.device, "--precision", arguments.precision, *arguments.options]
         figures: dict[str, Any] = {"views": arguments.views, "checkpoint_bytes": size, "imports": {}, "runs": []}
         for what in ("pass", "import torch", "import mast3r_sfm.cli", "import mast3r_sfm.commands"):

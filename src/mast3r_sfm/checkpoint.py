@@ -68,7 +68,7 @@ def load_model(
     source = _locate(str(name_or_path), revision)
     with torch.device("meta"):
         network = TwoViewNetwork(source.config)
-    with source.open(torch_device) as weights:
+    with source.open() as weights:
         _assign(network, weights, compute_dtype(precision), torch_device, source.label)
     network.eval()
     licence = source.config.licence or _licence_of(str(name_or_path))
@@ -88,19 +88,17 @@ class _Source:
     revision: str | None = None
 
     @contextmanager
-    def open(self, device: torch.device) -> Iterator[Weights]:
+    def open(self) -> Iterator[Weights]:
         if self.files[0].suffix == ".pth":
             yield _pth_weights(self.files[0])
             return
         from safetensors import SafetensorError, safe_open
 
-        # straight to the GPU; other devices get their copy from the mapped file
-        target = str(device) if device.type == "cuda" else "cpu"
         with ExitStack() as stack:
             weights: dict[str, Callable[[], torch.Tensor]] = {}
             for path in self.files:
                 try:
-                    opened = stack.enter_context(safe_open(path, framework="pt", device=target))
+                    opened = stack.enter_context(safe_open(path, framework="pt"))
                 except (SafetensorError, OSError) as error:
                     raise ModelError(f"{path}: not a readable safetensors file ({error}); download it again") from error
                 weights |= {key: partial(opened.get_tensor, key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
@@ -289,7 +287,8 @@ def _assign(network: nn.Module, weights: Weights, dtype: torch.dtype, device: to
                 f"{label}: the weights do not fit the configuration: {name} has shape {tuple(tensor.shape)}, "
                 f"the configuration needs {tuple(parameter.shape)}"
             )
-        tensor = tensor.to(device, torch.float32 if isinstance(owner, LayerNorm) else dtype)
+        # from the mapped file; converted before it goes to a GPU, which halves what is sent there
+        tensor = tensor.to(torch.float32 if isinstance(owner, LayerNorm) else dtype).to(device)
         if device.type == "cuda" and tensor.dim() == 4:
             tensor = tensor.to(memory_format=torch.channels_last)
         setattr(owner, attribute, nn.Parameter(tensor, requires_grad=False))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mast3r_sfm.export.files import write_npy, write_png
-from mast3r_sfm.types import Reconstruction
+from mast3r_sfm.types import ReconstructedView, Reconstruction
 
 _MAX_SAMPLES = 2_000_000
+_WRITERS = 4
+"""Threads that encode pictures; more take memory and gain little."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,15 @@ def write_depth_maps(reconstruction: Reconstruction, folder: Path) -> None:
     reference = reconstruction.registered or reconstruction.views
     depth_colours = depth_scale([view.depth for view in reference])
     conf_colours = confidence_scale([view.conf for view in reference])
-    for view in reconstruction.views:
+
+    def write(view: ReconstructedView) -> None:
         write_npy(folder / f"depth_{view.index:03d}.npy", view.depth.astype(np.float32))
         write_npy(folder / f"confidence_{view.index:03d}.npy", view.conf.astype(np.float32))
         write_png(folder / f"depth_{view.index:03d}.png", depth_picture(view.depth, depth_colours))
         write_png(folder / f"confidence_{view.index:03d}.png", confidence_picture(view.conf, conf_colours))
+
+    with ThreadPoolExecutor(_WRITERS) as writers:
+        deque(writers.map(write, reconstruction.views), maxlen=0)  # raises the first error
 
 
 def _valid(values: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,8 @@ def write_result(
     or an impossible budget). In the last case everything but the scene is written all the same, because
     `rewrite_scene` with other options mends it.
     """
-    with replaced_folder(output, overwrite) as folder:
-        save_reconstruction(reconstruction, folder / STORE)
+    with replaced_folder(output, overwrite) as folder, ThreadPoolExecutor(1) as beside:
+        stored = beside.submit(save_reconstruction, reconstruction, folder / STORE)
         write_depth_maps(reconstruction, folder)
         write_cameras(reconstruction, folder / "cameras.json")
         write_matches(reconstruction, folder / "matches.npz")
@@ -89,6 +90,7 @@ def write_result(
             scene = _scene_section(options, statistics)
         except InputError as error:
             no_scene, scene = error, {**dataclasses.asdict(options), "error": str(error)}
+        stored.result()
         write_run(folder, {**run, "scene": scene})
     if no_scene is not None:
         raise InputError(_with_cure(no_scene, output)) from no_scene
