@@ -112,10 +112,10 @@ def run_views(
     pairs = make_pairs(graph, len(views))
     data = collect_pairs(model, scene, views, pairs, options, batch_size, clock)
     with clock.stage("align"):
-        problem = build_problem(data.canonical, data.correspondences, data.fallback, options.alignment)
-        canonical, summaries = data.canonical, data.summaries
         matches = [m.cpu() for m in data.correspondences]
+        canonical, summaries, fallback = data.canonical, data.summaries, data.fallback
         del data
+        problem = build_problem(canonical, matches, fallback, options.alignment)
         aligned = align(problem, options.alignment)
         errors = reprojection_errors(problem, aligned)
         del problem

@@ -118,12 +118,11 @@ def reconstruct(
 
     canonical = [view for k in chosen if (view := data.canonical[k]) is not None]
     inside = set(chosen)
-    matches = [m for m in data.correspondences if m.i in inside and m.j in inside]
+    matches = [m.cpu() for m in data.correspondences if m.i in inside and m.j in inside]
+    own_views, summaries, fallback = data.canonical, data.summaries, data.fallback
+    del data  # its matches, which may fill a GPU's memory; the alignment packs its own
     with timer.stage("Align cameras", options.alignment.niter_coarse + options.alignment.niter_fine):
-        problem = build_problem(canonical, matches, data.fallback, options.alignment)
-        own_views, summaries = data.canonical, data.summaries
-        matches = [m.cpu() for m in matches]
-        del data  # the alignment has a packed copy of the matches
+        problem = build_problem(canonical, matches, fallback, options.alignment)
         aligned = align(problem, options.alignment, _steps(report))
         errors = reprojection_errors(problem, aligned)
         del problem

@@ -116,16 +116,21 @@ def constant_points(
                    measures distances relative to the depth, as the errors of a prediction grow with it
     """
     observed = matches.observed
-    views = matches.pairs.index_select(0, matches.chunk_pair)  # (C, 2)
-    rays = rays[views]
-    offset = observed.offset * inverse_zooms[views][..., None] + 1
-    depth = unit_depths.view(-1)[observed.anchor.long()].mul_(offset)
-    points = depth.new_ones(*observed.anchor.shape[:2], 4, observed.anchor.shape[2])
-    points[:, :, :3] = (rays[..., :2] @ observed.pixel).add_(rays[..., 2:]).mul_(depth[:, :, None])
-    points[:, 1].neg_()
-    if relative:
-        points *= depth.square().mean(1).clamp_min_(_TINY).rsqrt_()[:, None, None]
-    return points.view(len(points), 8, -1)
+    num_chunks, _, length = observed.anchor.shape
+    points = unit_depths.new_empty(num_chunks, 2, 4, length)
+    for slab in slabs(num_chunks, points):
+        views = matches.pairs.index_select(0, matches.chunk_pair[slab])  # (chunks, 2)
+        of_side = rays[views]
+        offset = observed.offset[slab] * inverse_zooms[views][..., None] + 1
+        depth = unit_depths.view(-1)[observed.anchor[slab].long()].mul_(offset)
+        own = points[slab]
+        torch.matmul(of_side[..., :2], observed.pixel[slab], out=own[:, :, :3])
+        own[:, :, :3].add_(of_side[..., 2:]).mul_(depth[:, :, None])
+        own[:, :, 3] = 1
+        own[:, 1].neg_()
+        if relative:
+            own *= depth.square().mean(1).clamp_min_(_TINY).rsqrt_()[:, None, None]
+    return points.view(num_chunks, 8, -1)
 
 
 def fallback_loss(

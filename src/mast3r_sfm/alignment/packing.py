@@ -193,12 +193,14 @@ def pack_matches(
     view_of = torch.tensor([*views[kept].tolist(), [0, 0]], device=device)
     observed = chunking.observations([[sides[p][k] for p in kept] for k in (0, 1)], view_of * num_anchors[1])
     weight = chunking.weights(pairs[p].conf for p in kept)
+    block, sum_by_pair = chunking.block, _sum_chunks(chunking)
+    del chunking  # the sums over anchors need the memory
     return MatchChunks(
         pairs=view_of,
-        chunk_pair=chunking.block,
+        chunk_pair=block,
         observed=observed,
         weight=weight,
-        sum_by_pair=_sum_chunks(chunking),
+        sum_by_pair=sum_by_pair,
         sum_by_view=_sum_views(view_of, num_anchors[0]),
         sum_by_anchor=_sum_anchors(observed.anchor, (weight > 0)[:, None], num_anchors),
     )
