@@ -69,16 +69,19 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         || echo "WARNING: the published code cannot be imported here; verify and --engine upstream will not work" >&2
 
 # Any --user can run it: nothing below is written at run time but the folders that everybody may write.
-RUN install -d -m 1777 /opt/mast3r-sfm/home /opt/mast3r-sfm/cache /opt/mast3r-sfm/cache/huggingface /data
+RUN install -d -m 1777 /opt/mast3r-sfm/home /opt/mast3r-sfm/cache /opt/mast3r-sfm/cache/huggingface \
+    /opt/mast3r-sfm/cache/triton /data
 # USER: torch asks for a name, which the number given to --user does not have
-ENV HOME=/opt/mast3r-sfm/home USER=mast3r-sfm HF_HOME=/opt/mast3r-sfm/cache/huggingface PYTHONUNBUFFERED=1
+ENV HOME=/opt/mast3r-sfm/home USER=mast3r-sfm PYTHONUNBUFFERED=1 \
+    HF_HOME=/opt/mast3r-sfm/cache/huggingface TRITON_CACHE_DIR=/opt/mast3r-sfm/cache/triton
 COPY demo_data /opt/mast3r-sfm/demo_data
 RUN --mount=type=tmpfs,target=/build \
     --mount=type=bind,source=pyproject.toml,target=/build/pyproject.toml \
     --mount=type=bind,source=README.md,target=/build/README.md \
     --mount=type=bind,source=LICENSE,target=/build/LICENSE \
     --mount=type=bind,source=src,target=/build/src,rw \
-    python -m pip install --no-cache-dir --no-deps --no-build-isolation /build
+    python -m pip install --no-cache-dir --no-deps --no-build-isolation /build; \
+    python -c "import mast3r_sfm.commands"  # writes the bytecode that the base may lack: no --user could
 
 ARG REVISION=""
 LABEL org.opencontainers.image.title="mast3r-sfm" \

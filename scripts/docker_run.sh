@@ -48,7 +48,8 @@ docker_note_stale_image() { # ROOT IMAGE
 
 # --- mounts ---------------------------------------------------------------------------------------------------------
 
-container_hf_home=/opt/mast3r-sfm/cache/huggingface # as in the Dockerfile
+container_hf_home=/opt/mast3r-sfm/cache/huggingface # as in the Dockerfile, both
+container_kernels=/opt/mast3r-sfm/cache/triton
 
 mount_targets=() mount_sources=() mount_modes=()
 
@@ -154,6 +155,11 @@ docker_reconstruct() { # IMAGE ARGUMENT...
     local cache=${HF_HOME:-$HOME/.cache/huggingface}
     mkdir -p -- "$cache"
     add_mount "$cache" rw "$container_hf_home"
+    if docker_has_gpu; then # its kernels are compiled once, not in every container
+        local kernels=${XDG_CACHE_HOME:-$HOME/.cache}/mast3r-sfm/triton
+        mkdir -p -- "$kernels"
+        add_mount "$kernels" rw "$container_kernels"
+    fi
 
     local run=(run --rm --workdir "$PWD")
     if [ -t 0 ] && [ -t 1 ]; then run+=(--interactive --tty); fi

@@ -261,6 +261,16 @@ def test_model_cache_follows_HF_HOME(docker: Docker) -> None:
     assert docker.run().mount(inside).source == str(docker.home / "models")
 
 
+def test_compiled_kernels_of_a_gpu_are_kept(docker: Docker) -> None:
+    inside = "/opt/mast3r-sfm/cache/triton"
+    assert docker.run().mount(inside) == Mount(str(docker.home / ".cache/mast3r-sfm/triton"), inside, readonly=False)
+    assert f"TRITON_CACHE_DIR={inside}" in (ROOT / "Dockerfile").read_text()
+    docker.environment["XDG_CACHE_HOME"] = str(docker.home / "caches")
+    assert docker.run().mount(inside).source == str(docker.home / "caches/mast3r-sfm/triton")
+    docker.set(gpu=False)
+    assert inside not in [mount.target for mount in docker.run().mounts]
+
+
 def test_environment_is_passed_by_name(docker: Docker) -> None:
     assert docker.run().option("--env") == []
     docker.environment.update(HF_TOKEN="secret", HF_HUB_OFFLINE="1", https_proxy="http://proxy:1", HOSTNAME="x")
