@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -213,6 +215,20 @@ def test_bad_input(
         errors = [line for line in shown.splitlines() if line.startswith("Error: ")]
         assert len(errors) == 1 and message in errors[0], f"{name}: {shown}"
         assert "Traceback" not in shown and not (tmp_path / "out").exists(), name
+
+
+def test_a_full_disk_is_told_before_the_work(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_work(*arguments: object) -> None:
+        raise AssertionError("the images were encoded first")
+
+    monkeypatch.setattr("mast3r_sfm.pipeline.encode_views", no_work)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**5))
+    code = run("reconstruct", "--input", photos, "--output", tmp_path / "out", *SMALL)
+    assert code == 2
+    assert re.search(r"0 MB free, the result takes up to \d+ MB", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

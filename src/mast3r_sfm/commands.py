@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,12 +24,12 @@ from mast3r_sfm.device import resolve_device
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.glb import SceneOptions, SceneStatistics
 from mast3r_sfm.export.match_result import write_match_result
-from mast3r_sfm.export.result import check_output, read_scene_options, rewrite_scene, write_result
+from mast3r_sfm.export.result import check_output, expected_bytes, read_scene_options, rewrite_scene, write_result
 from mast3r_sfm.hub import HubUnreachableError
 from mast3r_sfm.images import ImageSizing, find_images, load_images
 from mast3r_sfm.inference import NotFiniteError, encode_views, predict_pairs
 from mast3r_sfm.matching import match_pair
-from mast3r_sfm.memory import estimate_memory, gigabytes, peak_memory
+from mast3r_sfm.memory import estimate_matches, estimate_memory, gigabytes, peak_memory
 from mast3r_sfm.pipeline import ReconstructionOptions, RunReport, plan_pairs
 from mast3r_sfm.pipeline import reconstruct as run_pipeline
 from mast3r_sfm.scene_graph import resolve_graph
@@ -67,8 +68,11 @@ def reconstruct(inputs: list[str], output: Path | None, options: Mapping[str, An
         )
         paths = find_images(inputs)
         resolve_graph(options["scene_graph"], len(paths))  # a misspelt graph should not wait for the model
-        run_engine = _run_upstream if options["engine"] == "upstream" else _run_native
-        outcome = run_engine(paths, options, log)
+        check_disk = partial(_check_disk, output, options["overwrite"], scene)
+        if options["engine"] == "upstream":
+            outcome = _run_upstream(paths, options, log)
+        else:
+            outcome = _run_native(paths, options, log, check_disk)
         if options["min_conf_thr"] is None and outcome.min_conf_thr is not None:
             scene = dataclasses.replace(scene, min_conf_thr=outcome.min_conf_thr)
         writing = time.perf_counter()
@@ -188,14 +192,28 @@ def _load_views(
     return views
 
 
-def _run_native(paths: Sequence[Path], options: Mapping[str, Any], log: WarningCollector) -> _Outcome:
-    """Our own engine."""
+def _check_disk(output: Path, overwrite: bool, scene: SceneOptions, views: Sequence[View], num_matches: float) -> None:
+    """Raises InputError if the disk has too little room for the result: that should not be found out at the end."""
+    num_pixels = sum(view.shape[0] * view.shape[1] for view in views)
+    check_output(output, overwrite, expected_bytes(num_pixels, int(num_matches), scene))
+
+
+def _run_native(
+    paths: Sequence[Path],
+    options: Mapping[str, Any],
+    log: WarningCollector,
+    check_disk: Callable[[Sequence[View], float], None],
+) -> _Outcome:
+    """Our own engine. `check_disk` is asked before the work starts, with the views and the matches to expect."""
     quiet = options["quiet"]
     model = _load_model(options, log, quiet)
     chosen = _pipeline_options(options)
     with ProgressDisplay(quiet) as display:
         views = _load_views(paths, model, options, display)
-        say(_announcement(model, views, chosen), quiet)
+        pairs = plan_pairs(views, chosen, None)
+        num_pairs = 10 * len(views) if pairs is None else len(pairs)  # None: chosen by similarity, later
+        check_disk(views, estimate_matches(views, num_pairs, chosen.alignment.subsample))
+        say(_announcement(model, views, chosen, pairs is not None, num_pairs), quiet)
         model, (reconstruction, report) = _predict(
             model, options, log, lambda network: run_pipeline(views, network, chosen, display)
         )
@@ -234,15 +252,17 @@ def _pipeline_options(options: Mapping[str, Any]) -> ReconstructionOptions:
     )
 
 
-def _announcement(model: Model, views: Sequence[View], chosen: ReconstructionOptions) -> str:
+def _announcement(
+    model: Model, views: Sequence[View], chosen: ReconstructionOptions, planned: bool, num_pairs: int
+) -> str:
     """One line before the work starts: what it is, and what memory it will take."""
-    count = len(views)
-    pairs = plan_pairs(views, chosen, None)
-    shown = "pairs chosen by similarity" if pairs is None else f"{len(pairs)} pairs"
-    num_pairs = 10 * count if pairs is None else len(pairs)
-    memory = gigabytes(estimate_memory(model, views, num_pairs, chosen.batch_size))
+    shown = f"{num_pairs} pairs" if planned else "pairs chosen by similarity"
+    memory = estimate_memory(model, views, num_pairs, chosen.alignment.subsample, chosen.batch_size)
     height, width = views[0].shape
-    return f"{count} images of about {width}x{height}, {shown}, estimated {model.device.type.upper()} memory {memory}"
+    return (
+        f"{len(views)} images of about {width}x{height}, {shown}, "
+        f"estimated {model.device.type.upper()} memory {gigabytes(memory)}"
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -18,7 +18,14 @@ _BYTES_PER_MATCH = 120  # both sides' observations and the gradients on them
 _CANONICAL_BYTES = 32  # per pixel: the running sums
 
 
-def estimate_memory(model: Model, views: Sequence[View], num_pairs: int, batch_size: int | None = None) -> float:
+def estimate_matches(views: Sequence[View], num_pairs: int, subsample: int) -> float:
+    """Matches that a run may find, all pairs together, estimated before it starts; for views that overlap well."""
+    return num_pairs * max(view.shape[0] * view.shape[1] for view in views) / subsample**2 * _MATCHES_PER_ANCHOR
+
+
+def estimate_memory(
+    model: Model, views: Sequence[View], num_pairs: int, subsample: int, batch_size: int | None = None
+) -> float:
     """Rough bytes that a run holds on the model's device at its peak, estimated before it starts.
 
     The pairs' stage (weights, features, canonical views, one batch) and the alignment follow each other.
@@ -30,7 +37,7 @@ def estimate_memory(model: Model, views: Sequence[View], num_pairs: int, batch_s
     canonical = _CANONICAL_BYTES * sum(pixels)
     shape = max((view.shape for view in views), key=lambda shape: shape[0] * shape[1])
     batch = min(batch_size or auto_batch_size(model, shape), max(1, num_pairs)) * bytes_per_pair(model, shape)
-    alignment = num_pairs * max(pixels) / 64 * _MATCHES_PER_ANCHOR * _BYTES_PER_MATCH
+    alignment = estimate_matches(views, num_pairs, subsample) * _BYTES_PER_MATCH
     return weights + canonical + max(features + batch, alignment)
 
 
