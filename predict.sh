@@ -11,7 +11,8 @@
 # Every other argument goes to `mast3r-sfm reconstruct` as it is.
 #
 # Environment: MAST3R_SFM_IMAGE (the image to run or build, mast3r-sfm:latest), HF_HOME (where models are kept,
-# ~/.cache/huggingface), HF_TOKEN, HF_HUB_OFFLINE, the usual proxy variables, CUDA_VISIBLE_DEVICES, PYTHON.
+# ~/.cache/huggingface), XDG_CACHE_HOME (compiled kernels, ~/.cache), HF_TOKEN, HF_HUB_OFFLINE, the usual proxy
+# variables, CUDA_VISIBLE_DEVICES, PYTHON.
 set -euo pipefail
 # shellcheck disable=SC1007  # an empty CDPATH for this one command: cd would print where it went
 root=$(CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)

@@ -8,7 +8,7 @@ rendered photos as JPEG into a temporary folder, runs the command once to warm u
 process, and prints the medians: of the whole, and of the tool's own stages from its run.json.
 
 The bytecode of all modules is kept in that folder too, as every installation by pip keeps it: without, each process
-compiles the source of PyTorch again (2 s).
+compiles the source of PyTorch again.
 
 Random weights predict points on either side of the camera, of which nothing can be reconstructed. So the last layer
 of the point heads is weakened and biased: every pixel lies 1 to 2 units in front of the camera, with a confidence

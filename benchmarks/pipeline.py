@@ -116,6 +116,7 @@ def run_views(
         canonical, summaries, fallback = data.canonical, data.summaries, data.fallback
         del data
         problem = build_problem(canonical, matches, fallback, options.alignment)
+        del fallback
         aligned = align(problem, options.alignment)
         errors = reprojection_errors(problem, aligned)
         del problem

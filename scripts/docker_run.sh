@@ -156,9 +156,8 @@ docker_reconstruct() { # IMAGE ARGUMENT...
     mkdir -p -- "$cache"
     add_mount "$cache" rw "$container_hf_home"
     if docker_has_gpu; then # its kernels are compiled once, not in every container
-        local kernels=${XDG_CACHE_HOME:-$HOME/.cache}/mast3r-sfm/triton
-        mkdir -p -- "$kernels"
-        add_mount "$kernels" rw "$container_kernels"
+        local kernels=${XDG_CACHE_HOME:-${HOME:-}/.cache}/mast3r-sfm/triton
+        if mkdir -p -- "$kernels" 2>/dev/null; then add_mount "$kernels" rw "$container_kernels"; fi
     fi
 
     local run=(run --rm --workdir "$PWD")

@@ -224,7 +224,7 @@ def test_a_full_disk_is_told_before_the_work(
         raise AssertionError("the images were encoded first")
 
     monkeypatch.setattr("mast3r_sfm.pipeline.encode_views", no_work)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**5))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=10**12, free=10**5))
     code = run("reconstruct", "--input", photos, "--output", tmp_path / "out", *SMALL)
     assert code == 2
     assert re.search(r"0 MB free, the result takes up to \d+ MB", capsys.readouterr().err)

@@ -6,16 +6,18 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from export_scene import read_glb, two_views, view
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export import result
 from mast3r_sfm.export.glb import EmptySceneError, SceneOptions
 from mast3r_sfm.export.result import check_output, expected_bytes, read_scene_options, rewrite_scene, write_result
-from mast3r_sfm.types import Reconstruction
+from mast3r_sfm.types import Correspondences, Reconstruction
 
 OPTIONS = SceneOptions(min_conf_thr=3.0)
 FILES = {
@@ -176,15 +178,28 @@ def test_too_little_disk_is_told_before_the_start(tmp_path):
         check_output(tmp_path / "out", False, needed_bytes=10**18)
 
 
+def test_a_disk_that_does_not_tell_its_size_is_not_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=0, used=0, free=0))
+    check_output(tmp_path / "out", False, needed_bytes=10**9)
+
+
 def test_the_expected_size_is_an_upper_bound(tmp_path):
     rng = np.random.default_rng(0)
     noisy = view(
         rng.uniform(2, 2.01, (200, 300)), rgb=rng.integers(0, 256, (200, 300, 3)), conf=rng.uniform(4, 9, (200, 300))
     )
+
+    def size_of(matches: tuple[Correspondences, ...], options: SceneOptions) -> int:
+        write(tmp_path / "out", overwrite=True, reconstruction=Reconstruction((noisy,), matches), options=options)
+        return sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+
     for options in (SceneOptions(cameras=False), SceneOptions(cameras=False, as_pointcloud=True)):
-        write(tmp_path / "out", overwrite=True, reconstruction=Reconstruction((noisy,), ()), options=options)
-        size = sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+        size = size_of((), options)
         assert 0.6 < size / expected_bytes(200 * 300, 0, options) <= 1
+        xy = [torch.from_numpy(rng.integers(0, 200, (50_000, 2), dtype=np.int32)) for _ in range(2)]
+        matches = Correspondences(0, 0, *xy, torch.from_numpy(rng.uniform(1, 9, 50_000).astype(np.float32)))
+        room = expected_bytes(200 * 300, 50_000, options) - expected_bytes(200 * 300, 0, options)
+        assert 0.5 < (size_of((matches,), options) - size) / room <= 1
 
 
 class TestFailures:

@@ -267,6 +267,10 @@ def test_compiled_kernels_of_a_gpu_are_kept(docker: Docker) -> None:
     assert f"TRITON_CACHE_DIR={inside}" in (ROOT / "Dockerfile").read_text()
     docker.environment["XDG_CACHE_HOME"] = str(docker.home / "caches")
     assert docker.run().mount(inside).source == str(docker.home / "caches/mast3r-sfm/triton")
+    (docker.home / "file").write_text("")
+    docker.environment["XDG_CACHE_HOME"] = str(docker.home / "file")  # no folder can be made in it: then without
+    assert inside not in [mount.target for mount in docker.run().mounts]
+    del docker.environment["XDG_CACHE_HOME"]
     docker.set(gpu=False)
     assert inside not in [mount.target for mount in docker.run().mounts]
 

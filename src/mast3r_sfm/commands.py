@@ -40,6 +40,8 @@ DEFAULT_MIN_CONF_THR = 3.0
 
 Result = TypeVar("Result")
 
+_OVERLAPPING = 10  # images that one shows the same part of a scene with, at a guess
+
 
 @dataclasses.dataclass(frozen=True)
 class _Outcome:
@@ -211,8 +213,9 @@ def _run_native(
     with ProgressDisplay(quiet) as display:
         views = _load_views(paths, model, options, display)
         pairs = plan_pairs(views, chosen, None)
-        num_pairs = 10 * len(views) if pairs is None else len(pairs)  # None: chosen by similarity, later
-        check_disk(views, estimate_matches(views, num_pairs, chosen.alignment.subsample))
+        num_pairs = _OVERLAPPING * len(views) if pairs is None else len(pairs)  # None: chosen by similarity, later
+        overlapping = min(num_pairs, _OVERLAPPING * len(views))
+        check_disk(views, estimate_matches(views, overlapping, chosen.alignment.subsample))
         say(_announcement(model, views, chosen, pairs is not None, num_pairs), quiet)
         model, (reconstruction, report) = _predict(
             model, options, log, lambda network: run_pipeline(views, network, chosen, display)

@@ -13,13 +13,13 @@ from mast3r_sfm.checkpoint import Model
 from mast3r_sfm.inference import auto_batch_size, bytes_per_pair
 from mast3r_sfm.types import View
 
-_MATCHES_PER_ANCHOR = 1.6  # of a pair of images that overlap well, both views' seeds together
+_MATCHES_PER_ANCHOR = 1.6  # verified ones of photos that overlap well; exact predictions give up to 3.5
 _BYTES_PER_MATCH = 120  # both sides' observations and the gradients on them
 _CANONICAL_BYTES = 32  # per pixel: the running sums
 
 
 def estimate_matches(views: Sequence[View], num_pairs: int, subsample: int) -> float:
-    """Matches that a run may find, all pairs together, estimated before it starts; for views that overlap well."""
+    """Matches that a run keeps if all of `num_pairs` overlap well, estimated before it starts."""
     return num_pairs * max(view.shape[0] * view.shape[1] for view in views) / subsample**2 * _MATCHES_PER_ANCHOR
 
 

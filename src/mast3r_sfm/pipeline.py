@@ -118,11 +118,12 @@ def reconstruct(
 
     canonical = [view for k in chosen if (view := data.canonical[k]) is not None]
     inside = set(chosen)
-    matches = [m.cpu() for m in data.correspondences if m.i in inside and m.j in inside]
-    own_views, summaries, fallback = data.canonical, data.summaries, data.fallback
-    del data  # its matches, which may fill a GPU's memory; the alignment packs its own
     with timer.stage("Align cameras", options.alignment.niter_coarse + options.alignment.niter_fine):
+        matches = [m.cpu() for m in data.correspondences if m.i in inside and m.j in inside]
+        own_views, summaries, fallback = data.canonical, data.summaries, data.fallback
+        del data  # its matches, which may fill a GPU's memory; the alignment packs its own
         problem = build_problem(canonical, matches, fallback, options.alignment)
+        del fallback
         aligned = align(problem, options.alignment, _steps(report))
         errors = reprojection_errors(problem, aligned)
         del problem

@@ -15,7 +15,6 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +59,11 @@ def check_output(output: Path, overwrite: bool, needed_bytes: int = 0) -> None:
         probe = _sibling(parent / output.name, "probe")
         probe.mkdir()
         probe.rmdir()
-        free = shutil.disk_usage(parent).free
-    if free < needed_bytes:
+        disk = shutil.disk_usage(parent)
+    if disk.total and disk.free < needed_bytes:  # some file systems do not tell: all zero
         raise InputError(
-            f"The disk of {parent} has {free / 1e6:.0f} MB free, the result takes up to {needed_bytes / 1e6:.0f} MB: "
-            "free some space, or name an --output on another disk"
+            f"The disk of {parent} has {disk.free / 1e6:.0f} MB free, the result takes up to "
+            f"{needed_bytes / 1e6:.0f} MB: free some space, or name an --output on another disk"
         )
 
 
@@ -79,8 +78,8 @@ def write_result(
     or an impossible budget). In the last case everything but the scene is written all the same, because
     `rewrite_scene` with other options mends it.
     """
-    with replaced_folder(output, overwrite) as folder, ThreadPoolExecutor(1) as beside:
-        stored = beside.submit(save_reconstruction, reconstruction, folder / STORE)
+    with replaced_folder(output, overwrite) as folder:
+        save_reconstruction(reconstruction, folder / STORE)
         write_depth_maps(reconstruction, folder)
         write_cameras(reconstruction, folder / "cameras.json")
         write_matches(reconstruction, folder / "matches.npz")
@@ -90,7 +89,6 @@ def write_result(
             scene = _scene_section(options, statistics)
         except InputError as error:
             no_scene, scene = error, {**dataclasses.asdict(options), "error": str(error)}
-        stored.result()
         write_run(folder, {**run, "scene": scene})
     if no_scene is not None:
         raise InputError(_with_cure(no_scene, output)) from no_scene
