@@ -155,15 +155,14 @@ docker_reconstruct() { # IMAGE ARGUMENT...
     local cache=${HF_HOME:-$HOME/.cache/huggingface}
     mkdir -p -- "$cache"
     add_mount "$cache" rw "$container_hf_home"
-    if docker_has_gpu; then # its kernels are compiled once, not in every container
-        local kernels=${XDG_CACHE_HOME:-${HOME:-}/.cache}/mast3r-sfm/triton
-        if mkdir -p -- "$kernels" 2>/dev/null; then add_mount "$kernels" rw "$container_kernels"; fi
-    fi
 
     local run=(run --rm --workdir "$PWD")
     if [ -t 0 ] && [ -t 1 ]; then run+=(--interactive --tty); fi
     if docker_has_gpu; then
         run+=(--gpus all)
+        # kernels are compiled once for it, not in every container
+        local kernels=${XDG_CACHE_HOME:-${HOME:-}/.cache}/mast3r-sfm/triton
+        if mkdir -p -- "$kernels" 2>/dev/null; then add_mount "$kernels" rw "$container_kernels"; fi
     else
         echo "note: Docker has no GPU runtime here; the reconstruction runs on the CPU" >&2
     fi

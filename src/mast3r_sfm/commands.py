@@ -70,11 +70,10 @@ def reconstruct(inputs: list[str], output: Path | None, options: Mapping[str, An
         )
         paths = find_images(inputs)
         resolve_graph(options["scene_graph"], len(paths))  # a misspelt graph should not wait for the model
-        check_disk = partial(_check_disk, output, options["overwrite"], scene)
         if options["engine"] == "upstream":
             outcome = _run_upstream(paths, options, log)
         else:
-            outcome = _run_native(paths, options, log, check_disk)
+            outcome = _run_native(paths, options, log, partial(_check_disk, output, options["overwrite"], scene))
         if options["min_conf_thr"] is None and outcome.min_conf_thr is not None:
             scene = dataclasses.replace(scene, min_conf_thr=outcome.min_conf_thr)
         writing = time.perf_counter()
@@ -212,10 +211,10 @@ def _run_native(
     chosen = _pipeline_options(options)
     with ProgressDisplay(quiet) as display:
         views = _load_views(paths, model, options, display)
-        pairs = plan_pairs(views, chosen, None)
-        num_pairs = _OVERLAPPING * len(views) if pairs is None else len(pairs)  # None: chosen by similarity, later
-        overlapping = min(num_pairs, _OVERLAPPING * len(views))
-        check_disk(views, estimate_matches(views, overlapping, chosen.alignment.subsample))
+        pairs = plan_pairs(views, chosen, None)  # None: chosen by similarity, later
+        overlapping = _OVERLAPPING * len(views)
+        num_pairs = overlapping if pairs is None else len(pairs)
+        check_disk(views, estimate_matches(views, min(num_pairs, overlapping), chosen.alignment.subsample))
         say(_announcement(model, views, chosen, pairs is not None, num_pairs), quiet)
         model, (reconstruction, report) = _predict(
             model, options, log, lambda network: run_pipeline(views, network, chosen, display)
