@@ -81,7 +81,7 @@ RUN --mount=type=tmpfs,target=/build \
     --mount=type=bind,source=LICENSE,target=/build/LICENSE \
     --mount=type=bind,source=src,target=/build/src,rw \
     python -m pip install --no-cache-dir --no-deps --no-build-isolation /build; \
-    python -c "import mast3r_sfm.commands"  # writes the bytecode that the base may lack: no --user could
+    python -c "import mast3r_sfm.app.commands"  # writes the bytecode that the base may lack: no --user could
 
 ARG REVISION=""
 LABEL org.opencontainers.image.title="mast3r-sfm" \

@@ -37,7 +37,7 @@ step() {
 if $lint; then
     step ruff check .
     step ruff format --check .
-    step mypy src
+    step mypy
     step shellcheck -x build.sh predict.sh test.sh .ci/run scripts/*.sh tests/container/*.sh
     step hadolint Dockerfile
 fi

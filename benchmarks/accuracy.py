@@ -1,6 +1,6 @@
 """Accuracy of whole reconstructions on rendered scenes with exact truth.
 
-    python benchmarks/accuracy.py --scenes 10 --views 7 --degrees 210 --scene-graph complete
+    python -m benchmarks.accuracy --scenes 10 --views 7 --degrees 210 --scene-graph complete
 
 Prints per scene and over all: relative rotation (median over pairs, share within 5 degrees), absolute
 trajectory error (RMS after similarity alignment, in per cent of the cameras' RMS extent), depth error (median over
@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from mast3r_sfm.alignment import AlignmentConfig
-from mast3r_sfm.checkpoint import Model, load_model
 from mast3r_sfm.errors import Mast3rSfmError
+from mast3r_sfm.matching.geometric_check import VerificationLimits
+from mast3r_sfm.model.checkpoint import Model, load_model
 from mast3r_sfm.pipeline import ReconstructionOptions, reconstruct
-from mast3r_sfm.synthetic import RenderedScene, render_orbit
 from mast3r_sfm.types import ImageTransform, Reconstruction, View
-from mast3r_sfm.verification import VerificationLimits
+from synthetic import RenderedScene, render_orbit
 
 FIRST_SEED = 900_000  # training draws from other seeds
 

@@ -1,6 +1,6 @@
 """Accuracy and speed of the alignment on a rendered scene with ideal, noisy pair predictions.
 
-    python benchmarks/alignment.py --views 7 --size 512 384 --seed 0
+    python -m benchmarks.alignment --views 7 --size 512 384 --seed 0
 
 Renders an orbit, makes pair predictions with smooth depth noise and true matches (whole pixels) for the complete
 graph, aligns with the default and with the published settings, and prints errors against the truth. With
@@ -19,8 +19,8 @@ import torch
 from mast3r_sfm.alignment import AlignmentConfig, AlignmentResult, align, build_problem, reprojection_errors
 from mast3r_sfm.canonical import CanonicalAccumulator
 from mast3r_sfm.densify import dense_depth
-from mast3r_sfm.synthetic import RenderedScene, ideal_correspondences, ideal_pair_prediction, render_orbit
 from mast3r_sfm.types import CanonicalView, Correspondences
+from synthetic import RenderedScene, ideal_correspondences, ideal_pair_prediction, render_orbit
 
 
 def main() -> None:

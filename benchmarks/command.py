@@ -1,7 +1,7 @@
 """Wall-clock time of the whole command `mast3r-sfm reconstruct`, weights in the page cache.
 
-    python benchmarks/command.py                  7 photos of 512x384, a network of the published size
-    python benchmarks/command.py --tiny           a tiny network on photos of 64x48, to try the benchmark itself
+    python -m benchmarks.command                  7 photos of 512x384, a network of the published size
+    python -m benchmarks.command --tiny           a tiny network on photos of 64x48, to try the benchmark itself
 
 Writes a random checkpoint of the published size (float32 safetensors, 2.75 GB) in the layout of the hub's cache and
 rendered photos as JPEG into a temporary folder, runs the command once to warm up, then three times, each in a new
@@ -36,11 +36,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from mast3r_sfm.config import DEFAULT_MODEL, PRESETS, ModelConfig
+from benchmarks.stand_ins import random_weights
 from mast3r_sfm.device import resolve_device
 from mast3r_sfm.errors import EXIT_PARTIAL
-from mast3r_sfm.synthetic import render_orbit
-from stand_ins import random_weights
+from mast3r_sfm.model.config import DEFAULT_MODEL, PRESETS, ModelConfig
+from synthetic import render_orbit
 
 SEED = 900_001
 SIDES, SIZES = ("enc", "dec"), ("embed_dim", "depth", "num_heads")
@@ -159,7 +159,7 @@ def main() -> None:
         environment |= {"PYTHONPYCACHEPREFIX": str(work / "bytecode"), "PYTHONDONTWRITEBYTECODE": ""}
         options = ["--device", arguments.device, "--precision", arguments.precision, *arguments.options]
         figures: dict[str, Any] = {"views": arguments.views, "checkpoint_bytes": size, "imports": {}, "runs": []}
-        for what in ("pass", "import torch", "import mast3r_sfm.cli", "import mast3r_sfm.commands"):
+        for what in ("pass", "import torch", "import mast3r_sfm.app.cli", "import mast3r_sfm.app.commands"):
             seconds = [wall_clock([sys.executable, "-c", what], environment)[0] for _ in range(arguments.runs + 1)][1:]
             figures["imports"][what] = statistics.median(seconds)
             print(f"python -c '{what}': {figures['imports'][what]:.2f} s", flush=True)

@@ -1,6 +1,6 @@
 """Peak RAM of a large complete graph on the CPU: everything but the network and the search for matches.
 
-    python benchmarks/memory.py --views 60        1,770 pairs at 512x384
+    python -m benchmarks.memory --views 60        1,770 pairs at 512x384
 
 Predictions and matches come from a rendered scene instead of the network: exact pointmaps, and true matches. The
 iterations of the alignment are few, because they change the time but not the memory.
@@ -15,18 +15,18 @@ from pathlib import Path
 
 import torch
 
-from accuracy import views_of
+from benchmarks.accuracy import views_of
 from mast3r_sfm import pairwise
 from mast3r_sfm.alignment import AlignmentConfig, align, build_problem, reprojection_errors
+from mast3r_sfm.app.memory import gigabytes, peak_memory
 from mast3r_sfm.export.glb import SceneOptions
 from mast3r_sfm.export.result import write_result
-from mast3r_sfm.memory import gigabytes, peak_memory
 from mast3r_sfm.pairwise import PairwiseCollector
 from mast3r_sfm.pipeline import ReconstructionOptions, _assemble
 from mast3r_sfm.scene_graph import make_pairs
-from mast3r_sfm.synthetic import ideal_correspondences, render_orbit
-from mast3r_sfm.synthetic.ideal import camera_points
 from mast3r_sfm.types import PairPrediction, ViewPrediction
+from synthetic import ideal_correspondences, render_orbit
+from synthetic.ideal import camera_points
 
 
 def main() -> None:

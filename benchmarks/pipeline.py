@@ -1,8 +1,8 @@
 """Times every stage of a reconstruction on this machine, and the error of every precision.
 
-    python benchmarks/pipeline.py                             7 and 30 views, published network size
-    python benchmarks/pipeline.py --views 7 30 200 1000       with the large sets
-    python benchmarks/pipeline.py --device cpu --small        small network, 7 views
+    python -m benchmarks.pipeline                             7 and 30 views, published network size
+    python -m benchmarks.pipeline --views 7 30 200 1000       with the large sets
+    python -m benchmarks.pipeline --device cpu --small        small network, 7 views
 
 The network has random weights of the published sizes: it costs what the real one costs, but predicts nothing. For
 matching and alignment its predictions are replaced by ideal ones of a rendered scene: exact pointmaps with 2 %
@@ -34,20 +34,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from accuracy import measure, views_of
+from benchmarks.accuracy import measure, views_of
+from benchmarks.stand_ins import IdealPredictor, random_model
 from mast3r_sfm import pairwise
 from mast3r_sfm.alignment import align, build_problem, reprojection_errors
-from mast3r_sfm.checkpoint import Model, load_model
-from mast3r_sfm.config import DEFAULT_MODEL, PRESETS
+from mast3r_sfm.app.memory import gigabytes, peak_memory
 from mast3r_sfm.device import matmul_precision, resolve_device, resolve_precision
 from mast3r_sfm.inference import encode_views, predict_batches
-from mast3r_sfm.memory import gigabytes, peak_memory
+from mast3r_sfm.model.checkpoint import Model, load_model
+from mast3r_sfm.model.config import DEFAULT_MODEL, PRESETS
 from mast3r_sfm.pairwise import PairwiseCollector, PairwiseData
 from mast3r_sfm.pipeline import ReconstructionOptions, _assemble
 from mast3r_sfm.scene_graph import make_pairs
-from mast3r_sfm.synthetic import RenderedScene, render_orbit
 from mast3r_sfm.types import View
-from stand_ins import IdealPredictor, random_model
+from synthetic import RenderedScene, render_orbit
 
 SEED = 900_001
 WARM_UP_VIEWS = 4

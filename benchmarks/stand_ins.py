@@ -9,14 +9,14 @@ from functools import partial
 import torch
 from torch import nn
 
-from mast3r_sfm.checkpoint import Model, _assign
-from mast3r_sfm.config import ModelConfig
 from mast3r_sfm.device import compute_dtype
-from mast3r_sfm.network import TwoViewNetwork
-from mast3r_sfm.network.blocks import LayerNorm
-from mast3r_sfm.synthetic import RenderedScene, ideal_pair_predictions
-from mast3r_sfm.synthetic.ideal import pointmaps
+from mast3r_sfm.model.checkpoint import Model, _assign
+from mast3r_sfm.model.config import ModelConfig
+from mast3r_sfm.model.network import TwoViewNetwork
+from mast3r_sfm.model.network.blocks import LayerNorm
 from mast3r_sfm.types import PairPrediction, ViewPrediction
+from synthetic import RenderedScene, ideal_pair_predictions
+from synthetic.ideal import pointmaps
 
 DESCRIPTOR_NOISE = 0.05
 

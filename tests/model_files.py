@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from mast3r_sfm.config import ModelConfig
-from mast3r_sfm.network import TwoViewNetwork
+from mast3r_sfm.model.config import ModelConfig
+from mast3r_sfm.model.network import TwoViewNetwork
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -8,17 +8,15 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from golden_scene import GoldenScene, load_scene
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from golden_scene import GoldenScene, load_scene
 from mast3r_sfm.alignment import (
     AlignmentConfig,
-    FallbackPrediction,
     align,
     build_problem,
     losses,
     reprojection_errors,
-    sample_fallback,
 )
 from mast3r_sfm.alignment import segments as segment_sums
 from mast3r_sfm.alignment.adam import BETAS, EPS, CosineAdam
@@ -28,7 +26,8 @@ from mast3r_sfm.alignment.segments import SegmentSum
 from mast3r_sfm.alignment.solver import CoarseObjective, FineObjective, Stage
 from mast3r_sfm.canonical import anchor_index, depth_offsets
 from mast3r_sfm.errors import InputError, ReconstructionError
-from mast3r_sfm.types import CanonicalView, Correspondences
+from mast3r_sfm.pairwise import sample_fallback
+from mast3r_sfm.types import CanonicalView, Correspondences, FallbackPrediction
 
 PUBLISHED = AlignmentConfig.published()
 

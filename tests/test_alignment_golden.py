@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from golden_scene import ALIGNMENT_SCENES, GoldenScene, load_scene
+
 from mast3r_sfm.alignment import (
     AlignmentConfig,
     AlignmentProblem,
     AlignmentResult,
     align,
     build_problem,
-    sample_fallback,
 )
 from mast3r_sfm.alignment.parameters import SceneModel
 from mast3r_sfm.alignment.solver import CoarseObjective, FineObjective, run_stage
+from mast3r_sfm.pairwise import sample_fallback
 
 PARAMETERS = {
     "quaternions": "quats",

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-
 from golden_scene import load_scene
-from mast3r_sfm.alignment import AlignmentConfig, align, build_problem, reprojection_errors, sample_fallback, solver
+
+from mast3r_sfm.alignment import AlignmentConfig, align, build_problem, reprojection_errors, solver
 from mast3r_sfm.densify import clean_confidences, dense_depth
+from mast3r_sfm.pairwise import sample_fallback
 from mast3r_sfm.types import CanonicalView
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

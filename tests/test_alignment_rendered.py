@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mast3r_sfm.alignment import AlignmentConfig, align, build_problem, reprojection_errors
-from mast3r_sfm.synthetic import render_orbit
+from synthetic import render_orbit
 
 BENCHMARK = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "alignment.py"))
 

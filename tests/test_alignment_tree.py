@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 from golden_scene import ALIGNMENT_SCENES, load_scene
+
 from mast3r_sfm.alignment.kinematic_tree import build_tree, groups
 
 ANCHORS = np.full(10, 100)

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-
 from golden_scene import ALIGNMENT_SCENES, DATA, load_scene
+
 from mast3r_sfm.canonical import (
     CanonicalAccumulator,
     anchor_index,

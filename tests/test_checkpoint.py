@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from model_files import COMMIT, TINY, hub_over_http, random_state, write_folder, write_hub_cache, write_pth
 from safetensors.torch import save_file
 
-from mast3r_sfm.checkpoint import Model, load_model, parse_constructor
-from mast3r_sfm.config import DEFAULT_MODEL, PRESETS, ModelConfig
 from mast3r_sfm.errors import InputError, ModelError
-from mast3r_sfm.hub import HubUnreachableError, NotOnHubError
-from model_files import COMMIT, TINY, hub_over_http, random_state, write_folder, write_hub_cache, write_pth
+from mast3r_sfm.model.checkpoint import Model, load_model, parse_constructor
+from mast3r_sfm.model.config import DEFAULT_MODEL, PRESETS, ModelConfig
+from mast3r_sfm.model.hub import HubUnreachableError, NotOnHubError
 
 
 @pytest.fixture(scope="module")
@@ -236,8 +236,8 @@ def test_bundled_model_loads() -> None:
 _MEASURE = """
 import sys
 import huggingface_hub, safetensors, torch
-from mast3r_sfm.checkpoint import load_model
-from mast3r_sfm.memory import peak_memory
+from mast3r_sfm.model.checkpoint import load_model
+from mast3r_sfm.app.memory import peak_memory
 cpu = torch.device("cpu")
 before = peak_memory(cpu)["ram"]
 model = load_model(sys.argv[1], "cpu")

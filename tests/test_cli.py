@@ -14,12 +14,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import trimesh
+from model_files import TINY, random_state, write_folder
 from PIL import Image
 
-from mast3r_sfm.cli import main
-from mast3r_sfm.config import DEFAULT_MODEL
-from mast3r_sfm.synthetic import render_orbit
-from model_files import TINY, random_state, write_folder
+from mast3r_sfm.app.cli import main
+from mast3r_sfm.model.config import DEFAULT_MODEL
+from synthetic import render_orbit
 
 SMALL = ["--model-name", "small", "--device", "cpu"]
 
@@ -251,7 +251,7 @@ def test_interrupt(photos: Path, tmp_path: Path) -> None:
 
 
 def test_help_is_instant() -> None:
-    code = "import sys, mast3r_sfm.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, mast3r_sfm.app.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "mast3r_sfm", "--help"], check=True, capture_output=True)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-
 from golden_scene import ALIGNMENT_SCENES, load_scene
+
 from mast3r_sfm.densify import clean_confidences, dense_depth
 from mast3r_sfm.types import CanonicalView
 

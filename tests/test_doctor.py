@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from mast3r_sfm import doctor
-from mast3r_sfm.doctor import Check
+from mast3r_sfm.app import doctor
+from mast3r_sfm.app.doctor import Check
 
 
 class FakeGpu(SimpleNamespace):
@@ -129,13 +129,13 @@ def test_notes_do_not_keep_the_main_job_from_running_and_failures_do() -> None:
 
 
 def test_the_command_works_here_and_needs_no_torch_to_say_that_torch_is_missing(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from mast3r_sfm.cli import main; main(['doctor'])"]
+    command = [sys.executable, "-c", "from mast3r_sfm.app.cli import main; main(['doctor'])"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("A reconstruction can run.\n")
 
     (tmp_path / "torch.py").write_text("raise ImportError('broken')")
-    code = "import sys; from mast3r_sfm import doctor; print(doctor.report(doctor.run_checks()))"
+    code = "import sys; from mast3r_sfm.app import doctor; print(doctor.report(doctor.run_checks()))"
     done = subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False
     )

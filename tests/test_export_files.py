@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-
 from export_scene import matches, pose, two_views, view
+
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.cameras import write_cameras
 from mast3r_sfm.export.depth import (

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 import trimesh
-
 from export_scene import pose, read_glb, two_views, view
+
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.frusta import COLOURS, default_camera_size, frustum_corners, frustum_wires
 from mast3r_sfm.export.glb import EmptySceneError, SceneOptions, write_glb

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-
 from export_scene import read_glb, two_views, view
+
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export import result
 from mast3r_sfm.export.glb import EmptySceneError, SceneOptions

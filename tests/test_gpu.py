@@ -8,18 +8,18 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from test_pipeline import view_of
 
-from mast3r_sfm import matching
 from mast3r_sfm.alignment import solver
-from mast3r_sfm.checkpoint import load_model
 from mast3r_sfm.device import has_triton
 from mast3r_sfm.inference import encode_views, predict_batches
-from mast3r_sfm.matching import _match_one, match_pairs
-from mast3r_sfm.network import fused, rope
+from mast3r_sfm.matching import reciprocal as matching
+from mast3r_sfm.matching.reciprocal import _match_one, match_pairs
+from mast3r_sfm.model.checkpoint import load_model
+from mast3r_sfm.model.network import fused, rope
 from mast3r_sfm.pipeline import ReconstructionOptions, reconstruct
-from mast3r_sfm.synthetic import render_orbit
 from mast3r_sfm.types import Correspondences, Reconstruction
-from test_pipeline import view_of
+from synthetic import render_orbit
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -90,7 +90,7 @@ def test_fused_network_in_half_precision_predicts_what_the_plain_one_does() -> N
 
 def test_fused_matching_finds_the_plain_matches() -> None:
     assert has_triton()
-    from mast3r_sfm.matching_cuda import match_batch
+    from mast3r_sfm.matching.reciprocal_cuda import match_batch
 
     model = load_model("small", "cuda", "fp32")
     views = [*_views(3), *_views(2, (120, 160))]

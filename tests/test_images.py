@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from mast3r_sfm.errors import InputError
-from mast3r_sfm.image_decoding import decode_image, focal_px_from_exif
-from mast3r_sfm.images import (
+from mast3r_sfm.images.decoding import decode_image, focal_px_from_exif
+from mast3r_sfm.images.loading import (
     IMAGE_SUFFIXES,
     ImageSizing,
     crop_loss,
@@ -681,7 +681,7 @@ def test_an_interrupt_does_not_wait_for_the_other_images(tmp_path, monkeypatch):
         decoded.append(name)
         return decode_image(data, name)
 
-    monkeypatch.setattr("mast3r_sfm.images.decode_image", slow_decode)
+    monkeypatch.setattr("mast3r_sfm.images.loading.decode_image", slow_decode)
 
     def interrupt(steps):
         raise KeyboardInterrupt

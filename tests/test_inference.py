@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from model_files import TINY, random_state, write_folder
 
 from mast3r_sfm import inference
-from mast3r_sfm.checkpoint import Model, load_model
 from mast3r_sfm.errors import ReconstructionError
 from mast3r_sfm.inference import encode_views, predict_pairs
+from mast3r_sfm.model.checkpoint import Model, load_model
 from mast3r_sfm.types import ImageTransform, PairPrediction, View, ViewPrediction
-from model_files import TINY, random_state, write_folder
 
 SHAPES = [(64, 96), (64, 96), (96, 64), (64, 96)]
 

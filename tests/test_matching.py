@@ -11,8 +11,15 @@ import pytest
 import torch
 
 from mast3r_sfm.errors import InputError, ReconstructionError
-from mast3r_sfm.matching import _match_fused, match_maps, match_pair, merge_matches, reciprocal_matches, seed_grid
-from mast3r_sfm.nearest import nearest_neighbours
+from mast3r_sfm.matching.nearest import nearest_neighbours
+from mast3r_sfm.matching.reciprocal import (
+    _match_fused,
+    match_maps,
+    match_pair,
+    merge_matches,
+    reciprocal_matches,
+    seed_grid,
+)
 from mast3r_sfm.types import PairPrediction, ViewPrediction
 
 DATA = Path(__file__).parent / "data"
@@ -140,7 +147,7 @@ def test_out_of_memory_matches_fewer_pairs_at_once(fits: int, asked_for: list[in
             raise torch.cuda.OutOfMemoryError("stand-in")
         return [(prediction, subsample) for prediction in predictions]
 
-    monkeypatch.setitem(sys.modules, "mast3r_sfm.matching_cuda", SimpleNamespace(match_batch=tight))
+    monkeypatch.setitem(sys.modules, "mast3r_sfm.matching.reciprocal_cuda", SimpleNamespace(match_batch=tight))
     assert _match_fused(list(range(5)), 4) == [(k, 4) for k in range(5)]
     assert sizes == asked_for
 
@@ -149,6 +156,6 @@ def test_out_of_memory_for_one_pair_says_what_to_do(monkeypatch) -> None:
     def never(*_: object) -> None:
         raise torch.cuda.OutOfMemoryError("stand-in")
 
-    monkeypatch.setitem(sys.modules, "mast3r_sfm.matching_cuda", SimpleNamespace(match_batch=never))
+    monkeypatch.setitem(sys.modules, "mast3r_sfm.matching.reciprocal_cuda", SimpleNamespace(match_batch=never))
     with pytest.raises(ReconstructionError, match="--subsample"):
         _match_fused([0, 1], 8)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-
-from mast3r_sfm.matching import _match_one
-from mast3r_sfm.types import PairPrediction, ViewPrediction
 from triton_interpreter import interpreted, outside, run_interpreted
+
+from mast3r_sfm.matching.reciprocal import _match_one
+from mast3r_sfm.types import PairPrediction, ViewPrediction
 
 pytest.importorskip("triton", reason="Triton comes with torch's CUDA builds")
 
@@ -32,7 +32,7 @@ def _flat(height: int, width: int, depth: int, seed: int) -> torch.Tensor:
 
 def _search(maps: list[torch.Tensor], rows: torch.Tensor, lengths: list[int], queries: int = 16):
     """Nearest pixels of `rows` (2, S), from map 0 in map 1 and from 1 in 0: found (2, S) and the list of moved."""
-    from mast3r_sfm import nearest_triton as search
+    from mast3r_sfm.matching import nearest_triton as search
 
     packed = search.pack_maps(maps, search.SearchTuning(tile=(4, 8), queries=queries, tiles_per_program=4))
     listed = search.SeedList(torch.arange(rows.shape[1]).repeat(2, 1).int(), torch.tensor(lengths).int())
@@ -76,7 +76,7 @@ def test_lowest_pixel_wins_ties_although_tiles_come_in_another_order() -> None:
 
 @interpreted
 def test_a_seed_that_finds_the_same_pixel_is_not_listed_again() -> None:
-    from mast3r_sfm import nearest_triton as search
+    from mast3r_sfm.matching import nearest_triton as search
 
     maps = [_random(6, 9, 24, 0), _random(7, 5, 24, 1)]
     rows = torch.arange(8).repeat(2, 1).int()
@@ -94,7 +94,7 @@ def test_a_seed_that_finds_the_same_pixel_is_not_listed_again() -> None:
 
 @interpreted
 def test_views_of_a_batch_are_searched_where_they_lie() -> None:
-    from mast3r_sfm import nearest_triton as search
+    from mast3r_sfm.matching import nearest_triton as search
 
     batch = torch.stack([_random(5, 7, 24, seed) for seed in range(3)])
     assert [m.data_ptr() for m in search.pack_maps(list(batch)).exact] == [m.data_ptr() for m in batch]
@@ -119,8 +119,8 @@ def _pair(i: int, j: int, maps: list[torch.Tensor]) -> PairPrediction:
     [((16, 16), (16, 16), 2), ((13, 22), (21, 15), 1), ((16, 16), (4, 16), 1), ((4, 4), (4, 4), 1)],
 )
 def test_batch_of_pairs_equals_the_plain_matching(shape_i, shape_j, count, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mast3r_sfm import nearest_triton as search
-    from mast3r_sfm.matching_cuda import match_batch
+    from mast3r_sfm.matching import nearest_triton as search
+    from mast3r_sfm.matching.reciprocal_cuda import match_batch
 
     monkeypatch.setattr(search, "TUNING", search.SearchTuning(queries=16, tiles_per_program=8))
     pairs = []

@@ -6,19 +6,19 @@ import copy
 import json
 from pathlib import Path
 
+import golden_rule
 import numpy as np
 import pytest
 import torch
-
-import golden_rule
-from mast3r_sfm.config import PRESETS, Activation, ModelConfig
-from mast3r_sfm.device import has_triton
-from mast3r_sfm.network import TwoViewNetwork, dpt, fused
-from mast3r_sfm.network.blocks import LayerNorm
-from mast3r_sfm.network.dpt import _interpolation
-from mast3r_sfm.network.heads import activate_confidence, activate_points, unpatchify
-from mast3r_sfm.network.rope import rope_table, rotate
 from triton_interpreter import interpreted, outside, run_interpreted
+
+from mast3r_sfm.device import has_triton
+from mast3r_sfm.model.config import PRESETS, Activation, ModelConfig
+from mast3r_sfm.model.network import TwoViewNetwork, dpt, fused
+from mast3r_sfm.model.network.blocks import LayerNorm
+from mast3r_sfm.model.network.dpt import _interpolation
+from mast3r_sfm.model.network.heads import activate_confidence, activate_points, unpatchify
+from mast3r_sfm.model.network.rope import rope_table, rotate
 
 DATA = Path(__file__).parent / "data"
 SHAPES = {
@@ -252,7 +252,7 @@ def test_in_the_interpreter() -> None:
 @pytest.mark.parametrize("width", [192, 768])
 @torch.inference_mode()
 def test_fused_addition_and_norm(width: int) -> None:
-    from mast3r_sfm.network import fused_triton
+    from mast3r_sfm.model.network import fused_triton
 
     torch.manual_seed(0)
     x, delta = torch.randn(2, 3, width) * 3, torch.randn(2, 3, width).half()
@@ -271,7 +271,7 @@ def test_fused_addition_and_norm(width: int) -> None:
 @interpreted
 @torch.inference_mode()
 def test_fused_bias_residuals_and_relu() -> None:
-    from mast3r_sfm.network import fused_triton
+    from mast3r_sfm.model.network import fused_triton
 
     torch.manual_seed(0)
     x, first, second = (torch.randn(2, 24, 5, 3).half() for _ in range(3))  # not channels-last
@@ -289,7 +289,7 @@ def test_fused_bias_residuals_and_relu() -> None:
 @pytest.mark.parametrize("size", [(10, 6), (1, 7), (13, 13)])
 @torch.inference_mode()
 def test_fused_upsampling(size: tuple[int, int]) -> None:
-    from mast3r_sfm.network import fused_triton
+    from mast3r_sfm.model.network import fused_triton
 
     torch.manual_seed(0)
     x = torch.randn(2, 12, 5, 3).half()
@@ -302,7 +302,7 @@ def test_fused_upsampling(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("mode", [("exp", 1.0, np.inf), ("sigmoid", 1.0, 5.0), ("exp", 0.0, 0.5), None])
 @torch.inference_mode()
 def test_fused_descriptors(side: int, mode: tuple[str, float, float] | None) -> None:
-    from mast3r_sfm.network import fused_triton
+    from mast3r_sfm.model.network import fused_triton
 
     torch.manual_seed(0)
     conf_mode = None if mode is None else Activation(*mode)
@@ -322,7 +322,7 @@ def test_fused_descriptors(side: int, mode: tuple[str, float, float] | None) -> 
 @pytest.mark.parametrize("scale", [1e-3, 1.0])
 @torch.inference_mode()
 def test_fused_points(depth: str, scale: float) -> None:
-    from mast3r_sfm.network import fused_triton
+    from mast3r_sfm.model.network import fused_triton
 
     torch.manual_seed(0)
     hidden, hidden_bias = torch.randn(2, 24, 5, 7).half() * scale, torch.randn(24).half() * scale
@@ -340,7 +340,7 @@ def test_fused_points(depth: str, scale: float) -> None:
 @interpreted
 @torch.inference_mode()
 def test_fused_activations_keep_what_is_not_finite() -> None:
-    from mast3r_sfm.network import fused_triton
+    from mast3r_sfm.model.network import fused_triton
 
     hidden = torch.zeros(1, 8, 1, 2).half()
     hidden[0, 3, 0, 1] = torch.nan

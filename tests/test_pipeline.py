@@ -11,11 +11,11 @@ import torch
 
 from mast3r_sfm import pipeline
 from mast3r_sfm.alignment import AlignmentConfig
-from mast3r_sfm.checkpoint import Model, load_model
 from mast3r_sfm.errors import InputError, ReconstructionError
+from mast3r_sfm.model.checkpoint import Model, load_model
 from mast3r_sfm.pipeline import ReconstructionOptions, reconstruct
-from mast3r_sfm.synthetic import RenderedScene, render_orbit
 from mast3r_sfm.types import ImageTransform, Reconstruction, View
+from synthetic import RenderedScene, render_orbit
 
 FAST = ReconstructionOptions(alignment=AlignmentConfig(niter_coarse=60, niter_fine=60))
 

@@ -329,9 +329,9 @@ def test_similarity_in_parts_is_the_same(monkeypatch):
 @pytest.mark.slow
 def test_similarity_finds_the_views_that_overlap():
     # circles of 24 rendered views: the four most similar hold nearly the overlap of the four best
-    from mast3r_sfm.checkpoint import load_model
-    from mast3r_sfm.synthetic.ideal import visible_in
-    from mast3r_sfm.synthetic.orbit import render_orbit
+    from mast3r_sfm.model.checkpoint import load_model
+    from synthetic.ideal import visible_in
+    from synthetic.orbit import render_orbit
 
     network = load_model("small", "cpu", "fp32").network
     found = possible = 0.0

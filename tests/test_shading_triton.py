@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from mast3r_sfm.synthetic.pairs import plan_pairs
-from mast3r_sfm.synthetic.shading import render_rays
 from triton_interpreter import interpreted, outside, run_interpreted
+
+from synthetic.pairs import plan_pairs
+from synthetic.shading import render_rays
 
 pytest.importorskip("triton", reason="Triton comes with torch's CUDA builds")
 
@@ -20,7 +20,7 @@ def test_in_the_interpreter() -> None:
 @interpreted
 @pytest.mark.parametrize("seed", [1, 14])  # both batches hold rooms and open ground
 def test_fused_kernel_renders_what_the_plain_functions_render(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mast3r_sfm.synthetic import shading_triton
+    from synthetic import shading_triton
 
     monkeypatch.setattr(shading_triton, "BLOCK", 2048)
     plan = plan_pairs(seed, 4)

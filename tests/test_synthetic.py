@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mast3r_sfm.synthetic import (
+from synthetic import (
     correspond,
     ideal_correspondences,
     ideal_pair_prediction,
@@ -17,12 +17,12 @@ from mast3r_sfm.synthetic import (
     reproject,
     visible_in,
 )
-from mast3r_sfm.synthetic.compose import compose
-from mast3r_sfm.synthetic.draws import Draws
-from mast3r_sfm.synthetic.layout import BOX, FACE_FLOOR, FACE_X0, ROUND, SKY, ObjectColumns, Scenes
-from mast3r_sfm.synthetic.photo import develop, draw_effects
-from mast3r_sfm.synthetic.raycast import MISS, cast, cast_to_ground, normals, shortlist
-from mast3r_sfm.synthetic.shading import render_rays, render_rays_culled
+from synthetic.compose import compose
+from synthetic.draws import Draws
+from synthetic.layout import BOX, FACE_FLOOR, FACE_X0, ROUND, SKY, ObjectColumns, Scenes
+from synthetic.photo import develop, draw_effects
+from synthetic.raycast import MISS, cast, cast_to_ground, normals, shortlist
+from synthetic.shading import render_rays, render_rays_culled
 
 BALL = (1.0, 0.0, -1.0, 0.0)
 CYLINDER = (1.0, 0.0, 0.0, 0.0)
@@ -99,7 +99,7 @@ def test_rays_that_miss_reach_the_wall_and_the_floor():
 
 
 def test_ground_hits_lie_on_the_ground():
-    from mast3r_sfm.synthetic.layout import terrain_height
+    from synthetic.layout import terrain_height
 
     scenes = compose(Draws(5, 4), torch.ones(4, dtype=torch.bool))
     scenes = scenes._replace(objects=torch.zeros_like(scenes.objects))

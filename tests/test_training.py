@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mast3r_sfm.checkpoint import load_model
-from mast3r_sfm.network import HeadOutput, TwoViewNetwork
-from mast3r_sfm.synthetic import RESERVED_SEEDS, render_pairs
-from mast3r_sfm.synthetic.pairs import plan_pairs
+from mast3r_sfm.model.checkpoint import load_model
+from mast3r_sfm.model.network import HeadOutput, TwoViewNetwork
+from synthetic import RESERVED_SEEDS, render_pairs
+from synthetic.pairs import plan_pairs
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -295,9 +295,8 @@ def test_evaluation_finds_a_perfect_network_perfect():
             self.forward_order = not self.forward_order
             return views
 
+    from synthetic.pairs import plan_pairs, render_plan
     from training.evaluate import BATCH, FIRST_SEED
-
-    from mast3r_sfm.synthetic.pairs import plan_pairs, render_plan
 
     case = Case("near", SHAPE, (0.0, 20.0))
     oracle = Oracle()

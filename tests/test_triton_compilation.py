@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-
-from mast3r_sfm.config import Activation
 from triton_interpreter import outside
+
+from mast3r_sfm.model.config import Activation
 
 triton = pytest.importorskip("triton", reason="Triton comes with torch's CUDA builds")
 pytestmark = outside
@@ -61,14 +61,14 @@ def _image(channels: int) -> torch.Tensor:
 
 
 def _rotary() -> None:
-    from mast3r_sfm.network.rope import rope_table
-    from mast3r_sfm.network.rope_triton import rotate_in_place
+    from mast3r_sfm.model.network.rope import rope_table
+    from mast3r_sfm.model.network.rope_triton import rotate_in_place
 
     rotate_in_place(torch.zeros(1, 6, 12, 64, dtype=HALF), rope_table((2, 3), 64, 100.0, torch.device("cpu")))
 
 
 def _residual_stream() -> None:
-    from mast3r_sfm.network import fused_triton
+    from mast3r_sfm.model.network import fused_triton
 
     x, norm = torch.zeros(1, 6, 768), nn.LayerNorm(768)
     fused_triton.normalise(x, norm, HALF)
@@ -76,14 +76,14 @@ def _residual_stream() -> None:
 
 
 def _convolutions() -> None:
-    from mast3r_sfm.network import fused_triton
+    from mast3r_sfm.model.network import fused_triton
 
     fused_triton.add_bias(_image(128), torch.zeros(128, dtype=HALF), [_image(128)], relu=True)
     fused_triton.upsample(_image(128), (12, 16))
 
 
 def _heads() -> None:
-    from mast3r_sfm.network import fused_triton
+    from mast3r_sfm.model.network import fused_triton
 
     last, exponential = nn.Conv2d(128, 4, 1).to(HALF), Activation("exp", 1.0, torch.inf)
     points, conf = torch.zeros(2, 6, 8, 3), torch.zeros(2, 6, 8)
@@ -93,7 +93,7 @@ def _heads() -> None:
 
 
 def _search() -> None:
-    from mast3r_sfm import nearest_triton as search
+    from mast3r_sfm.matching import nearest_triton as search
 
     maps = search.pack_maps([torch.zeros(16, 32, 24), torch.zeros(16, 32, 24)])
     number = torch.zeros(1, dtype=torch.int32)
@@ -103,8 +103,8 @@ def _search() -> None:
 
 
 def _renderer() -> None:
-    from mast3r_sfm.synthetic.pairs import plan_pairs
-    from mast3r_sfm.synthetic.shading_triton import render_rays_fused
+    from synthetic.pairs import plan_pairs
+    from synthetic.shading_triton import render_rays_fused
 
     d = torch.ones(1, 64, 3)
     render_rays_fused(plan_pairs(1, 1).scenes, torch.zeros_like(d), d, torch.ones(1, 64))

@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from mast3r_sfm import images
-from mast3r_sfm.cli import main
-from mast3r_sfm.engines import upstream
-from mast3r_sfm.engines.published import find_upstream, import_upstream
-from mast3r_sfm.engines.verify import Limits, compare, measured
+from mast3r_sfm.app.cli import main
+from mast3r_sfm.app.compare import engine as upstream
+from mast3r_sfm.app.compare.comparison import Limits, compare, measured
+from mast3r_sfm.app.compare.published import find_upstream, import_upstream
 from mast3r_sfm.errors import InputError, ModelError, ReconstructionError
-from mast3r_sfm.images import ImageSizing, load_images
+from mast3r_sfm.images import loading as images
+from mast3r_sfm.images.loading import ImageSizing, load_images
 from mast3r_sfm.types import Correspondences, ImageTransform, ReconstructedView, Reconstruction, View
 
 STAND_IN = Path(__file__).parent / "container" / "clone" / "mast3r"
@@ -287,7 +287,7 @@ def test_errors_of_the_caller_pass_through_the_import(stand_in: None) -> None:
 
 def verify(folder: Path) -> int:
     """Exit code of `verify` on the photos in `folder`, with the bundled model."""
-    small = Path(images.__file__).parent / "data" / "small"
+    small = Path(images.__file__).parents[1] / "data" / "small"
     arguments = ["--input", str(folder / "*.jpg"), "--model-name", str(small), "--image-size", "96", "--niter", "20"]
     with pytest.raises(SystemExit) as exit_info:
         main(["verify", *arguments, "--device", "cpu", "--quiet"])
@@ -318,7 +318,7 @@ def test_verify_agrees_with_the_same_method_and_not_with_another_scene(
 def test_the_published_engine_feeds_the_same_exporters(stand_in: None, tmp_path: Path) -> None:
     photos(tmp_path)
     write_truth(tmp_path, Reconstruction(plane_scene().views[:3], ()))
-    small = Path(images.__file__).parent / "data" / "small"
+    small = Path(images.__file__).parents[1] / "data" / "small"
     output = tmp_path / "result"
     arguments = ["--input", str(tmp_path / "*.png"), "--output", str(output), "--model-name", str(small)]
     with pytest.raises(SystemExit) as exit_info:

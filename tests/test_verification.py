@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mast3r_sfm.matching.geometric_check import VerificationLimits, disagreement, verify_batch, verify_matches
 from mast3r_sfm.types import Correspondences, PairPrediction, ViewPrediction
-from mast3r_sfm.verification import VerificationLimits, disagreement, verify_batch, verify_matches
 
 
 def _pair(shift: float) -> PairPrediction:

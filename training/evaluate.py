@@ -19,11 +19,11 @@ from pathlib import Path
 import click
 import torch
 
-from mast3r_sfm.checkpoint import load_model
-from mast3r_sfm.matching import match_pair
-from mast3r_sfm.network import HeadOutput, TwoViewNetwork
-from mast3r_sfm.synthetic.pairs import PairBatch, correspond, plan_pairs, render_plan
+from mast3r_sfm.matching.reciprocal import match_pair
+from mast3r_sfm.model.checkpoint import load_model
+from mast3r_sfm.model.network import HeadOutput, TwoViewNetwork
 from mast3r_sfm.types import PairPrediction, ViewPrediction
+from synthetic.pairs import PairBatch, correspond, plan_pairs, render_plan
 
 logger = logging.getLogger("training")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mast3r_sfm.synthetic.pairs import PairPlan
+from synthetic.pairs import PairPlan
 
 from .losses import Losses, Shapes
 

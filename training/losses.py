@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from mast3r_sfm.network import HeadOutput
-from mast3r_sfm.synthetic import PairBatch, correspond
+from mast3r_sfm.model.network import HeadOutput
+from synthetic import PairBatch, correspond
 
 Shapes = tuple[tuple[int, int], tuple[int, int]]
 

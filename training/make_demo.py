@@ -2,7 +2,7 @@
 
     python -m training.make_demo --output demo_data
 
-The seed lies below `mast3r_sfm.synthetic.RESERVED_SEEDS`: no model is trained on it.
+The seed lies below `synthetic.RESERVED_SEEDS`: no model is trained on it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ JPEG_QUALITY = 90
 
 def render_view(view: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """rgb (H, W, 3) uint8, K (3, 3) and world_from_cam (4, 4) of one view of the demo scene."""
-    from mast3r_sfm.synthetic import render_orbit
+    from synthetic import render_orbit
 
     torch.set_num_threads(1)
     fov_deg = math.degrees(2 * math.atan(0.5 * max(SIZE) / FOCAL_PX))

@@ -11,10 +11,10 @@ import torch.fx.experimental._config
 import torch.nn.functional as F
 from torch import nn
 
-from mast3r_sfm.network import TwoViewNetwork
-from mast3r_sfm.network.blocks import DecoderBlock, EncoderBlock
-from mast3r_sfm.network.heads import HalfResolutionPoints, unpatchify
-from mast3r_sfm.network.rope import RopeTable
+from mast3r_sfm.model.network import TwoViewNetwork
+from mast3r_sfm.model.network.blocks import DecoderBlock, EncoderBlock
+from mast3r_sfm.model.network.heads import HalfResolutionPoints, unpatchify
+from mast3r_sfm.model.network.rope import RopeTable
 
 
 def _upsampling_matrix(size: int, device: torch.device) -> torch.Tensor:

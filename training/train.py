@@ -22,9 +22,9 @@ import click
 import torch
 import torch.distributed as dist
 
-from mast3r_sfm.network import TwoViewNetwork
-from mast3r_sfm.synthetic import RESERVED_SEEDS
-from mast3r_sfm.synthetic.pairs import PairPlan, plan_pairs, render_plan
+from mast3r_sfm.model.network import TwoViewNetwork
+from synthetic import RESERVED_SEEDS
+from synthetic.pairs import PairPlan, plan_pairs, render_plan
 
 from .graphs import GraphedStep, Step
 from .losses import Losses, LossOptions, Shapes, draw_samples, pair_losses

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mast3r_sfm.checkpoint import load_model
-from mast3r_sfm.config import ModelConfig
-from mast3r_sfm.network import TwoViewNetwork
+from mast3r_sfm.model.checkpoint import load_model
+from mast3r_sfm.model.config import ModelConfig
+from mast3r_sfm.model.network import TwoViewNetwork
 
 NUM_SHARDS = 3
 POINT_BIAS = (0.0, 0.0, 1.2, -1.0)

@@ -9,10 +9,10 @@ from typing import TypeVar
 
 import torch
 
-from mast3r_sfm.checkpoint import Model
 from mast3r_sfm.device import current, matmul_precision
 from mast3r_sfm.errors import ReconstructionError
-from mast3r_sfm.network import HeadOutput
+from mast3r_sfm.model.checkpoint import Model
+from mast3r_sfm.model.network import HeadOutput
 from mast3r_sfm.types import PairPrediction, View, ViewPrediction, network_input
 
 logger = logging.getLogger(__name__)

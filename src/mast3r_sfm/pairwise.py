@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from mast3r_sfm.alignment import FallbackPrediction, sample_fallback
 from mast3r_sfm.canonical import CanonicalAccumulator
 from mast3r_sfm.errors import ReconstructionError
-from mast3r_sfm.matching import match_pairs
-from mast3r_sfm.types import CanonicalView, Correspondences, PairPrediction, ViewPrediction
-from mast3r_sfm.verification import VerificationLimits, verify_batch
+from mast3r_sfm.matching.geometric_check import VerificationLimits, verify_batch
+from mast3r_sfm.matching.reciprocal import match_pairs
+from mast3r_sfm.types import CanonicalView, Correspondences, FallbackPrediction, PairPrediction, ViewPrediction
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +143,18 @@ class PairwiseCollector:
                 self._canonical[index] = sums.finish(index, self._names[index])
             except ReconstructionError as error:  # one bad image must not end the run
                 logger.warning("%s It is left out.", error)
+
+
+def sample_fallback(pair: PairPrediction, subsample: int) -> dict[tuple[int, int], FallbackPrediction]:
+    """What the fallback loss needs of a pair: key (r, v) holds view v's points in the camera of view r."""
+
+    def corners(prediction: ViewPrediction) -> FallbackPrediction:
+        return FallbackPrediction(
+            points=prediction.points[::subsample, ::subsample].float().reshape(-1, 3),
+            conf=prediction.conf[::subsample, ::subsample].float().reshape(-1),
+        )
+
+    return {(pair.i, pair.j): corners(pair.j_in_i), (pair.j, pair.i): corners(pair.i_in_j)}
 
 
 def _best_confidences(matches: Sequence[Correspondences]) -> list[float]:

@@ -16,11 +16,12 @@ from mast3r_sfm.alignment import (
     build_problem,
     reprojection_errors,
 )
-from mast3r_sfm.checkpoint import Model
 from mast3r_sfm.densify import clean_confidences, dense_depth
 from mast3r_sfm.device import lack_of_memory_explained
 from mast3r_sfm.errors import InputError, ReconstructionError
 from mast3r_sfm.inference import EncodedViews, encode_views, predict_batches, predict_pairs
+from mast3r_sfm.matching.geometric_check import VerificationLimits
+from mast3r_sfm.model.checkpoint import Model
 from mast3r_sfm.pairwise import PairSummary, PairwiseCollector, PairwiseData
 from mast3r_sfm.progress import Reporter, SilentReporter, StageTimer
 from mast3r_sfm.scene_graph import connected_components, make_pairs, needs_similarity, similarity_from_tokens
@@ -31,7 +32,6 @@ from mast3r_sfm.types import (
     Reconstruction,
     View,
 )
-from mast3r_sfm.verification import VerificationLimits
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .errors import InputError
+from mast3r_sfm.errors import InputError
 
 ACCEPTED_GRAPHS = (
     "complete, swin[-k][-noncyclic], logwin[-k][-noncyclic], oneref[-i], retrieval[-Na-k], pairs:FILE, auto"

@@ -151,6 +151,18 @@ class Correspondences:
 
 
 @dataclass(frozen=True)
+class FallbackPrediction:
+    """One view's points in another view's camera, at the top-left pixel of every block.
+
+    points  (A, 3) float32 scene units, row-major over the blocks
+    conf    (A,) float32
+    """
+
+    points: torch.Tensor
+    conf: torch.Tensor
+
+
+@dataclass(frozen=True)
 class CanonicalView:
     """All predictions of one view in its own camera, merged (spec: alignment, section 3).
 

@@ -6,10 +6,8 @@
 from mast3r_sfm.alignment.config import AlignmentConfig as AlignmentConfig
 from mast3r_sfm.alignment.kinematic_tree import KinematicTree as KinematicTree
 from mast3r_sfm.alignment.kinematic_tree import groups as groups
-from mast3r_sfm.alignment.packing import FallbackPrediction as FallbackPrediction
 from mast3r_sfm.alignment.problem import AlignmentProblem as AlignmentProblem
 from mast3r_sfm.alignment.problem import build_problem as build_problem
-from mast3r_sfm.alignment.problem import sample_fallback as sample_fallback
 from mast3r_sfm.alignment.reprojection import reprojection_errors as reprojection_errors
 from mast3r_sfm.alignment.solver import AlignmentResult as AlignmentResult
 from mast3r_sfm.alignment.solver import align as align

@@ -15,23 +15,11 @@ import torch
 
 from mast3r_sfm.alignment.segments import SegmentSum
 from mast3r_sfm.canonical import anchor_index, depth_offsets
-from mast3r_sfm.types import CanonicalView, Correspondences
+from mast3r_sfm.types import CanonicalView, Correspondences, FallbackPrediction
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 256
-
-
-@dataclass(frozen=True)
-class FallbackPrediction:
-    """One view's points in another view's camera, at the top-left pixel of every block.
-
-    points  (A, 3) float32 scene units, row-major over the blocks
-    conf    (A,) float32
-    """
-
-    points: torch.Tensor
-    conf: torch.Tensor
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from mast3r_sfm.alignment.config import AlignmentConfig
 from mast3r_sfm.alignment.kinematic_tree import KinematicTree, build_tree, groups
 from mast3r_sfm.alignment.packing import (
     FallbackChunks,
-    FallbackPrediction,
     MatchChunks,
     observe,
     pack_fallback,
@@ -21,7 +20,7 @@ from mast3r_sfm.alignment.packing import (
 )
 from mast3r_sfm.canonical import block_grid
 from mast3r_sfm.errors import ReconstructionError
-from mast3r_sfm.types import CanonicalView, Correspondences, PairPrediction, ViewPrediction
+from mast3r_sfm.types import CanonicalView, Correspondences, FallbackPrediction
 
 logger = logging.getLogger(__name__)
 
@@ -64,18 +63,6 @@ class AlignmentProblem:
         return self.relief.device
 
 
-def sample_fallback(pair: PairPrediction, subsample: int) -> dict[tuple[int, int], FallbackPrediction]:
-    """What the fallback loss needs of a pair: key (r, v) holds view v's points in the camera of view r."""
-
-    def corners(prediction: ViewPrediction) -> FallbackPrediction:
-        return FallbackPrediction(
-            points=prediction.points[::subsample, ::subsample].float().reshape(-1, 3),
-            conf=prediction.conf[::subsample, ::subsample].float().reshape(-1),
-        )
-
-    return {(pair.i, pair.j): corners(pair.j_in_i), (pair.j, pair.i): corners(pair.i_in_j)}
-
-
 def build_problem(
     canonical: Sequence[CanonicalView],
     correspondences: Sequence[Correspondences],
@@ -85,7 +72,7 @@ def build_problem(
     """Packs the views and the matches of all their pairs, on the device of the canonical views.
 
     correspondences  every unordered pair once, views named by `CanonicalView.index`
-    fallback         key (r, v): view v's points in the camera of view r (see `sample_fallback`); needed for both
+    fallback         key (r, v): view v's points in the camera of view r (`pairwise.sample_fallback`); needed for both
                      orientations of every pair whose best match is not above `config.matching_conf_thr`
 
     Raises ReconstructionError if the matches do not connect all views, or if a view has no positive depth.

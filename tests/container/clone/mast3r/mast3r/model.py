@@ -16,6 +16,6 @@ class AsymmetricMASt3R(torch.nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str) -> AsymmetricMASt3R:
-        from mast3r_sfm.checkpoint import load_model
+        from mast3r_sfm.model.checkpoint import load_model
 
         return cls(load_model(name, device="cpu", precision="fp32"))

@@ -74,7 +74,7 @@ def sparse_global_alignment(
 
 def _own_engine(files: list[str], model: Any, graph: str, size: int, options: dict[str, Any]) -> Scene:
     from mast3r_sfm.alignment import AlignmentConfig
-    from mast3r_sfm.images import ImageSizing, load_images
+    from mast3r_sfm.images.loading import ImageSizing, load_images
     from mast3r_sfm.pipeline import ReconstructionOptions, reconstruct
 
     views = load_images(files, ImageSizing.for_model(size, 16, False))

@@ -9,7 +9,7 @@ import numpy as np
 
 
 def load_images(folder_or_list: list[str], size: int) -> list[dict[str, Any]]:
-    from mast3r_sfm import images
+    from mast3r_sfm.images import loading as images
 
     known = [path for path in folder_or_list if Path(path).suffix.lower() in (".jpg", ".jpeg", ".png")]
     views = images.load_images(known, images.ImageSizing.for_model(size, 16, False))

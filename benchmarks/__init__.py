@@ -1,0 +1,1 @@
+"""Measurements; every figure of RESULTS.md names the command that made it."""

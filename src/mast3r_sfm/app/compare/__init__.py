@@ -1,0 +1,1 @@
+"""The published packages as an independent witness, and the comparison with them."""

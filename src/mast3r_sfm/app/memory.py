@@ -1,0 +1,63 @@
+"""What a run will need and what it took, for the user's eyes."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mast3r_sfm.inference import auto_batch_size, bytes_per_pair
+from mast3r_sfm.model.checkpoint import Model
+from mast3r_sfm.types import View
+
+_MATCHES_PER_ANCHOR = 1.6  # verified ones of photos that overlap well; exact predictions give up to 3.5
+_BYTES_PER_MATCH = 120  # both sides' observations and the gradients on them
+_CANONICAL_BYTES = 32  # per pixel: the running sums
+
+
+def estimate_matches(views: Sequence[View], num_pairs: int, subsample: int) -> float:
+    """Matches that a run keeps if all of `num_pairs` overlap well, estimated before it starts."""
+    return num_pairs * max(view.shape[0] * view.shape[1] for view in views) / subsample**2 * _MATCHES_PER_ANCHOR
+
+
+def estimate_memory(
+    model: Model, views: Sequence[View], num_pairs: int, subsample: int, batch_size: int | None = None
+) -> float:
+    """Rough bytes that a run holds on the model's device at its peak, estimated before it starts.
+
+    The pairs' stage (weights, features, canonical views, one batch) and the alignment follow each other.
+    """
+    pixels = [view.shape[0] * view.shape[1] for view in views]
+    element = model.network.decoder_embed.weight.element_size()
+    weights = sum(p.numel() * p.element_size() for p in model.network.parameters())
+    features = sum(pixels) / model.config.patch_size**2 * model.config.enc_embed_dim * element
+    canonical = _CANONICAL_BYTES * sum(pixels)
+    shape = max((view.shape for view in views), key=lambda shape: shape[0] * shape[1])
+    batch = min(batch_size or auto_batch_size(model, shape), max(1, num_pairs)) * bytes_per_pair(model, shape)
+    alignment = estimate_matches(views, num_pairs, subsample) * _BYTES_PER_MATCH
+    return weights + canonical + max(features + batch, alignment)
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Peak bytes so far: `ram` of this process, and `gpu` if the device is one."""
+    peak = {"ram": _peak_ram()}
+    if device.type == "cuda":
+        peak["gpu"] = float(torch.cuda.max_memory_allocated(device))
+    return peak
+
+
+def _peak_ram() -> float:
+    try:  # Linux; unlike getrusage it does not count what the process was forked from
+        status = Path("/proc/self/status").read_text()
+        return 1024.0 * int(status.split("VmHWM:")[1].split()[0])
+    except (OSError, IndexError):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def gigabytes(num_bytes: float) -> str:
+    """`2.1 GB`, or `140 MB` below one gigabyte."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"

@@ -1,0 +1,1 @@
+"""The two-view model: its configuration, where its weights come from, and the network itself."""
