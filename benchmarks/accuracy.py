@@ -17,12 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mast3r_sfm.alignment import AlignmentConfig
 from mast3r_sfm.errors import Mast3rSfmError
-from mast3r_sfm.matching.geometric_check import VerificationLimits
 from mast3r_sfm.model.checkpoint import Model, load_model
-from mast3r_sfm.pipeline import ReconstructionOptions, reconstruct
-from mast3r_sfm.types import ImageTransform, Reconstruction, View
+from mast3r_sfm.options import AlignmentConfig, ReconstructionOptions, SceneGraph, VerificationLimits
+from mast3r_sfm.pipeline import reconstruct
+from mast3r_sfm.types import ImageTransform, ReconstructedScene, View
 from synthetic import RenderedScene, render_orbit
 
 FIRST_SEED = 900_000  # training draws from other seeds
@@ -60,7 +59,7 @@ def similarity_transform(source: np.ndarray, target: np.ndarray) -> tuple[float,
     return scale, rotation, target.mean(0) - scale * rotation @ source.mean(0)
 
 
-def measure(reconstruction: Reconstruction, scene: RenderedScene, kept: float) -> Accuracy:
+def measure(reconstruction: ReconstructedScene, scene: RenderedScene, kept: float) -> Accuracy:
     """Compares the registered views with the scene's truth."""
     views = reconstruction.registered
     index = [view.index for view in views]
@@ -94,11 +93,11 @@ def measure(reconstruction: Reconstruction, scene: RenderedScene, kept: float) -
 def run_scene(model: Model, scene: RenderedScene, options: ReconstructionOptions) -> Accuracy | None:
     """One reconstruction; None if it failed."""
     try:
-        reconstruction, report = reconstruct(views_of(scene), model, options)
+        reconstruction = reconstruct(views_of(scene), model, options)
     except Mast3rSfmError as error:
         logging.warning("failed: %s", error)
         return None
-    kept = sum(pair.kept for pair in report.pairs) / len(report.pairs)
+    kept = sum(pair.kept for pair in reconstruction.pairs) / len(reconstruction.pairs)
     return measure(reconstruction, scene, kept)
 
 
@@ -123,7 +122,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     limits = VerificationLimits(max_distance=arguments.max_distance, min_share=arguments.min_share)
     options = ReconstructionOptions(
-        scene_graph=arguments.scene_graph,
+        scene_graph=SceneGraph.parse(arguments.scene_graph),
         verification=None if arguments.no_verify_matches else limits,
         alignment=AlignmentConfig(niter_coarse=arguments.niter, niter_fine=arguments.niter),
     )

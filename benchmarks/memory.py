@@ -17,13 +17,14 @@ import torch
 
 from benchmarks.accuracy import views_of
 from mast3r_sfm import pairwise
-from mast3r_sfm.alignment import AlignmentConfig, align, build_problem, reprojection_errors
-from mast3r_sfm.app.memory import gigabytes, peak_memory
-from mast3r_sfm.export.glb import SceneOptions
-from mast3r_sfm.export.result import write_result
+from mast3r_sfm.alignment import align_group
+from mast3r_sfm.app.memory import peak_memory
+from mast3r_sfm.densify import densify_views
+from mast3r_sfm.options import AlignmentConfig, ReconstructionOptions
 from mast3r_sfm.pairwise import PairwiseCollector
-from mast3r_sfm.pipeline import ReconstructionOptions, _assemble
+from mast3r_sfm.reconstruction import Reconstruction
 from mast3r_sfm.scene_graph import make_pairs
+from mast3r_sfm.text import byte_count
 from mast3r_sfm.types import PairPrediction, ViewPrediction
 from synthetic import ideal_correspondences, render_orbit
 from synthetic.ideal import camera_points
@@ -37,7 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cpu = torch.device("cpu")
     scene = render_orbit(900_003, arguments.views, tuple(arguments.size), 300, effects=0, octaves=1)
-    print(f"scene rendered, peak RAM {gigabytes(peak_memory(cpu)['ram'])}", flush=True)
+    print(f"scene rendered, peak RAM {byte_count(peak_memory(cpu)['ram'])}", flush=True)
     views = views_of(scene)
     pairs = make_pairs("complete", len(views))
     options = ReconstructionOptions(
@@ -61,22 +62,17 @@ def main() -> None:
         collector.add([PairPrediction(i, j, predict(i, i), predict(j, i), predict(j, j), predict(i, j))])
     data = collector.finish()
     print(f"{len(pairs)} pairs collected in {time.perf_counter() - start:.0f} s, "
-          f"peak RAM {gigabytes(peak_memory(cpu)['ram'])}", flush=True)  # fmt: skip
-    canonical = [view for view in data.canonical if view is not None]
-    problem = build_problem(canonical, data.correspondences, data.fallback, options.alignment)
-    aligned = align(problem, options.alignment)
-    errors = reprojection_errors(problem, aligned)
-    del problem
+          f"peak RAM {byte_count(peak_memory(cpu)['ram'])}", flush=True)  # fmt: skip
+    aligned = align_group(range(len(views)), data.canonical, data.correspondences, data.fallback, options.alignment)
     print(f"{sum(len(m) for m in data.correspondences)} matches aligned, "
-          f"peak RAM {gigabytes(peak_memory(cpu)['ram'])}", flush=True)  # fmt: skip
-    chosen = list(range(len(views)))
-    reconstruction = _assemble(views, data.canonical, chosen, aligned, errors, data.correspondences, pairs, options)
+          f"peak RAM {byte_count(peak_memory(cpu)['ram'])}", flush=True)  # fmt: skip
+    reconstruction = Reconstruction(densify_views(views, data, aligned, options.alignment.subsample), aligned.matches)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result"
-        write_result(reconstruction, output, SceneOptions(), {}, overwrite=False)
+        reconstruction.save(output)
         size = sum(path.stat().st_size for path in output.iterdir())
         others = [path for path in Path(folder).iterdir() if path != output]
-        print(f"result {gigabytes(size)}, other files {len(others)}, peak RAM {gigabytes(peak_memory(cpu)['ram'])}")
+        print(f"result {byte_count(size)}, other files {len(others)}, peak RAM {byte_count(peak_memory(cpu)['ram'])}")
 
 
 if __name__ == "__main__":

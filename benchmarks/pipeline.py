@@ -37,16 +37,18 @@ import torch
 from benchmarks.accuracy import measure, views_of
 from benchmarks.stand_ins import IdealPredictor, random_model
 from mast3r_sfm import pairwise
-from mast3r_sfm.alignment import align, build_problem, reprojection_errors
-from mast3r_sfm.app.memory import gigabytes, peak_memory
+from mast3r_sfm.alignment import align_group
+from mast3r_sfm.app.memory import peak_memory
+from mast3r_sfm.densify import densify_views
 from mast3r_sfm.device import matmul_precision, resolve_device, resolve_precision
 from mast3r_sfm.inference import encode_views, predict_batches
 from mast3r_sfm.model.checkpoint import Model, load_model
 from mast3r_sfm.model.config import DEFAULT_MODEL, PRESETS
+from mast3r_sfm.options import ReconstructionOptions
 from mast3r_sfm.pairwise import PairwiseCollector, PairwiseData
-from mast3r_sfm.pipeline import ReconstructionOptions, _assemble
 from mast3r_sfm.scene_graph import make_pairs
-from mast3r_sfm.types import View
+from mast3r_sfm.text import byte_count
+from mast3r_sfm.types import ReconstructedScene, View
 from synthetic import RenderedScene, render_orbit
 
 SEED = 900_001
@@ -112,28 +114,23 @@ def run_views(
     pairs = make_pairs(graph, len(views))
     data = collect_pairs(model, scene, views, pairs, options, batch_size, clock)
     with clock.stage("align"):
-        matches = [m.cpu() for m in data.correspondences]
-        canonical, summaries, fallback = data.canonical, data.summaries, data.fallback
-        del data
-        problem = build_problem(canonical, matches, fallback, options.alignment)
-        del fallback
-        aligned = align(problem, options.alignment)
-        errors = reprojection_errors(problem, aligned)
-        del problem
+        group = range(len(views))
+        aligned = align_group(group, data.canonical, data.correspondences, data.fallback, options.alignment)
     with clock.stage("dense"):
-        reconstruction = _assemble(views, canonical, range(len(views)), aligned, errors, matches, pairs, options)
+        views_found = densify_views(views, data, aligned, options.alignment.subsample)
+    reconstruction = ReconstructedScene(views_found, aligned.matches)
     peak = {"ram": peak_memory(model.device)["ram"], "truth_in_ram": float(scene.depth.nbytes)}
     if model.device.type == "cuda":
         peak |= {"gpu": max(clock.gpu_peaks.values()), "gpu_before": before}
         peak |= {f"gpu_{stage}": value for stage, value in clock.gpu_peaks.items()}
-    kept = sum(pair.kept for pair in summaries) / len(pairs)
+    kept = sum(pair.kept for pair in data.summaries) / len(pairs)
     found = measure(reconstruction, scene, kept)
     seconds = {stage: clock.seconds[stage] for stage in STAGES}
     return {
         "views": len(views),
         "pairs": len(pairs),
         "pairs_kept": kept,
-        "matches": sum(len(m) for m in matches),
+        "matches": sum(len(m) for m in aligned.matches),
         "seconds": seconds,
         "all": sum(seconds.values()),
         "not_counted": {"ideal predictions": clock.seconds["ideal predictions"]},
@@ -194,7 +191,8 @@ def collect_pairs(
         pairwise.match_pairs = match_pairs
         if COLLECT in clock.seconds:
             clock.seconds["verify + canonical"] = clock.seconds.pop(COLLECT) - clock.seconds["match"]
-    return collector.finish()
+    with clock.stage("align"):  # takes the matches to main memory, where the alignment packs them
+        return collector.finish()
 
 
 def default_graph(count: int) -> str:
@@ -241,7 +239,7 @@ def line_of(figure: dict[str, Any]) -> str:
     return (
         f"{figure['views']} views, {figure['pairs']} pairs ({figure['graph']}), {figure['pairs_kept']:.0%} kept, "
         f"{figure['matches']} matches: {seconds}; all {figure['all']:.3f} s of {len(figure['all_runs'])} runs; "
-        + ", ".join(f"{k} {gigabytes(v)}" for k, v in figure["peak"].items())
+        + ", ".join(f"{k} {byte_count(v)}" for k, v in figure["peak"].items())
         + f"; rotation {figure['rotation_deg']:.2f} deg, ATE {figure['ate_percent']:.2f} %, "
         f"depth {figure['depth_percent']:.2f} %; not counted: rendering {figure['render_seconds']:.1f} s, "
         f"ideal predictions {figure['not_counted']['ideal predictions']:.1f} s"
@@ -255,7 +253,7 @@ def table_of(figures: Sequence[dict[str, Any]]) -> str:
     for one in figures:
         if "all" in one:
             peak = one["peak"]
-            memory = [gigabytes(peak[key]) if key in peak else "none" for key in ("gpu", "ram")]
+            memory = [byte_count(peak[key]) if key in peak else "none" for key in ("gpu", "ram")]
             times = [f"{one['seconds'][stage]:.3f} s" for stage in STAGES]
             rows.append(
                 [*(str(one[key]) for key in ("views", "pairs", "matches")), *times, f"{one['all']:.3f} s", *memory]

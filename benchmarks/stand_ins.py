@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from mast3r_sfm.device import compute_dtype
-from mast3r_sfm.model.checkpoint import Model, _assign
+from mast3r_sfm.model.checkpoint import Model, assign_weights
 from mast3r_sfm.model.config import ModelConfig
 from mast3r_sfm.model.network import TwoViewNetwork
 from mast3r_sfm.model.network.blocks import LayerNorm
+from mast3r_sfm.options import Precision
 from mast3r_sfm.types import PairPrediction, ViewPrediction
 from synthetic import RenderedScene, ideal_pair_predictions
 from synthetic.ideal import pointmaps
@@ -41,11 +42,11 @@ def random_weights(config: ModelConfig, device: torch.device) -> dict[str, Calla
     return make
 
 
-def random_model(config: ModelConfig, device: torch.device, precision: str) -> Model:
+def random_model(config: ModelConfig, device: torch.device, precision: Precision) -> Model:
     """A network of the configuration with random weights, made on the device, put in place as loaded ones are."""
     with torch.device("meta"):
         network = TwoViewNetwork(config)
-    _assign(network, random_weights(config, device), compute_dtype(precision), device, "random")
+    assign_weights(network, random_weights(config, device), compute_dtype(precision), device, "random")
     return Model(network.eval(), config, "random", None, "none", device, precision)
 
 

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 import torch
 
-from mast3r_sfm.types import Correspondences, ImageTransform, ReconstructedView, Reconstruction
+from mast3r_sfm.reconstruction import Reconstruction
+from mast3r_sfm.types import Correspondences, ImageTransform, ReconstructedView
 
 
 def view(depth, conf=10.0, index=0, pose=None, rgb=None, focal=10.0, **changes):

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 
 from mast3r_sfm.errors import InputError, ModelError
 from mast3r_sfm.model.checkpoint import Model, load_model, parse_constructor
-from mast3r_sfm.model.config import DEFAULT_MODEL, PRESETS, ModelConfig
+from mast3r_sfm.model.config import PRESETS, ModelConfig
 from mast3r_sfm.model.hub import HubUnreachableError, NotOnHubError
+from mast3r_sfm.options import DEFAULT_MODEL
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_download(hub: Path, tmp_path: Path, state: dict[str, torch.Tensor], mon
         assert any(line.startswith("GET /owner/model/resolve/main/model-00001-of-00002") for line in asked)
         with pytest.raises(NotOnHubError, match="no such model"):
             load_model("owner/other", "cpu")
-        with pytest.raises(NotOnHubError, match="--image-size 224"):
+        with pytest.raises(NotOnHubError, match="`image_size=224`"):
             load_model("naver/MASt3R_ViTLarge_BaseDecoder_224_catmlpdpt_metric", "cpu")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert _same(load_model("owner/model", "cpu"), state)
@@ -223,7 +224,7 @@ def test_unknown_fields_are_ignored_with_a_warning(caplog: pytest.LogCaptureFixt
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_cuda_asked_for_and_absent(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--device cuda"):
+    with pytest.raises(InputError, match="`device='cuda'`"):
         load_model("small", "cuda")
 
 

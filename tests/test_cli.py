@@ -109,8 +109,10 @@ def test_match(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert run(*arguments, "--image-size", 128) == 0
     assert "confirmed by the geometry" in capsys.readouterr().err
     with np.load(output / "matches.npz") as matches:
-        assert matches["xy_i"].shape == matches["original_xy_j"].shape and len(matches["conf"]) > 100
-        np.testing.assert_allclose(matches["original_xy_i"], 2 * matches["xy_i"] + 0.5)
+        assert matches["xy_i"].shape == matches["xy_j"].shape and len(matches["conf"]) > 100
+        assert matches["pairs"].tolist() == [[0, 1]] and matches["offsets"].tolist() == [0, len(matches["conf"])]
+        expected = [[2, 0, 0.5], [0, 2, 0.5], [0, 0, 1]]  # half the size, pixel centres at integers
+        np.testing.assert_allclose(matches["original_from_network"], [expected, expected])
     assert Image.open(output / "matches.png").size[0] > 256
     assert np.load(output / "depth_001.npy").shape == (96, 128) and (output / "confidence_001.png").exists()
     assert run(*arguments) == 2
@@ -223,7 +225,7 @@ def test_a_full_disk_is_told_before_the_work(
     def no_work(*arguments: object) -> None:
         raise AssertionError("the images were encoded first")
 
-    monkeypatch.setattr("mast3r_sfm.pipeline.encode_views", no_work)
+    monkeypatch.setattr("mast3r_sfm.pairwise.encode_views", no_work)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=10**12, free=10**5))
     code = run("reconstruct", "--input", photos, "--output", tmp_path / "out", *SMALL)
     assert code == 2

@@ -24,7 +24,7 @@ from mast3r_sfm.export.files import to_strict_json, write_json, write_npz
 from mast3r_sfm.export.match_picture import draw_matches, matches_picture, spread_selection
 from mast3r_sfm.export.matches import write_matches
 from mast3r_sfm.export.store import load_reconstruction, save_reconstruction
-from mast3r_sfm.types import ImageTransform, Reconstruction
+from mast3r_sfm.types import ImageTransform, ReconstructedScene
 
 
 def read_png(path):
@@ -53,7 +53,7 @@ class TestJson:
 
 class TestCameras:
     def read(self, tmp_path, views):
-        write_cameras(Reconstruction(tuple(views), ()), tmp_path / "cameras.json")
+        write_cameras(ReconstructedScene(tuple(views), ()), tmp_path / "cameras.json")
         return json.loads((tmp_path / "cameras.json").read_text(), parse_constant=lambda name: pytest.fail(name))
 
     def test_the_fields_are_those_promised(self, tmp_path):
@@ -97,7 +97,7 @@ class TestCameras:
 class TestDepth:
     def test_files_hold_the_maps(self, tmp_path):
         views = [view(np.full((3, 4), 2.0), conf=5.0), view([[1, np.nan, 3]], conf=[[1, 2, 4]], index=1)]
-        write_depth_maps(Reconstruction(tuple(views), ()), tmp_path)
+        write_depth_maps(ReconstructedScene(tuple(views), ()), tmp_path)
         assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
             f"{kind}_{i:03d}.{ending}" for kind in ("depth", "confidence") for i in (0, 1) for ending in ("npy", "png")
         )
@@ -111,7 +111,7 @@ class TestDepth:
     def test_views_share_one_scale(self, tmp_path):
         near, far = view(np.full((8, 8), 1.0)), view(np.full((8, 8), 4.0), index=1)
         lost = view(np.full((8, 8), 1000.0), index=2, registered=False)
-        write_depth_maps(Reconstruction((near, far, lost), ()), tmp_path)
+        write_depth_maps(ReconstructedScene((near, far, lost), ()), tmp_path)
         pictures = [read_png(tmp_path / f"depth_{i:03d}.png")[0, 0].tolist() for i in range(3)]
         assert pictures == [turbo(255), turbo(0), turbo(0)]
 
@@ -153,7 +153,7 @@ class TestMatches:
             matches(2, 0, np.zeros((0, 2)), np.zeros((0, 2)), []),
             matches(1, 2, [[0, 7]], [[6, 5]], [3.5]),
         )
-        write_matches(Reconstruction(views, pairs), tmp_path / "matches.npz")
+        write_matches(ReconstructedScene(views, pairs), tmp_path / "matches.npz")
         with np.load(tmp_path / "matches.npz", allow_pickle=False) as m:
             assert m["pairs"].tolist() == [[0, 1], [2, 0], [1, 2]]
             assert m["offsets"].tolist() == [0, 2, 2, 3]
@@ -163,7 +163,7 @@ class TestMatches:
             assert m["files"].tolist() == ["photos/img 0.jpg", "photos/img 1.jpg", "photos/img 2.jpg"]
 
     def test_no_pair_at_all(self, tmp_path):
-        write_matches(Reconstruction((view(np.full((8, 8), 2.0)),), ()), tmp_path / "matches.npz")
+        write_matches(ReconstructedScene((view(np.full((8, 8), 2.0)),), ()), tmp_path / "matches.npz")
         with np.load(tmp_path / "matches.npz") as m:
             assert m["pairs"].shape == (0, 2) and m["xy_i"].shape == (0, 2) and m["offsets"].tolist() == [0]
 
@@ -199,7 +199,7 @@ class TestStore:
             matches(0, 1, [[1, 2], [3, 4]], [[5, 6], [7, 0]], [1.5, 2.5]),
             matches(1, 0, np.zeros((0, 2)), np.zeros((0, 2)), []),
         )
-        return Reconstruction((full, lost), pairs)
+        return ReconstructedScene((full, lost), pairs)
 
     @staticmethod
     def assert_same(value, expected):

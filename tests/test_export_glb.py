@@ -7,12 +7,13 @@ import pytest
 import trimesh
 from export_scene import pose, read_glb, two_views, view
 
-from mast3r_sfm.errors import InputError
+from mast3r_sfm.errors import EmptySceneError, InputError
 from mast3r_sfm.export.frusta import COLOURS, default_camera_size, frustum_corners, frustum_wires
-from mast3r_sfm.export.glb import EmptySceneError, SceneOptions, write_glb
+from mast3r_sfm.export.glb import write_glb
 from mast3r_sfm.export.gltf import linear_from_srgb
 from mast3r_sfm.export.surface import thinned_surface
-from mast3r_sfm.types import Reconstruction
+from mast3r_sfm.options import SceneOptions
+from mast3r_sfm.reconstruction import Reconstruction
 
 MESH = SceneOptions(cameras=False)
 POINTS = SceneOptions(cameras=False, as_pointcloud=True)
@@ -184,7 +185,7 @@ class TestBudget:
         assert files[0] == files[1]
 
     def test_an_impossible_budget_is_refused(self, tmp_path):
-        with pytest.raises(InputError, match="--max-points 1 is too small for meshes of 3 images"):
+        with pytest.raises(InputError, match="`max_points=1` is too small for meshes of 3 images"):
             write_glb(Reconstruction(self.views, ()), tmp_path / "x.glb", dataclasses.replace(MESH, max_points=1))
         assert not list(tmp_path.iterdir())
 
@@ -225,11 +226,11 @@ class TestEmptyScene:
         conf = np.linspace(1.2, 2.5, 48).reshape(6, 8)
         reconstruction = Reconstruction((view(np.full((6, 8), 2.0), conf=conf),), ())
         for options in (MESH, POINTS):
-            with pytest.raises(EmptySceneError, match=r"--min-conf-thr 3 keeps no .* is 2\.5\)") as caught:
+            with pytest.raises(EmptySceneError, match=r"`min_conf_thr=3` keeps no .* is 2\.5\)") as caught:
                 write_glb(reconstruction, tmp_path / "scene.glb", options)
             assert not list(tmp_path.iterdir())
             threshold = caught.value.suggested_min_conf_thr
-            assert f"--min-conf-thr {threshold:.2f} would keep 5" in str(caught.value)  # about half
+            assert f"`min_conf_thr={threshold:.2f}` would keep 5" in str(caught.value)  # about half
             statistics = write_glb(
                 reconstruction, tmp_path / "scene.glb", dataclasses.replace(options, min_conf_thr=threshold)
             )
@@ -344,11 +345,11 @@ class TestOtherReaders:
 @pytest.mark.parametrize(
     ("wrong", "names"),
     [
-        ({"min_conf_thr": float("nan")}, "--min-conf-thr"),
-        ({"min_conf_thr": float("inf")}, "--min-conf-thr"),
-        ({"max_points": 0}, "--max-points"),
-        ({"camera_size": -1.0}, "camera size"),
-        ({"depth_jump": 0.0}, "depth jump"),
+        ({"min_conf_thr": float("nan")}, "`min_conf_thr`"),
+        ({"min_conf_thr": float("inf")}, "`min_conf_thr`"),
+        ({"max_points": 0}, "`max_points`"),
+        ({"camera_size": -1.0}, "`camera_size`"),
+        ({"depth_jump": 0.0}, "`depth_jump`"),
     ],
 )
 def test_impossible_options_are_refused(wrong, names):

@@ -13,11 +13,12 @@ import pytest
 import torch
 from export_scene import read_glb, two_views, view
 
-from mast3r_sfm.errors import InputError
+from mast3r_sfm.errors import EmptySceneError, InputError
 from mast3r_sfm.export import result
-from mast3r_sfm.export.glb import EmptySceneError, SceneOptions
 from mast3r_sfm.export.result import check_output, expected_bytes, read_scene_options, rewrite_scene, write_result
-from mast3r_sfm.types import Correspondences, Reconstruction
+from mast3r_sfm.options import SceneOptions
+from mast3r_sfm.reconstruction import Reconstruction
+from mast3r_sfm.types import Correspondences
 
 OPTIONS = SceneOptions(min_conf_thr=3.0)
 FILES = {
@@ -92,7 +93,7 @@ class TestWriting:
         assert names(tmp_path / "out") == FILES - {"scene.glb"}
         command = f"mast3r-sfm export {tmp_path / 'out'} --min-conf-thr 9.99"
         assert str(caught.value).endswith(command)
-        assert "--min-conf-thr 50 keeps no triangle" in run_of(tmp_path / "out")["scene"]["error"]
+        assert "`min_conf_thr=50` keeps no triangle" in run_of(tmp_path / "out")["scene"]["error"]
         rewrite_scene(tmp_path / "out", SceneOptions(min_conf_thr=9.99))
         assert names(tmp_path / "out") == FILES and "error" not in run_of(tmp_path / "out")["scene"]
 
@@ -111,7 +112,7 @@ class TestRefusals:
 
     def test_a_result_is_kept_unless_overwriting_is_asked_for(self, old, refused):
         before = content(old)
-        refused(old, False, "already holds a result.*--overwrite")
+        refused(old, False, "already holds a result.*`overwrite=True`")
         assert content(old) == before
         check_output(old, True)
 
@@ -127,7 +128,7 @@ class TestRefusals:
 
     def test_files_that_the_user_put_into_a_result_are_not_deleted(self, old, refused):
         (old / "notes.txt").write_text("mine")
-        refused(old, True, r"also notes\.txt, which --overwrite would delete")
+        refused(old, True, r"also notes\.txt, which `overwrite=True` would delete")
         assert (old / "notes.txt").read_text() == "mine"
 
     def test_a_file(self, tmp_path, refused):
@@ -309,7 +310,7 @@ class TestRewriting:
 
     def test_an_empty_scene_leaves_the_old_one(self, old):
         before = content(old)
-        with pytest.raises(EmptySceneError, match="--min-conf-thr 50"):
+        with pytest.raises(EmptySceneError, match="`min_conf_thr=50`"):
             rewrite_scene(old, SceneOptions(min_conf_thr=50))
         assert content(old) == before
 

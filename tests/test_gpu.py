@@ -18,7 +18,8 @@ from mast3r_sfm.matching.reciprocal import _match_one, match_pairs
 from mast3r_sfm.model.checkpoint import load_model
 from mast3r_sfm.model.network import fused, rope
 from mast3r_sfm.pipeline import ReconstructionOptions, reconstruct
-from mast3r_sfm.types import Correspondences, Reconstruction
+from mast3r_sfm.reconstruction import Reconstruction
+from mast3r_sfm.types import Correspondences
 from synthetic import render_orbit
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -24,7 +24,7 @@ from mast3r_sfm.images.loading import (
     crop_loss,
     find_images,
     load_image,
-    load_images,
+    load_views,
     network_transform,
 )
 from mast3r_sfm.types import ImageTransform, View
@@ -213,7 +213,7 @@ def test_a_square_is_what_the_resize_leaves_square():
 
 @pytest.mark.parametrize("size", [31, 0, -512])
 def test_impossible_image_size(size):
-    with pytest.raises(InputError, match=f"--image-size {size}: must be at least 32"):
+    with pytest.raises(InputError, match=f"`image_size` {size}: must be at least 32"):
         ImageSizing(size, 16)
 
 
@@ -580,7 +580,7 @@ BAD_FILES = {
 def test_bad_files_are_one_line(name, tmp_path):
     data, reason = BAD_FILES[name]
     write(tmp_path / name, data)
-    for load in (lambda: load_image(tmp_path / name), lambda: load_images([tmp_path / name])):
+    for load in (lambda: load_image(tmp_path / name), lambda: load_views([tmp_path / name])):
         with pytest.raises(InputError, match=reason) as caught:
             load()
         message = str(caught.value)
@@ -654,13 +654,13 @@ def test_views_keep_order_and_identity(tmp_path):
     paths = [write_image(tmp_path / f"{k}.png", colour=(k, 2 * k, 255 - k)) for k in range(12)]
     paths.append(paths[3])  # the same file twice is two views
     seen = []
-    views = load_images(paths, AS_IS, progress=seen.append, workers=4)
+    views = load_views(paths, AS_IS, progress=seen.append, workers=4)
     assert [view.index for view in views] == list(range(13))
     assert [view.path for view in views] == paths
     assert [tuple(view.rgb[0, 0]) for view in views] == [(k, 2 * k, 255 - k) for k in [*range(12), 3]]
     assert views[12].sha256 == views[3].sha256 != views[4].sha256
     assert seen == [1] * 13
-    alone = load_images(paths, AS_IS, workers=1)
+    alone = load_views(paths, AS_IS, workers=1)
     assert all(torch.equal(a.tensor, b.tensor) and a.sha256 == b.sha256 for a, b in zip(views, alone, strict=True))
 
 
@@ -669,7 +669,7 @@ def test_the_first_bad_file_is_reported(tmp_path):
     write(paths[2], b"")
     write(paths[4], b"")
     with pytest.raises(InputError, match=r"2\.png \(0 bytes\)"):
-        load_images(paths, AS_IS, workers=4)
+        load_views(paths, AS_IS, workers=4)
 
 
 def test_an_interrupt_does_not_wait_for_the_other_images(tmp_path, monkeypatch):
@@ -687,7 +687,7 @@ def test_an_interrupt_does_not_wait_for_the_other_images(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        load_images(paths, AS_IS, progress=interrupt, workers=1)
+        load_views(paths, AS_IS, progress=interrupt, workers=1)
     assert len(decoded) < 40
 
 
@@ -695,7 +695,7 @@ def test_heavy_crops_give_one_warning(tmp_path, caplog):
     square_crop = ImageSizing.for_model(224, 16, accept_squares=False)
     paths = [write_image(tmp_path / f"{k}.png", size) for k, size in enumerate([(640, 360), (640, 480), (900, 300)])]
     with caplog.at_level(logging.WARNING):
-        views = load_images(paths, square_crop)
+        views = load_views(paths, square_crop)
     # a square out of 16:9 leaves 9/16, out of 4:3 just 3/4 (299 px wide: 0.7492), out of 3:1 a third
     assert [crop_loss(view.transform) for view in views] == pytest.approx([1 - 9 / 16, 1 - 224 / 299, 2 / 3], abs=1e-3)
     assert len(caplog.records) == 1
@@ -705,13 +705,13 @@ def test_heavy_crops_give_one_warning(tmp_path, caplog):
 def test_published_crops_give_no_warning(tmp_path, caplog):
     paths = [write_image(tmp_path / f"{k}.png", size) for k, size in enumerate([(700, 700), (640, 480), (1920, 1080)])]
     with caplog.at_level(logging.WARNING):
-        load_images(paths)
+        load_views(paths)
     assert not caplog.records
 
 
 def test_large_photos_and_odd_exif_do_not_warn(tmp_path, recwarn, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", W * H - 1)  # over the limit that warns, under that which refuses
-    load_images([write(tmp_path / "large.png", PNG)], AS_IS)
+    load_views([write(tmp_path / "large.png", PNG)], AS_IS)
     assert not recwarn.list
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", W * H // 2 - 1)
     for name, data in (("a.png", PNG), ("b.heic", HEIC)):

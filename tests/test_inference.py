@@ -131,7 +131,7 @@ def test_out_of_memory_for_a_single_pair_says_what_to_do(model: Model, monkeypat
 
     monkeypatch.setattr(inference, "_decode", never)
     encoded = encode_views(model, make_views(SHAPES[:2]))
-    with pytest.raises(ReconstructionError, match="--image-size"):
+    with pytest.raises(ReconstructionError, match="`image_size`"):
         list(predict_pairs(model, encoded, [(1, 0)]))
 
 

@@ -13,8 +13,10 @@ from mast3r_sfm import pipeline
 from mast3r_sfm.alignment import AlignmentConfig
 from mast3r_sfm.errors import InputError, ReconstructionError
 from mast3r_sfm.model.checkpoint import Model, load_model
-from mast3r_sfm.pipeline import ReconstructionOptions, reconstruct
-from mast3r_sfm.types import ImageTransform, Reconstruction, View
+from mast3r_sfm.options import ReconstructionOptions, SceneGraph
+from mast3r_sfm.pipeline import reconstruct
+from mast3r_sfm.reconstruction import Reconstruction
+from mast3r_sfm.types import ImageTransform, View
 from synthetic import RenderedScene, render_orbit
 
 FAST = ReconstructionOptions(alignment=AlignmentConfig(niter_coarse=60, niter_fine=60))
@@ -43,7 +45,7 @@ def views(scene: RenderedScene) -> list[View]:
 
 @pytest.fixture(scope="module")
 def result(model: Model, views: list[View]) -> Reconstruction:
-    return reconstruct(views, model, FAST)[0]
+    return reconstruct(views, model, FAST)
 
 
 def test_all_views_register_and_are_finite(result: Reconstruction, views: list[View]) -> None:
@@ -87,33 +89,33 @@ def test_matches_reproject_where_the_report_says(result: Reconstruction) -> None
 
 
 def test_same_input_gives_the_same_result(model: Model, views: list[View], result: Reconstruction) -> None:
-    again = reconstruct(views, model, FAST)[0]
+    again = reconstruct(views, model, FAST)
     for a, b in zip(result.views, again.views, strict=True):
         assert np.array_equal(a.depth, b.depth) and np.array_equal(a.world_from_cam, b.world_from_cam)
 
 
 @pytest.mark.parametrize("graph", ["swin-9", "oneref-1", "retrieval-2-2", "logwin-2-noncyclic"])
 def test_other_graphs(model: Model, views: list[View], graph: str) -> None:
-    found, report = reconstruct(views, model, dataclasses.replace(FAST, scene_graph=graph))
-    assert len(found.registered) == 4 and all(pair.i != pair.j for pair in report.pairs)
+    found = reconstruct(views, model, dataclasses.replace(FAST, scene_graph=SceneGraph.parse(graph)))
+    assert len(found.registered) == 4 and all(pair.i != pair.j for pair in found.pairs)
 
 
 def test_one_image(model: Model, views: list[View]) -> None:
-    (view,) = reconstruct(views[:1], model, FAST)[0].views
+    (view,) = reconstruct(views[:1], model, FAST).views
     assert view.registered and view.num_matches == 0 and np.isnan(view.median_reprojection_error_px)
     assert (view.depth > 0).mean() > 0.9 and np.array_equal(view.world_from_cam, np.eye(4))
 
 
 def test_two_images_and_the_same_image_twice(model: Model, views: list[View]) -> None:
-    assert len(reconstruct(views[:2], model, FAST)[0].registered) == 2
+    assert len(reconstruct(views[:2], model, FAST).registered) == 2
     twin = view_of(views[0].rgb, 1)
-    first, second = reconstruct([views[0], twin], model, FAST)[0].registered
+    first, second = reconstruct([views[0], twin], model, FAST).registered
     assert np.linalg.norm(second.world_from_cam[:3, 3]) < 0.1 * np.median(first.depth)
 
 
 def test_mixed_orientations(model: Model, views: list[View]) -> None:
     upright = view_of(np.ascontiguousarray(views[1].rgb[:, 28:100]), 1)
-    found = reconstruct([views[0], upright], model, FAST)[0]
+    found = reconstruct([views[0], upright], model, FAST)
     assert [view.depth.shape for view in found.registered] == [(96, 128), (96, 72)]
 
 
@@ -121,9 +123,9 @@ def test_image_that_does_not_connect_is_named_and_kept(
     model: Model, views: list[View], caplog: pytest.LogCaptureFixture
 ) -> None:
     stranger = view_of(np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8), 2)
-    found, report = reconstruct([views[0], views[1], stranger], model, FAST)
+    found = reconstruct([views[0], views[1], stranger], model, FAST)
     assert [view.registered for view in found.views] == [True, True, False]
-    assert report.groups == ((0, 1), (2,)) and "view_2.png" in caplog.text
+    assert found.groups == ((0, 1), (2,)) and "view_2.png" in caplog.text
     assert all({m.i, m.j} == {0, 1} for m in found.matches)
     assert found.views[2].depth.shape == (96, 128) and found.views[2].num_matches == 0
 
@@ -139,7 +141,7 @@ def test_transparent_pixels_have_no_matches(model: Model, views: list[View]) -> 
     alpha = np.full((96, 128), 255, np.uint8)
     alpha[:, :40] = 0
     masked = view_of(views[1].rgb, 1, alpha)
-    found = reconstruct([views[0], masked], model, FAST)[0]
+    found = reconstruct([views[0], masked], model, FAST)
     (m,) = found.matches
     side = m.xy_i if m.i == 1 else m.xy_j
     assert int(side[:, 0].min()) >= 40
@@ -148,31 +150,19 @@ def test_transparent_pixels_have_no_matches(model: Model, views: list[View]) -> 
 
 
 def test_published_behaviour_keeps_every_match(model: Model, views: list[View]) -> None:
-    _, report = reconstruct(views, model, dataclasses.replace(FAST, verification=None))
-    assert all(pair.num_verified == pair.num_matches and pair.kept for pair in report.pairs)
-
-
-class _Counter:
-    """Sums the steps of every stage."""
-
-    def __init__(self) -> None:
-        self.stages: dict[str, list[int]] = {}
-
-    def start(self, stage: str, total: int) -> None:
-        self._current = self.stages[stage] = [0, total]
-
-    def advance(self, steps: int = 1) -> None:
-        self._current[0] += steps
-
-    def finish(self) -> None:
-        pass
+    found = reconstruct(views, model, dataclasses.replace(FAST, verification=None))
+    assert all(pair.num_verified == pair.num_matches and pair.kept for pair in found.pairs)
 
 
 def test_progress_reaches_the_total_of_every_stage(model: Model, views: list[View]) -> None:
-    counter = _Counter()
-    reconstruct(views[:2], model, FAST, counter)
-    del counter.stages["Dense depth"]  # one step, which its end completes
-    assert all(done == total for done, total in counter.stages.values()), counter.stages
+    calls: list[tuple[str, int, int]] = []
+    reconstruct(views[:2], model, FAST, lambda *call: calls.append(call))
+    stages = dict.fromkeys(stage for stage, _, _ in calls)
+    assert list(stages) == ["Encode images", "Predict and match pairs", "Align cameras", "Dense depth"]
+    for stage in stages:
+        done = [call[1] for call in calls if call[0] == stage]
+        total = {call[2] for call in calls if call[0] == stage}
+        assert done == sorted(done) and done[0] == 0 and {done[-1]} == total, stage
 
 
 def test_no_images() -> None:
@@ -184,6 +174,6 @@ def test_exhausted_gpu_memory_is_explained(model: Model, scene: RenderedScene, m
     def exhausted(*_: object) -> None:
         raise torch.cuda.OutOfMemoryError
 
-    monkeypatch.setattr(pipeline, "align", exhausted)
-    with pytest.raises(ReconstructionError, match="use a --scene-graph with fewer pairs"):
+    monkeypatch.setattr(pipeline, "align_group", exhausted)
+    with pytest.raises(ReconstructionError, match="use a `scene_graph` with fewer pairs"):
         reconstruct([view_of(image.numpy(), k) for k, image in enumerate(scene.rgb[:2])], model)

@@ -9,16 +9,10 @@ import pytest
 import torch
 
 from mast3r_sfm.errors import InputError
-from mast3r_sfm.scene_graph import (
-    COMPLETE_UP_TO,
-    connected_components,
-    make_pairs,
-    needs_similarity,
-    read_pairs,
-    resolve_graph,
-    similarity_from_tokens,
-)
+from mast3r_sfm.options import SceneGraph
+from mast3r_sfm.scene_graph import connected_components, make_pairs, read_pairs, similarity_from_tokens
 
+COMPLETE_UP_TO = SceneGraph.COMPLETE_UP_TO
 GOLDEN = json.loads((Path(__file__).parent / "data" / "scene_graphs.json").read_text())
 
 
@@ -68,22 +62,25 @@ def test_retrieval_by_hand():
     assert make_pairs("retrieval-3-0", 5, similarity, seed=8) == make_pairs("retrieval-3-0", 5, similarity, seed=3)
 
 
-def test_prefilter_by_hand():
-    # 0 and 4 are neighbours on the ring of 5, not in the sequence
-    assert make_pairs("complete", 5, prefilter="seq1") == [(1, 0), (2, 1), (3, 2), (4, 3)]
-    assert make_pairs("complete", 5, prefilter="cyc1") == [(1, 0), (2, 1), (3, 2), (4, 0), (4, 3)]
-
-
 def test_auto():
     assert make_pairs("auto", COMPLETE_UP_TO) == make_pairs("complete", COMPLETE_UP_TO)
     n = COMPLETE_UP_TO + 1
-    assert resolve_graph("auto", n) == resolve_graph("retrieval", n) == "retrieval-20-10"
+    assert (
+        str(SceneGraph.parse("auto").resolved(n)) == str(SceneGraph.parse("retrieval").resolved(n)) == "retrieval-20-10"
+    )
     similarity = line_similarity(*range(n))
     assert make_pairs("auto", n, similarity) == make_pairs("retrieval-20-10", n, similarity)
-    assert make_pairs("auto", n, ordered=True) == make_pairs("logwin-3-noncyclic", n)
-    assert resolve_graph("retrieval", 4) == "retrieval-4-10"
-    assert needs_similarity("auto", n) and needs_similarity("retrieval-3-2", 5)
-    assert not needs_similarity("auto", n, ordered=True) and not needs_similarity("auto", 5)
+    assert str(SceneGraph.parse("retrieval").resolved(4)) == "retrieval-4-10"
+    assert SceneGraph.parse("auto").needs_similarity(n) and SceneGraph.parse("retrieval-3-2").needs_similarity(5)
+    assert not SceneGraph.parse("auto").needs_similarity(5)
+
+
+@pytest.mark.parametrize(
+    "graph", ["complete", "swin-4", "logwin-2-noncyclic", "oneref-3", "retrieval-3-2", "pairs:a b"]
+)
+def test_a_parsed_graph_reads_as_it_was_written(graph):
+    assert str(SceneGraph.parse(graph)) == graph
+    assert SceneGraph.parse(SceneGraph.parse(graph)) == SceneGraph.parse(graph)
 
 
 # ---------------------------------------------------------------- published graphs
@@ -96,7 +93,7 @@ def test_published_graphs(graph, num_images):
     expected = GOLDEN["graphs"][graph][str(num_images)]
     similarity = np.array(GOLDEN["retrieval_similarity"][str(num_images)])
     if expected.get("error"):
-        with pytest.raises(InputError, match=f"--scene-graph {graph}: image .* of {num_images}"):
+        with pytest.raises(InputError, match=f"`scene_graph={graph}`: image .* of {num_images}"):
             make_pairs(graph, num_images, similarity)
         return
     pairs = make_pairs(graph, num_images, similarity, seed=GOLDEN["retrieval_first_key_image"])
@@ -104,12 +101,6 @@ def test_published_graphs(graph, num_images):
     if "oriented" in expected:
         assert sorted(map(list, pairs)) == expected["oriented"]
     assert (len(connected_components(num_images, pairs)) == 1) == expected["connected"]
-
-
-@pytest.mark.parametrize("case", GOLDEN["prefilter"])
-def test_published_prefilters(case):
-    graph, prefilter, num_images = case.split("|")
-    assert unordered(make_pairs(graph, int(num_images), prefilter=prefilter)) == GOLDEN["prefilter"][case]
 
 
 # ---------------------------------------------------------------- properties
@@ -169,17 +160,9 @@ def test_malformed_graphs_list_the_accepted_forms(graph, num_images):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("prefilter", ["seq", "cyc-1", "near3", "", "seq2x"])
-def test_malformed_prefilters(prefilter):
-    with pytest.raises(InputError, match="use seqD or cycD"):
-        make_pairs("complete", 5, prefilter=prefilter)
-
-
 def test_graphs_that_leave_no_pair():
-    with pytest.raises(InputError, match="retrieval-0-1 makes no pair of 5 images"):
+    with pytest.raises(InputError, match="retrieval-0-1` makes no pair of 5 images"):
         make_pairs("retrieval-0-1", 5, np.eye(5))
-    with pytest.raises(InputError, match="complete with prefilter seq0 makes no pair"):
-        make_pairs("complete", 5, prefilter="seq0")
     with pytest.raises(InputError, match="no images"):
         make_pairs("complete", 0)
     assert make_pairs("complete", 1) == []
@@ -237,13 +220,13 @@ def test_bad_lines_of_a_pairs_file_are_named(text, tmp_path):
 
 
 def test_bad_pairs_files(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere\.txt: cannot be read \(No such file"):
+    with pytest.raises(InputError, match=r"nowhere\.txt`: cannot be read \(No such file"):
         make_pairs(f"pairs:{tmp_path}/nowhere.txt", 5)
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(InputError, match="not a UTF-8 text file"):
         make_pairs(f"pairs:{tmp_path}/photo.jpg", 5)
     (tmp_path / "empty.txt").write_text("# nothing\n")
-    with pytest.raises(InputError, match=r"empty\.txt makes no pair"):
+    with pytest.raises(InputError, match=r"empty\.txt` makes no pair"):
         make_pairs(f"pairs:{tmp_path}/empty.txt", 5)
 
 

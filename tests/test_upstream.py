@@ -20,8 +20,9 @@ from mast3r_sfm.app.compare.comparison import Limits, compare, measured
 from mast3r_sfm.app.compare.published import find_upstream, import_upstream
 from mast3r_sfm.errors import InputError, ModelError, ReconstructionError
 from mast3r_sfm.images import loading as images
-from mast3r_sfm.images.loading import ImageSizing, load_images
-from mast3r_sfm.types import Correspondences, ImageTransform, ReconstructedView, Reconstruction, View
+from mast3r_sfm.images.loading import ImageSizing, load_views
+from mast3r_sfm.reconstruction import Reconstruction
+from mast3r_sfm.types import Correspondences, ImageTransform, ReconstructedView, View
 
 STAND_IN = Path(__file__).parent / "container" / "clone" / "mast3r"
 H, W, FOCAL = 48, 64, 60.0
@@ -189,7 +190,7 @@ def photos(folder: Path, count: int = 3) -> list[View]:
     rng = np.random.default_rng(0)
     for k in range(count):
         Image.fromarray(rng.integers(0, 255, (96, 128, 3), dtype=np.uint8)).save(folder / f"{k}.png")
-    return load_images([folder / f"{k}.png" for k in range(count)], ImageSizing.for_model(64, 16, False))
+    return load_views([folder / f"{k}.png" for k in range(count)], ImageSizing.for_model(64, 16, False))
 
 
 def write_truth(folder: Path, scene: Reconstruction) -> None:
@@ -233,7 +234,7 @@ def test_a_file_that_the_published_loader_skips_is_an_error(stand_in: None, tmp_
     photos(tmp_path)
     Image.open(tmp_path / "1.png").save(tmp_path / "1.webp")
     files = [tmp_path / name for name in ("0.png", "1.webp", "2.png")]
-    views = load_images(files, ImageSizing.for_model(64, 16, False))
+    views = load_views(files, ImageSizing.for_model(64, 16, False))
     with import_upstream() as published, pytest.raises(InputError, match="took 2 of 3"):
         upstream.reconstruct(published, torch.nn.Identity(), views, [(1, 0)], CPU)
 

@@ -1,21 +1,100 @@
-"""Dense depth maps from the aligned scene, and the cleaning of their confidences.
+"""The aligned scene at every pixel: dense depth maps, the cleaning of their confidences, and the finished views.
 
 Sources: spec alignment, sections 8.1, 12 and 13.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
+import numpy as np
 import torch
 
+from mast3r_sfm.alignment import AlignedGroup
 from mast3r_sfm.canonical import block_centres, spread_blocks
-from mast3r_sfm.device import invert
-from mast3r_sfm.types import CanonicalView
+from mast3r_sfm.geometry import invert
+from mast3r_sfm.pairwise import PairwiseData
+from mast3r_sfm.types import CanonicalView, ReconstructedView, View
+
+_ALL_PAIRS_CLEANED = 40  # views up to which every view is cleaned against all others
 
 # points in flight, times views they are compared with: in cache on a CPU, in memory on a GPU
 _CHUNK = {"cpu": 1 << 17, "cuda": 1 << 23}
+
+
+def densify_views(
+    views: Sequence[View], data: PairwiseData, aligned: AlignedGroup, subsample: int
+) -> tuple[ReconstructedView, ...]:
+    """All views with depth, confidence and camera, on the CPU; those outside the group stay in their own camera.
+
+    subsample  block size S of the alignment
+    """
+    position_of = {index: k for k, index in enumerate(aligned.group)}
+    canonical = [one for k in aligned.group if (one := data.canonical[k]) is not None]
+    # the first registered camera is the origin: the alignment's own frame has no meaning
+    world_from_root = aligned.cameras.world_from_cam.cpu().numpy()
+    world_from_cam = np.linalg.inv(world_from_root[0]) @ world_from_root
+    K = aligned.cameras.K.cpu().numpy()
+    depths = [
+        dense_depth(one, aligned.cameras.core_depths[k], float(K[k, 0, 0]), subsample)
+        for k, one in enumerate(canonical)
+    ]
+    confs = [one.conf for one in canonical]
+    clean = confs
+    if len(canonical) > 1:
+        device = depths[0].device
+        clean = clean_confidences(
+            depths,
+            confs,
+            torch.from_numpy(K).float().to(device),
+            torch.from_numpy(world_from_cam).float().to(device),
+            None if len(canonical) <= _ALL_PAIRS_CLEANED else _neighbours(data.pairs, position_of),
+        )
+    counts = np.zeros(len(views), dtype=np.int64)
+    for m in aligned.matches:
+        counts[[m.i, m.j]] += len(m)
+
+    result = []
+    for view in views:
+        mask = None if view.alpha is None else view.alpha >= 128
+        common = (view.index, str(view.path), view.transform, view.rgb)
+        if view.index in position_of:
+            k = position_of[view.index]
+            maps = (depths[k].cpu().numpy(), confs[k].cpu().numpy(), clean[k].cpu().numpy())
+            placed = (True, K[k], world_from_cam[k])
+            error = float(aligned.errors_px[k])
+        else:
+            maps, own_K = _alone(view, data.canonical[view.index], subsample)
+            placed = (False, own_K, np.eye(4))
+            error = float("nan")
+        result.append(ReconstructedView(*common, *placed, *maps, error, int(counts[view.index]), mask))
+    return tuple(result)
+
+
+def _neighbours(pairs: Sequence[tuple[int, int]], position_of: Mapping[int, int]) -> list[list[int]]:
+    """For every view of a group the views that it shares pairs with, by their position in the group."""
+    found: list[set[int]] = [set() for _ in position_of]
+    for i, j in pairs:
+        if i in position_of and j in position_of:
+            found[position_of[i]].add(position_of[j])
+            found[position_of[j]].add(position_of[i])
+    return [sorted(group) for group in found]
+
+
+def _alone(
+    view: View, canonical: CanonicalView | None, subsample: int
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    """Depth, confidences and K of a view that is not registered: its own prediction, nan if it has none."""
+    H, W = view.shape
+    K = np.array([[max(H, W), 0, W / 2], [0, max(H, W), H / 2], [0, 0, 1]], dtype=np.float64)
+    if canonical is None:
+        nothing = np.zeros((H, W), dtype=np.float32)
+        return (np.full((H, W), np.nan, dtype=np.float32), nothing, nothing), K
+    K[0, 0] = K[1, 1] = canonical.focal_px
+    depth = dense_depth(canonical, canonical.core_depth, canonical.focal_px, subsample).cpu().numpy()
+    conf = canonical.conf.cpu().numpy()
+    return (depth, conf, conf), K
 
 
 def dense_depth(

@@ -11,45 +11,39 @@ from functools import lru_cache
 import torch
 
 from mast3r_sfm.errors import InputError, ReconstructionError
+from mast3r_sfm.options import Device, Precision
 
-PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 
-
-def resolve_device(name: str) -> torch.device:
+def resolve_device(device: str | Device) -> torch.device:
     """`auto` (CUDA if there is one, else the CPU), `cuda`, `cuda:N`, `cpu` or `mps` -> device.
 
     Raises InputError when the device asked for is not there.
     """
-    if name == "auto":
-        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    kind, _, number = name.partition(":")
-    if kind == "cuda":
-        if not torch.cuda.is_available():
-            raise InputError(
-                "--device cuda: torch sees no CUDA GPU here; use --device cpu, or run `mast3r-sfm doctor` to see why"
-            )
-        index = int(number) if number.isdigit() else torch.cuda.current_device()
-        if index >= torch.cuda.device_count():
-            raise InputError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
-        return torch.device("cuda", index)
-    if kind == "mps":
-        if not torch.backends.mps.is_available():
-            raise InputError("--device mps: torch sees no Apple GPU here; use --device cpu")
-        return torch.device("mps")
-    if kind == "cpu":
+    wanted = Device.parse(device)
+    if wanted.kind == "cpu" or (wanted.kind == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    raise InputError(f"--device {name}: unknown; allowed: auto, cuda, cuda:N, cpu, mps")
+    if wanted.kind == "mps":
+        if not torch.backends.mps.is_available():
+            raise InputError("`device='mps'`: torch sees no Apple GPU here; use `device='cpu'`")
+        return torch.device("mps")
+    if not torch.cuda.is_available():
+        raise InputError(
+            "`device='cuda'`: torch sees no CUDA GPU here; use `device='cpu'`, or run `mast3r-sfm doctor` to see why"
+        )
+    index = torch.cuda.current_device() if wanted.index is None else wanted.index
+    if index >= torch.cuda.device_count():
+        raise InputError(f"`device={wanted}`: there are {torch.cuda.device_count()} GPUs, numbered from 0")
+    return torch.device("cuda", index)
 
 
-def resolve_precision(name: str, device: torch.device) -> str:
+def resolve_precision(precision: str, device: torch.device) -> Precision:
     """`auto` -> fp16 on a CUDA GPU (ten times as accurate as bf16, as fast), fp32 elsewhere. Raises InputError."""
-    if name not in PRECISIONS:
-        raise InputError(f"--precision {name}: unknown; allowed: {', '.join(PRECISIONS)}")
-    if name == "auto":
-        return "fp16" if device.type == "cuda" else "fp32"
-    if name == "tf32" and device.type != "cuda":
-        raise InputError(f"--precision tf32: only CUDA GPUs have it, the device is {device.type}; use fp32")
-    return name
+    wanted = Precision.parse(precision)
+    if wanted is Precision.AUTO:
+        return Precision.FP16 if device.type == "cuda" else Precision.FP32
+    if wanted is Precision.TF32 and device.type != "cuda":
+        raise InputError(f"`precision='tf32'`: only CUDA GPUs have it, the device is {device.type}; use fp32")
+    return wanted
 
 
 def compute_dtype(precision: str) -> torch.dtype:
@@ -88,14 +82,9 @@ def lack_of_memory_explained() -> Iterator[None]:
         yield
     except torch.cuda.OutOfMemoryError as error:
         raise ReconstructionError(
-            "the GPU's memory does not suffice for so many photos and pairs; use a --scene-graph with fewer pairs "
-            "(auto, swin, logwin, retrieval), a smaller --image-size, a larger --subsample, or --device cpu"
+            "the GPU's memory does not suffice for so many photos and pairs; use a `scene_graph` with fewer pairs "
+            "(auto, swin, logwin, retrieval), a smaller `image_size`, a larger `subsample`, or `device='cpu'`"
         ) from error
-
-
-def invert(matrices: torch.Tensor) -> torch.Tensor:
-    """Inverses (..., k, k) of a few small matrices, computed on the CPU: CUDA would load a solver library for them."""
-    return torch.linalg.inv(matrices.cpu()).to(matrices.device)
 
 
 @lru_cache(maxsize=1)

@@ -10,22 +10,15 @@ from typing import TypeVar
 import torch
 
 from mast3r_sfm.device import current, matmul_precision
-from mast3r_sfm.errors import ReconstructionError
+from mast3r_sfm.errors import NotFiniteError, ReconstructionError
 from mast3r_sfm.model.checkpoint import Model
 from mast3r_sfm.model.network import HeadOutput
+from mast3r_sfm.progress import Advance
 from mast3r_sfm.types import PairPrediction, View, ViewPrediction, network_input
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-Progress = Callable[[int], None]
-"""Called with the number of items done since the last call."""
-
-
-class NotFiniteError(ReconstructionError):
-    """The network predicted infinities or NaN: wrong weights, or half precision that overflowed."""
-
 
 _CPU_BATCH = 1  # a batch gains nothing on a CPU, and costs memory
 _MAX_BATCH = 6  # the kernels of fewer pairs take less time than their launches; more only costs memory
@@ -57,7 +50,7 @@ def bytes_per_pair(model: Model, shape: tuple[int, int]) -> float:
 
 @torch.inference_mode()
 def encode_views(
-    model: Model, views: Sequence[View], batch_size: int | None = None, progress: Progress | None = None
+    model: Model, views: Sequence[View], batch_size: int | None = None, advance: Advance | None = None
 ) -> EncodedViews:
     """Encodes every view once. Tokens stay on the model's device, in half precision if the model computes in it."""
     tokens: list[torch.Tensor | None] = [None] * len(views)
@@ -73,8 +66,8 @@ def encode_views(
         for batch, encoded in _run_in_batches(group, size, run):
             for k, row in zip(batch, encoded, strict=True):
                 tokens[k] = row
-            if progress:
-                progress(len(batch))
+            if advance:
+                advance(len(batch))
     return EncodedViews(tuple(t for t in tokens if t is not None), tuple(view.shape for view in views))
 
 
@@ -83,14 +76,14 @@ def predict_pairs(
     encoded: EncodedViews,
     pairs: Sequence[tuple[int, int]],
     batch_size: int | None = None,
-    progress: Progress | None = None,
+    advance: Advance | None = None,
 ) -> Iterator[PairPrediction]:
     """Symmetric predictions, one per pair of indices, in groups of equal shapes (not in the order given).
 
     A consumer that drops each prediction before it takes the next keeps one batch of dense maps in memory.
     Raises ReconstructionError if a prediction is not finite, naming the pair.
     """
-    for batch in predict_batches(model, encoded, pairs, batch_size, progress):
+    for batch in predict_batches(model, encoded, pairs, batch_size, advance):
         batch.reverse()
         while batch:
             yield batch.pop()  # the consumer's is then the only reference
@@ -101,7 +94,7 @@ def predict_batches(
     encoded: EncodedViews,
     pairs: Sequence[tuple[int, int]],
     batch_size: int | None = None,
-    progress: Progress | None = None,
+    advance: Advance | None = None,
 ) -> Iterator[list[PairPrediction]]:
     """`predict_pairs` by the batch; the pairs of a batch agree in the shapes of their views.
 
@@ -118,8 +111,8 @@ def predict_batches(
         for batch, predictions in _run_in_batches(group, size, run):
             yield predictions
             predictions.clear()
-            if progress:
-                progress(len(batch))
+            if advance:
+                advance(len(batch))
 
 
 def _decode(model: Model, encoded: EncodedViews, pairs: Sequence[tuple[int, int]]) -> list[PairPrediction]:
@@ -156,7 +149,9 @@ def _views(out: HeadOutput, start: int, count: int) -> list[ViewPrediction]:
 
 
 def _check_finite(outputs: Sequence[HeadOutput], pairs: Sequence[tuple[int, int]]) -> None:
-    """One host synchronisation per batch; the sums of a map are finite iff the map is (or it overflows, as bad).
+    """Raises NotFiniteError if a map holds an infinity or NaN. Waits for the device once per batch.
+
+    A sum over a map is finite if and only if all of it is, or if the sum itself overflows, which is refused as well.
 
     The pairs' maps follow each other along the first axis of the outputs, once or several times.
     """
@@ -164,7 +159,9 @@ def _check_finite(outputs: Sequence[HeadOutput], pairs: Sequence[tuple[int, int]
     finite = torch.stack(totals).isfinite().all(0).reshape(-1, len(pairs)).all(0).tolist()
     for (i, j), good in zip(pairs, finite, strict=True):
         if not good:
-            raise NotFiniteError(f"the network's prediction for images {i} and {j} is not finite; try --precision fp32")
+            raise NotFiniteError(
+                f"the network's prediction for images {i} and {j} is not finite; try `precision='fp32'`"
+            )
 
 
 def _by_shape(items: Sequence[int], key: Callable[[int], object]) -> list[list[int]]:
@@ -187,8 +184,8 @@ def _run_in_batches(
         except torch.cuda.OutOfMemoryError as error:
             if len(batch) == 1:
                 raise ReconstructionError(
-                    "the GPU's memory does not suffice for a single pair; use a smaller --image-size, "
-                    "--precision fp16, or --device cpu"
+                    "the GPU's memory does not suffice for a single pair; use a smaller `image_size`, "
+                    "`precision='fp16'`, or `device='cpu'`"
                 ) from error
             size = len(batch) // 2
             logger.warning("GPU memory ran out; the batch size is now %d", size)

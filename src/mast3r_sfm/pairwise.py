@@ -11,38 +11,84 @@ import torch
 
 from mast3r_sfm.canonical import CanonicalAccumulator
 from mast3r_sfm.errors import ReconstructionError
-from mast3r_sfm.matching.geometric_check import VerificationLimits, verify_batch
+from mast3r_sfm.inference import encode_views, predict_batches, predict_pairs
+from mast3r_sfm.matching.geometric_check import verify_batch
 from mast3r_sfm.matching.reciprocal import match_pairs
-from mast3r_sfm.types import CanonicalView, Correspondences, FallbackPrediction, PairPrediction, ViewPrediction
+from mast3r_sfm.model.checkpoint import Model
+from mast3r_sfm.options import ReconstructionOptions, VerificationLimits
+from mast3r_sfm.progress import StageTimer
+from mast3r_sfm.scene_graph import connected_components, make_pairs, similarity_from_tokens
+from mast3r_sfm.types import (
+    CanonicalView,
+    Correspondences,
+    FallbackPrediction,
+    PairPrediction,
+    PairSummary,
+    View,
+    ViewPrediction,
+)
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PairSummary:
-    """One pair: matches found, matches that the geometry confirmed, and whether the pair takes part."""
-
-    i: int
-    j: int
-    num_matches: int
-    num_verified: int
-    kept: bool
 
 
 @dataclass(frozen=True)
 class PairwiseData:
     """Everything the alignment needs, of all pairs.
 
+    pairs            the pairs that were looked at, in order
     canonical        one per image, None where no usable prediction exists
-    correspondences  of the pairs that take part, in the order of the pair list
+    correspondences  of the pairs that take part, in the order of the pair list, in main memory
     fallback         (r, o): the points of view o as predicted in the camera of r, for pairs whose best match is
                      not confident enough to be used
     """
 
+    pairs: tuple[tuple[int, int], ...]
     canonical: tuple[CanonicalView | None, ...]
     correspondences: tuple[Correspondences, ...]
     fallback: Mapping[tuple[int, int], FallbackPrediction]
     summaries: tuple[PairSummary, ...]
+
+    def groups(self) -> list[list[int]]:
+        """Images that connect through pairs with matches, the largest group first; some may hold a single image."""
+        usable = [view is not None for view in self.canonical]
+        edges = [(m.i, m.j) for m in self.correspondences if usable[m.i] and usable[m.j]]
+        return connected_components(len(self.canonical), edges)
+
+
+def predict_pairwise(
+    model: Model,
+    views: Sequence[View],
+    options: ReconstructionOptions,
+    timer: StageTimer,
+    pairs: Sequence[tuple[int, int]] | None = None,
+) -> PairwiseData:
+    """Encodes every view once, decodes and matches the pairs, and keeps what the alignment needs of them.
+
+    pairs  None: those of `options.scene_graph`, which may ask for the similarity of what the images show
+    """
+    with timer.stage("Encode images", len(views)) as advance:
+        encoded = encode_views(model, views, options.batch_size, advance)
+    if pairs is None:
+        needed = options.scene_graph.needs_similarity(len(views))
+        similarity = similarity_from_tokens(encoded.tokens) if needed else None
+        names = [view.path for view in views]
+        pairs = make_pairs(options.scene_graph, len(views), similarity, options.seed, names=names)
+    alone = [(k, k) for k in range(len(views))] if not pairs else []  # a single image is paired with itself
+    collector = PairwiseCollector(
+        [view.shape for view in views],
+        [view.path.name for view in views],
+        pairs or alone,
+        options.alignment.subsample,
+        options.verification,
+        options.alignment.matching_conf_thr,
+        [None if view.alpha is None else torch.from_numpy(view.alpha >= 128) for view in views],
+    )
+    with timer.stage("Predict and match pairs", max(1, len(pairs))) as advance, torch.inference_mode():
+        for prediction in predict_pairs(model, encoded, alone, options.batch_size):
+            collector.add_single(prediction)
+        for batch in predict_batches(model, encoded, pairs, options.batch_size, advance):
+            collector.add(batch)
+        return collector.finish()
 
 
 class PairwiseCollector:
@@ -113,9 +159,12 @@ class PairwiseCollector:
     def finish(self) -> PairwiseData:
         """All that is left when every pair is in."""
         in_order = sorted(self._summaries, key=self._order.__getitem__)
+        # one after the other, so that a GPU never holds them beside the copies that the alignment packs
+        matches = tuple(self._correspondences.pop(pair).cpu() for pair in in_order if pair in self._correspondences)
         return PairwiseData(
+            tuple(in_order),
             tuple(self._canonical),
-            tuple(self._correspondences[pair] for pair in in_order if pair in self._correspondences),
+            matches,
             dict(self._fallback),
             tuple(self._summaries[pair] for pair in in_order),
         )

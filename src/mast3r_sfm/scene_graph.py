@@ -10,18 +10,7 @@ import numpy as np
 import torch
 
 from mast3r_sfm.errors import InputError
-
-ACCEPTED_GRAPHS = (
-    "complete, swin[-k][-noncyclic], logwin[-k][-noncyclic], oneref[-i], retrieval[-Na-k], pairs:FILE, auto"
-)
-"""The forms of a scene graph string; letters stand for integers."""
-
-COMPLETE_UP_TO = 25
-"""`auto` pairs every image with every other up to this many images: 300 pairs."""
-
-_WINDOW = 3
-_KEY_IMAGES = 20
-_NEIGHBOURS = 10
+from mast3r_sfm.options import SceneGraph
 
 _TOKEN_COMPONENTS = 128
 _COSINES_AT_ONCE = 2**24
@@ -30,84 +19,53 @@ Pair = tuple[int, int]
 
 
 def make_pairs(
-    graph: str,
+    graph: str | SceneGraph,
     num_images: int,
     similarity: np.ndarray | None = None,
     seed: int = 0,
-    prefilter: str | None = None,
     *,
-    ordered: bool = False,
     names: Sequence[str | Path] | None = None,
 ) -> list[Pair]:
     """Oriented, unordered-unique pairs of image indices without self pairs; the first of a pair is decoded first.
 
-    graph       complete             every pair, (larger, smaller)
-                swin-k               every image with the k that follow (k = 3), around the end unless -noncyclic
-                logwin-k             every image with those 1, 2, 4, ..., 2^(k-1) away (k = 3), likewise
-                oneref-i             image i (0) with every other
-                retrieval-Na-k       Na key images (min(20, n)) pairwise, every other image with its nearest key, and
-                                     every image with the nearest k (10), where k counts the image itself
-                pairs:FILE           the pairs that a text file lists (see `read_pairs`)
-                auto                 see `resolve_graph`
-    similarity  (n, n), 1 for equal images; needed if `needs_similarity`
+    graph       see `SceneGraph`; `complete` gives (larger, smaller), the windows (smaller, larger)
+    similarity  (n, n), 1 for equal images; needed if `graph.needs_similarity`
     seed        the first key image is image seed % n; the others follow from it
-    prefilter   seqD or cycD: keeps pairs at most D apart, cyc around the end
-    ordered     images are frames of a film; for `auto`
     names       file names of the images, for `pairs:FILE`
 
     One image has no pairs: the list is empty. The pairs may leave the images unconnected: `connected_components`.
-    Raises InputError for a graph, prefilter or file that is malformed, does not fit `num_images` or leaves no pair.
-    """
-    graph = resolve_graph(graph, num_images, ordered)
-    kind, _, arguments = graph.partition(":" if graph.startswith("pairs:") else "-")
-    pairs: Iterable[Pair]
-    if kind == "complete":
-        pairs = ((i, j) for i in range(num_images) for j in range(i))
-    elif kind in ("swin", "logwin"):
-        window, cyclic = _window_arguments(arguments)
-        window = min(window, 2 * num_images)  # steps repeat by then, modulo the number of images
-        steps = range(1, window + 1) if kind == "swin" else [2**power for power in range(window)]
-        pairs = _window_pairs(num_images, steps, cyclic)
-    elif kind == "oneref":
-        reference = int(arguments or 0)
-        if reference >= num_images:
-            raise InputError(f"--scene-graph {graph}: image {reference} of {num_images}; they are counted from 0")
-        pairs = ((reference, j) for j in range(num_images))
-    elif kind == "retrieval":
-        num_keys, num_nearest = (int(part) for part in arguments.split("-"))
-        pairs = _retrieval_pairs(1.0 - _checked(similarity, num_images), num_keys, num_nearest, seed)
-    else:
-        pairs = read_pairs(arguments, num_images, names)
-    kept = list(_prefiltered(_unique(pairs), prefilter, num_images))
-    if not kept and num_images > 1:
-        raise InputError(
-            f"--scene-graph {graph}{f' with prefilter {prefilter}' if prefilter else ''} makes no pair "
-            f"of {num_images} images; use a larger window or 'complete'"
-        )
-    return kept
-
-
-def resolve_graph(graph: str, num_images: int, ordered: bool = False) -> str:
-    """The graph with its defaults filled in: `auto` and `retrieval` in numbers, all others checked for their form.
-
-    `auto` is `complete` up to `COMPLETE_UP_TO` images, above that `logwin-noncyclic` if `ordered`, else `retrieval`.
-    Raises InputError that lists the accepted forms.
+    Raises InputError for a graph or file that is malformed, does not fit `num_images` or leaves no pair.
     """
     if num_images < 1:
         raise InputError("no images to pair")
-    if graph == "auto":
-        graph = "complete" if num_images <= COMPLETE_UP_TO else "logwin-noncyclic" if ordered else "retrieval"
-    if graph == "retrieval":
-        graph = f"retrieval-{min(_KEY_IMAGES, num_images)}-{_NEIGHBOURS}"
-    well_formed = r"complete|(swin|logwin)(-0*[1-9]\d*)?(-noncyclic)?|oneref(-\d+)?|retrieval-\d+-\d+|pairs:.+"
-    if not re.fullmatch(well_formed, graph, flags=re.ASCII):
-        raise InputError(f"--scene-graph {graph!r}: unknown; use one of {ACCEPTED_GRAPHS} (k at least 1)")
-    return graph
-
-
-def needs_similarity(graph: str, num_images: int, ordered: bool = False) -> bool:
-    """Whether `make_pairs` wants a similarity matrix for this graph; raises InputError as `resolve_graph` does."""
-    return resolve_graph(graph, num_images, ordered).startswith("retrieval")
+    graph = SceneGraph.parse(graph).resolved(num_images)
+    pairs: Iterable[Pair]
+    match graph.kind:
+        case "complete":
+            pairs = ((i, j) for i in range(num_images) for j in range(i))
+        case "swin" | "logwin":
+            window = min(graph.window, 2 * num_images)  # steps repeat by then, modulo the number of images
+            steps = range(1, window + 1) if graph.kind == "swin" else [2**power for power in range(window)]
+            pairs = _window_pairs(num_images, steps, graph.cyclic)
+        case "oneref":
+            if graph.reference >= num_images:
+                raise InputError(
+                    f"`scene_graph={graph}`: image {graph.reference} of {num_images}; they are counted from 0"
+                )
+            pairs = ((graph.reference, j) for j in range(num_images))
+        case "retrieval":
+            assert graph.num_keys is not None and graph.num_nearest is not None  # resolved
+            distance = 1.0 - _checked(similarity, num_images)
+            pairs = _retrieval_pairs(distance, graph.num_keys, graph.num_nearest, seed)
+        case _:
+            assert graph.pairs_file is not None
+            pairs = read_pairs(graph.pairs_file, num_images, names)
+    kept = list(_unique(pairs))
+    if not kept and num_images > 1:
+        raise InputError(
+            f"`scene_graph={graph}` makes no pair of {num_images} images; use a larger window or 'complete'"
+        )
+    return kept
 
 
 def read_pairs(path: str | Path, num_images: int, names: Sequence[str | Path] | None = None) -> list[Pair]:
@@ -121,7 +79,7 @@ def read_pairs(path: str | Path, num_images: int, names: Sequence[str | Path] | 
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a UTF-8 text file"
-        raise InputError(f"--scene-graph pairs:{path}: cannot be read ({reason}); name a text file of pairs") from error
+        raise InputError(f"`scene_graph=pairs:{path}`: cannot be read ({reason}); name a text file of pairs") from error
     by_name = _index_by_name(names or [])
     pairs = []
     for number, line in enumerate(lines, start=1):
@@ -195,13 +153,6 @@ def similarity_from_tokens(tokens: Sequence[torch.Tensor]) -> np.ndarray:
     return similarity
 
 
-def _window_arguments(arguments: str) -> tuple[int, bool]:
-    """(k, cyclic) of '', 'k', 'noncyclic' or 'k-noncyclic'."""
-    cyclic = not arguments.endswith("noncyclic")
-    number = arguments.removesuffix("noncyclic").strip("-")
-    return int(number) if number else _WINDOW, cyclic
-
-
 def _window_pairs(num_images: int, steps: Iterable[int], cyclic: bool) -> list[Pair]:
     """(smaller, larger), ascending. A step on one side of every image covers the other side too."""
     found = set()
@@ -255,21 +206,6 @@ def _unique(pairs: Iterable[Pair]) -> Iterator[Pair]:
         if i != j and unordered not in seen:
             seen.add(unordered)
             yield i, j
-
-
-def _prefiltered(pairs: Iterable[Pair], prefilter: str | None, num_images: int) -> Iterable[Pair]:
-    if prefilter is None:
-        return pairs
-    match = re.fullmatch(r"(seq|cyc)(\d+)", prefilter, flags=re.ASCII)
-    if not match:
-        raise InputError(f"pair prefilter {prefilter!r}: unknown; use seqD or cycD, such as seq5")
-    limit = int(match[2])
-
-    def apart(i: int, j: int) -> int:
-        along = abs(i - j)
-        return along if match[1] == "seq" else min(along, num_images - along)
-
-    return ((i, j) for i, j in pairs if apart(i, j) <= limit)
 
 
 def _index_by_name(names: Sequence[str | Path]) -> dict[str, set[int]]:

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mast3r_sfm.geometry import points_of_depth, to_world
+
 
 @dataclass(frozen=True)
 class ImageTransform:
@@ -194,7 +196,7 @@ class ReconstructedView:
     depth           (H, W) float32 z-depth in scene units
     conf            (H, W) float32 merged confidence
     conf_clean      (H, W) float32 the same after cleaning (points that float in front of a more
-                    confident surface have 0), equal to `conf` if cleaning was off
+                    confident surface have 0); the scene is written from it unless asked otherwise
     median_reprojection_error_px  over the view's matches, network pixels; nan without matches
     num_matches     matches of the view that entered the alignment
     mask            (H, W) bool, True where the photo is opaque, None if it is everywhere
@@ -225,20 +227,50 @@ class ReconstructedView:
 
     def points_world(self) -> np.ndarray:
         """(H, W, 3) float32: every pixel at its depth, in the world frame."""
-        H, W = self.depth.shape
-        rays = np.stack(np.meshgrid(np.arange(W), np.arange(H)), -1) - self.K[:2, 2]
-        xy = rays / np.diag(self.K)[:2] * self.depth[..., None]
-        cam = np.concatenate([xy, self.depth[..., None]], -1)
-        return (cam @ self.world_from_cam[:3, :3].T + self.world_from_cam[:3, 3]).astype(np.float32)
+        return to_world(points_of_depth(self.depth, self.K), self.world_from_cam).astype(np.float32)
 
 
 @dataclass(frozen=True)
-class Reconstruction:
-    """The result of the pipeline, on the CPU. `matches` are those that entered the alignment."""
+class PairSummary:
+    """One pair: matches found, matches that the geometry confirmed, and whether the pair takes part."""
+
+    i: int
+    j: int
+    num_matches: int
+    num_verified: int
+    kept: bool
+
+
+@dataclass(frozen=True)
+class ReconstructedScene:
+    """What exporters read of a result, on the CPU. `matches` are those that entered the alignment."""
 
     views: tuple[ReconstructedView, ...]
     matches: tuple[Correspondences, ...]
 
     @property
     def registered(self) -> tuple[ReconstructedView, ...]:
+        """The views that have a place in the scene."""
         return tuple(view for view in self.views if view.registered)
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What a result says of the model that made it.
+
+    requested     what was asked for, which differs from `name` if the bundled model stood in
+    revision      the hub's commit, None for local files
+    gpu           name of the GPU, None without
+    min_conf_thr  confidence threshold that suits this model's scenes, None if it names none
+    engine        "native", or "upstream" for the published code
+    """
+
+    name: str
+    requested: str
+    device: str
+    revision: str | None = None
+    licence: str | None = None
+    precision: str | None = None
+    gpu: str | None = None
+    min_conf_thr: float | None = None
+    engine: str = "native"

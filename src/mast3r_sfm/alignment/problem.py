@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mast3r_sfm.alignment.config import AlignmentConfig
 from mast3r_sfm.alignment.kinematic_tree import KinematicTree, build_tree, groups
 from mast3r_sfm.alignment.packing import (
     FallbackChunks,
@@ -20,6 +19,7 @@ from mast3r_sfm.alignment.packing import (
 )
 from mast3r_sfm.canonical import block_grid
 from mast3r_sfm.errors import ReconstructionError
+from mast3r_sfm.options import AlignmentConfig
 from mast3r_sfm.types import CanonicalView, Correspondences, FallbackPrediction
 
 logger = logging.getLogger(__name__)

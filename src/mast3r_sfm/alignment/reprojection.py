@@ -8,7 +8,8 @@ from mast3r_sfm.alignment.losses import CameraMatrices, slabs
 from mast3r_sfm.alignment.problem import AlignmentProblem
 from mast3r_sfm.alignment.projection import directions
 from mast3r_sfm.alignment.solver import AlignmentResult
-from mast3r_sfm.device import invert, matmul_precision
+from mast3r_sfm.device import matmul_precision
+from mast3r_sfm.geometry import invert
 
 
 def reprojection_errors(problem: AlignmentProblem, result: AlignmentResult) -> torch.Tensor:

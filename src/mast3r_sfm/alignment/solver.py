@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from mast3r_sfm.alignment.adam import CosineAdam
-from mast3r_sfm.alignment.config import AlignmentConfig
 from mast3r_sfm.alignment.initial import place_along_tree
 from mast3r_sfm.alignment.losses import (
     CameraMatrices,
@@ -29,11 +28,10 @@ from mast3r_sfm.alignment.problem import AlignmentProblem
 from mast3r_sfm.alignment.projection import ProjectionLoss
 from mast3r_sfm.device import current, matmul_precision
 from mast3r_sfm.errors import ReconstructionError
+from mast3r_sfm.options import AlignmentConfig
+from mast3r_sfm.progress import Advance
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]
-"""Called with the stage ("coarse" or "fine"), the iterations done and their total."""
 
 _CHECK_EVERY = 10  # iterations between two looks at the loss, which make the host wait for the device
 _WARM_UP = 3  # iterations before the recording of a CUDA graph
@@ -213,7 +211,7 @@ class FineObjective(Objective):
         return loss, pulled
 
 
-def align(problem: AlignmentProblem, config: AlignmentConfig, progress: Progress | None = None) -> AlignmentResult:
+def align(problem: AlignmentProblem, config: AlignmentConfig, advance: Advance | None = None) -> AlignmentResult:
     """Cameras and depths that agree with the matches; runs on the device of `problem`.
 
     The result is that of the last forward pass of the last stage, before its step (spec: alignment, section 10).
@@ -225,17 +223,17 @@ def align(problem: AlignmentProblem, config: AlignmentConfig, progress: Progress
         coarse = CoarseObjective(problem, config, theta)
         if config.place_along_tree:
             place_along_tree(model, coarse.points, theta)
-        evaluated, losses_coarse = run_stage(coarse, theta, config.lr_coarse, config.niter_coarse, progress)
+        evaluated, losses_coarse = run_stage(coarse, theta, config.lr_coarse, config.niter_coarse, advance)
         del coarse  # its points are the largest tensor of a large problem
         losses_fine = theta.new_empty(0)
         if config.niter_fine:
             fine = FineObjective(problem, config)
-            evaluated, losses_fine = run_stage(fine, theta, config.lr_fine, config.niter_fine, progress)
+            evaluated, losses_fine = run_stage(fine, theta, config.lr_fine, config.niter_fine, advance)
         return _result(model, evaluated, losses_coarse, losses_fine)
 
 
 def run_stage(
-    objective: Objective, theta: torch.Tensor, lr: float, niter: int, progress: Progress | None = None
+    objective: Objective, theta: torch.Tensor, lr: float, niter: int, advance: Advance | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Optimises `theta` in place over `niter` iterations with a new Adam.
 
@@ -246,6 +244,7 @@ def run_stage(
     stage = Stage(objective, theta, lr, niter)
     step = record(stage) if theta.is_cuda and niter > _WARM_UP else stage.step
     evaluated = theta
+    reported = 0
     for iteration in range(niter):
         if iteration == niter - 1:
             evaluated = theta.clone()
@@ -253,8 +252,9 @@ def run_stage(
         done = iteration + 1
         if done % _CHECK_EVERY == 0 or done == niter:
             _require_finite(stage.losses[:done], objective.name)
-            if progress is not None:
-                progress(objective.name, done, niter)
+            if advance is not None:
+                advance(done - reported)
+                reported = done
     return evaluated, stage.losses
 
 

@@ -1,25 +1,47 @@
-"""The command line. It displays and configures; heavy imports happen inside the commands, so that --help is instant."""
+"""The command line: from arguments to one typed request per command. Heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
+import copy
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn
 
 import click
 
-from mast3r_sfm import __version__
-from mast3r_sfm.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, Mast3rSfmError
+from mast3r_sfm._version import __version__
+from mast3r_sfm.app.click_options import option, options
+from mast3r_sfm.app.flags import as_flags
+from mast3r_sfm.app.requests import (
+    EXIT_DIFFERS,
+    EXIT_INTERRUPTED,
+    EXIT_PARTIAL,
+    CompareRequest,
+    Display,
+    ExportRequest,
+    MatchRequest,
+    ModelRequest,
+    ReconstructRequest,
+)
+from mast3r_sfm.errors import Mast3rSfmError
+from mast3r_sfm.options import (
+    AlignmentConfig,
+    Engine,
+    Precision,
+    ReconstructionOptions,
+    SceneOptions,
+    VerificationLimits,
+)
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-EXIT_CODES = """\b
-Exit codes: 0 done, 2 wrong usage or input, 3 model not found or unusable,
-4 no reconstruction, 5 done but some images did not connect, 130 interrupted."""
+EXIT_CODES = f"""\b
+Exit codes: 0 done, 1 unexpected failure (or `doctor`: a reconstruction cannot run),
+2 wrong usage or input, 3 model not found or unusable, 4 no reconstruction,
+{EXIT_PARTIAL} done but some images did not connect, {EXIT_DIFFERS} `compare`: the engines differ,
+{EXIT_INTERRUPTED} interrupted."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Mast3rSfmError as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        _fail(str(error), error.exit_code)
+        _fail(as_flags(str(error)), error.exit_code)
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
@@ -52,10 +74,35 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     one_line = " ".join(message.split())
     click.echo(f"Error: {one_line}", err=True)
     sys.exit(code)
+
+
+input_option = click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    required=True,
+    metavar="PATH",
+    help="Folder, image file or quoted glob; may be given several times.",
+)
+model_options = options(
+    option(ModelRequest, "model_name", metavar="NAME"),
+    option(ModelRequest, "revision", metavar="REV"),
+    option(ModelRequest, "image_size", metavar="PIXELS"),
+    option(ModelRequest, "device"),
+    option(ModelRequest, "precision"),
+)
+display_options = options(option(Display, "quiet"), option(Display, "debug"))
+verify_option = click.option(
+    "--verify-matches/--no-verify-matches",
+    default=ReconstructionOptions().verification is not None,
+    show_default=True,
+    help="Drop matches that the predicted geometry denies; the published method keeps them.",
+)
+niter_option = option(AlignmentConfig, "niter_coarse", "--niter", "niter")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=EXIT_CODES)
@@ -64,123 +111,63 @@ def cli() -> None:
     """Photos of a scene in; cameras, depth and a 3D scene out."""
 
 
-def model_options(command: _Command) -> _Command:
-    """Options of every command that runs the network."""
-    for option in reversed(
-        [
-            click.option("--model-name", metavar="NAME", help="Hugging Face name, folder, file, or 'small' "
-                         "[default: the published MASt3R 512 model; offline and not cached: 'small']."),
-            click.option("--revision", metavar="REV", help="Branch, tag or commit of the model on the hub."),
-            click.option("--image-size", type=int, metavar="PIXELS",
-                         help="Long edge of the network's images [default: the model's own, 512 for the published]."),
-            click.option("--device", default="auto", show_default=True, metavar="DEVICE",
-                         help="auto, cuda, cuda:N, cpu, mps."),
-            click.option("--precision", default="auto", show_default=True,
-                         type=click.Choice(["auto", "fp32", "tf32", "bf16", "fp16"]), help="Of the matrix products."),
-        ]
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
-def display_options(command: _Command) -> _Command:
-    """Options on what is shown."""
-    command = click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")(command)
-    return click.option("--quiet", is_flag=True, help="Show warnings and errors only.")(command)
-
-
-niter_option = click.option(
-    "--niter", type=click.IntRange(min=0), default=300, show_default=True, help="Iterations of each of the two stages."
-)
-
-
 @cli.command()
-@click.option(
-    "--input",
-    "inputs",
-    multiple=True,
-    required=True,
-    metavar="PATH",
-    help="Folder, image file or quoted glob; may be given several times.",
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Result folder [default: a new one, outputs/<name of the input>].",
-)
+@input_option
+@option(ReconstructRequest, "output")
 @model_options
-@click.option(
-    "--scene-graph",
-    default="complete",
-    show_default=True,
-    metavar="GRAPH",
-    help="complete, swin[-k][-noncyclic], logwin[-k][-noncyclic], oneref[-i], retrieval[-Na-k], auto, pairs:FILE.",
-)
+@option(ReconstructionOptions, "scene_graph")
 @niter_option
 @click.option("--no-refine", is_flag=True, help="Stop after the first stage (3D loss, intrinsics fixed).")
-@click.option("--shared-intrinsics", is_flag=True, help="One focal length and principal point for all images.")
-@click.option(
-    "--subsample",
-    type=click.IntRange(min=2),
-    default=8,
-    show_default=True,
-    help="Grid step of seeds and depth anchors, pixels.",
-)
-@click.option(
-    "--matching-conf-thr",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="Pairs whose best match is not above this use their pointmaps instead of their matches.",
-)
-@click.option(
-    "--verify-matches/--no-verify-matches",
-    default=True,
-    show_default=True,
-    help="Drop matches that the predicted geometry denies; the published method keeps them.",
-)
-@click.option(
-    "--min-conf-thr",
-    type=float,
-    metavar="CONF",
-    help="Pixels above this confidence go into the scene [default: 3, or the model's own].",
-)
-@click.option("--as-pointcloud", is_flag=True, help="Points instead of meshes in scene.glb.")
-@click.option(
-    "--max-points",
-    type=click.IntRange(min=1),
-    default=2_000_000,
-    show_default=True,
-    help="Budget of points or triangles in scene.glb.",
-)
-@click.option(
-    "--clean-depth/--no-clean-depth",
-    default=True,
-    show_default=True,
-    help="Leave out points that float in front of a more confident surface.",
-)
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), metavar="N", help="Pairs per batch [default: by the free memory]."
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of all random choices.")
-@click.option(
-    "--engine",
-    type=click.Choice(["native", "upstream"]),
-    default="native",
-    show_default=True,
-    help="upstream: the published code, where it is installed (see `verify`); only to compare with.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace an existing result, as a whole.")
+@option(AlignmentConfig, "shared_intrinsics")
+@option(AlignmentConfig, "subsample")
+@option(AlignmentConfig, "matching_conf_thr")
+@verify_option
+@option(SceneOptions, "min_conf_thr", metavar="CONF")
+@option(SceneOptions, "as_pointcloud")
+@option(SceneOptions, "max_points")
+@option(SceneOptions, "clean_depth")
+@option(ReconstructionOptions, "batch_size", metavar="N")
+@option(ReconstructionOptions, "seed")
+@option(ReconstructRequest, "engine")
+@option(ReconstructRequest, "overwrite")
 @display_options
-def reconstruct(inputs: tuple[str, ...], output: Path | None, **options: Any) -> int:
+def reconstruct(**flags: Any) -> int:
     """Reconstruct a scene from photos.
 
     Writes scene.glb, depth and confidence maps, cameras.json, matches.npz, reconstruction.npz and run.json.
     """
     from mast3r_sfm.app import commands
 
-    return EXIT_PARTIAL if commands.reconstruct(list(inputs), output, options) else 0
+    alignment = AlignmentConfig(
+        niter_coarse=flags["niter"],
+        niter_fine=0 if flags["no_refine"] else flags["niter"],
+        shared_intrinsics=flags["shared_intrinsics"],
+        subsample=flags["subsample"],
+        matching_conf_thr=flags["matching_conf_thr"],
+    )
+    request = ReconstructRequest(
+        inputs=flags["inputs"],
+        output=flags["output"],
+        overwrite=flags["overwrite"],
+        engine=Engine(flags["engine"]),
+        model=_model_request(flags),
+        options=ReconstructionOptions(
+            scene_graph=flags["scene_graph"],
+            batch_size=flags["batch_size"],
+            verification=_verification(flags),
+            alignment=alignment,
+            seed=flags["seed"],
+        ),
+        scene=SceneOptions(
+            min_conf_thr=flags["min_conf_thr"],
+            as_pointcloud=flags["as_pointcloud"],
+            max_points=flags["max_points"],
+            clean_depth=flags["clean_depth"],
+        ),
+        display=_display(flags),
+        flags={name: value for name, value in flags.items() if name not in ("inputs", "output")},
+    )
+    return EXIT_PARTIAL if commands.reconstruct(request) else 0
 
 
 @cli.command()
@@ -188,36 +175,46 @@ def reconstruct(inputs: tuple[str, ...], output: Path | None, **options: Any) ->
 @click.argument("image_b", metavar="B")
 @click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Result folder.")
 @model_options
-@click.option(
-    "--subsample", type=click.IntRange(min=2), default=8, show_default=True, help="Grid step of the seeds, pixels."
-)
-@click.option(
-    "--verify-matches/--no-verify-matches",
-    default=True,
-    show_default=True,
-    help="Drop matches that the predicted geometry denies.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace existing files of an earlier match.")
+@option(AlignmentConfig, "subsample", help="Grid step of the seeds, pixels.")
+@verify_option
+@option(MatchRequest, "overwrite")
 @display_options
-def match(image_a: str, image_b: str, output: Path, **options: Any) -> None:
+def match(**flags: Any) -> None:
     """Match two images: matches.npz, a picture of the matches, depth and confidence of both."""
     from mast3r_sfm.app import commands
 
-    commands.match(image_a, image_b, output, options)
+    request = MatchRequest(
+        image_a=flags["image_a"],
+        image_b=flags["image_b"],
+        output=flags["output"],
+        overwrite=flags["overwrite"],
+        model=_model_request(flags),
+        options=ReconstructionOptions(
+            verification=_verification(flags), alignment=AlignmentConfig(subsample=flags["subsample"])
+        ),
+        display=_display(flags),
+        flags={name: value for name, value in flags.items() if name not in ("image_a", "image_b", "output")},
+    )
+    commands.match(request)
+
+
+OF_THE_RUN = {"default": None, "show_default": False}
 
 
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="OUTDIR")
-@click.option("--min-conf-thr", type=float, default=None, metavar="CONF", help="[default: that of the run]")
-@click.option("--as-pointcloud/--as-mesh", default=None, help="[default: that of the run]")
-@click.option("--max-points", type=click.IntRange(min=1), default=None, help="[default: that of the run]")
-@click.option("--clean-depth/--no-clean-depth", default=None, help="[default: that of the run]")
+@option(SceneOptions, "min_conf_thr", metavar="CONF", help="[default: that of the run]")
+@option(SceneOptions, "as_pointcloud", "--as-pointcloud/--as-mesh", help="[default: that of the run]", **OF_THE_RUN)
+@option(SceneOptions, "max_points", help="[default: that of the run]", **OF_THE_RUN)
+@option(SceneOptions, "clean_depth", help="[default: that of the run]", **OF_THE_RUN)
 @display_options
-def export(folder: Path, **options: Any) -> None:
+def export(folder: Path, **flags: Any) -> None:
     """Write scene.glb of a finished result anew, without the network."""
     from mast3r_sfm.app import commands
 
-    commands.export(folder, options)
+    names = ("min_conf_thr", "as_pointcloud", "max_points", "clean_depth")
+    changes = {name: flags[name] for name in names if flags[name] is not None}
+    commands.export(ExportRequest(folder, changes, _display(flags)))
 
 
 @cli.command()
@@ -234,27 +231,51 @@ def doctor() -> int:
 
 
 @cli.command()
-@click.option(
-    "--input", "inputs", multiple=True, required=True, metavar="PATH", help="Folder, .jpg or .png file, or quoted glob."
-)
+@input_option
 @model_options
-@click.option(
-    "--scene-graph",
-    default="complete",
-    show_default=True,
-    metavar="GRAPH",
-    help="complete, swin, logwin, oneref, pairs:FILE.",
-)
+@option(ReconstructionOptions, "scene_graph", help="complete, swin, logwin, oneref, pairs:FILE.")
 @niter_option
 @display_options
-def verify(inputs: tuple[str, ...], **options: Any) -> int:
+def compare(**flags: Any) -> int:
     """Compare with the published MASt3R code on the same photos and weights.
 
     The code is found in $MAST3R_UPSTREAM or /opt/mast3r (the container). Runs in fp32 unless --precision says
     otherwise, and as the published method does: matches are not verified, and the alignment has its settings. Exit
     code 0 if the engines agree, 6 if they differ.
     """
-    from mast3r_sfm.app.compare import command as cross_check
-    from mast3r_sfm.app.compare.comparison import EXIT_DIFFERS
+    from mast3r_sfm.app.compare import command
 
-    return 0 if cross_check.verify(inputs, options) else EXIT_DIFFERS
+    request = CompareRequest(
+        inputs=flags["inputs"],
+        model=_model_request(flags),
+        options=ReconstructionOptions(
+            scene_graph=flags["scene_graph"],
+            verification=None,  # the published method keeps every match
+            alignment=AlignmentConfig.published(niter_coarse=flags["niter"], niter_fine=flags["niter"]),
+        ),
+        display=_display(flags),
+    )
+    return 0 if command.compare_engines(request) else EXIT_DIFFERS
+
+
+_verify = copy.copy(compare)  # the name that the command had first
+_verify.hidden = True
+cli.add_command(_verify, "verify")
+
+
+def _model_request(flags: dict[str, Any]) -> ModelRequest:
+    return ModelRequest(
+        model_name=flags["model_name"],
+        revision=flags["revision"],
+        image_size=flags["image_size"],
+        device=flags["device"],
+        precision=Precision(flags["precision"]),
+    )
+
+
+def _verification(flags: dict[str, Any]) -> VerificationLimits | None:
+    return VerificationLimits() if flags["verify_matches"] else None
+
+
+def _display(flags: dict[str, Any]) -> Display:
+    return Display(quiet=flags["quiet"], debug=flags["debug"])

@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from mast3r_sfm.app.flags import as_flags
+
 console = Console(stderr=True, highlight=False)
 """Everything but a command's result goes to the standard error stream."""
 
@@ -30,7 +32,7 @@ class WarningCollector(logging.Handler):
         self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
+        message = as_flags(record.getMessage())
         if record.levelno >= logging.WARNING:
             self.warn(message)
         else:
@@ -64,10 +66,10 @@ def logging_to_console(debug: bool) -> Iterator[WarningCollector]:
 
 
 class ProgressDisplay:
-    """A bar with the time left for every stage (a `progress.Reporter`)."""
+    """A bar with the time left for every stage; an instance is a `progress.Progress`."""
 
     def __init__(self, quiet: bool) -> None:
-        self._progress = Progress(
+        self._bars = Progress(
             TextColumn("{task.description:<24}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -77,26 +79,19 @@ class ProgressDisplay:
             console=console,
             disable=quiet,
         )
-        self._task: TaskID | None = None
+        self._task_of: dict[str, TaskID] = {}
 
     def __enter__(self) -> ProgressDisplay:
-        self._progress.start()
+        self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._bars.stop()
 
-    def start(self, stage: str, total: int) -> None:
-        self._task = self._progress.add_task(stage, total=total)
-
-    def advance(self, steps: int = 1) -> None:
-        if self._task is not None:
-            self._progress.advance(self._task, steps)
-
-    def finish(self) -> None:
-        if self._task is not None:
-            self._progress.update(self._task, completed=self._progress.tasks[self._task].total)
-        self._task = None
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if done == 0 or stage not in self._task_of:  # a stage that begins again, on another try, has a bar of its own
+            self._task_of[stage] = self._bars.add_task(stage, total=total)
+        self._bars.update(self._task_of[stage], completed=done)
 
 
 def say(message: str, quiet: bool = False) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from mast3r_sfm.app.compare.published import find_upstream, import_upstream
 from mast3r_sfm.errors import InputError
-from mast3r_sfm.model.config import DEFAULT_MODEL, SMALL_MODEL
+from mast3r_sfm.options import DEFAULT_MODEL, SMALL_MODEL
 
 Status = Literal["ok", "note", "failed"]
 

@@ -56,8 +56,3 @@ def _peak_ram() -> float:
     except (OSError, IndexError):
         unit = 1 if sys.platform == "darwin" else 1024
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
-
-
-def gigabytes(num_bytes: float) -> str:
-    """`2.1 GB`, or `140 MB` below one gigabyte."""
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"

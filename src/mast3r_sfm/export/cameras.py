@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mast3r_sfm.export.files import write_json
-from mast3r_sfm.types import ReconstructedView, Reconstruction
+from mast3r_sfm.types import ReconstructedScene, ReconstructedView
 
 CONVENTION = (
     "OpenCV axes: x right, y down, z forward. world_from_cam is the 4x4 camera-to-world matrix: X_world = R X_cam + t; "
@@ -20,7 +20,7 @@ CONVENTION = (
 UNITS = "metres (approximate)"
 
 
-def cameras_document(reconstruction: Reconstruction) -> dict[str, Any]:
+def cameras_document(reconstruction: ReconstructedScene) -> dict[str, Any]:
     """The content of `cameras.json` (sizes are [width, height])."""
     return {
         "convention": CONVENTION,
@@ -29,7 +29,7 @@ def cameras_document(reconstruction: Reconstruction) -> dict[str, Any]:
     }
 
 
-def write_cameras(reconstruction: Reconstruction, path: Path) -> None:
+def write_cameras(reconstruction: ReconstructedScene, path: Path) -> None:
     write_json(path, cameras_document(reconstruction))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mast3r_sfm.export.files import write_npy, write_png
-from mast3r_sfm.types import ReconstructedView, Reconstruction
+from mast3r_sfm.types import ReconstructedScene, ReconstructedView
 
 _MAX_SAMPLES = 2_000_000
 _WRITERS = 4
@@ -61,7 +61,7 @@ def confidence_picture(conf: np.ndarray, scale: ColourScale) -> np.ndarray:
     return _coloured(log, valid, np.log(scale.low), np.log(scale.high), cv2.COLORMAP_VIRIDIS)
 
 
-def write_depth_maps(reconstruction: Reconstruction, folder: Path) -> None:
+def write_depth_maps(reconstruction: ReconstructedScene, folder: Path) -> None:
     """Writes `depth_000.npy`, `depth_000.png`, `confidence_000.npy` and `confidence_000.png` for every view.
 
     The arrays are float32 of the network's image (H, W): z-depth in scene units, and the merged confidence before

@@ -19,50 +19,19 @@ from pathlib import Path
 
 import numpy as np
 
-from mast3r_sfm import __version__
-from mast3r_sfm.errors import InputError
+from mast3r_sfm._version import __version__
+from mast3r_sfm.errors import EmptySceneError, InputError
 from mast3r_sfm.export.files import encode_jpeg
 from mast3r_sfm.export.frusta import COLOURS, default_camera_size, frustum_corners, frustum_wires
 from mast3r_sfm.export.gltf import GlbBuilder
 from mast3r_sfm.export.surface import Surface, kept_pixels, thinned_surface
-from mast3r_sfm.types import ReconstructedView, Reconstruction
+from mast3r_sfm.options import SceneOptions
+from mast3r_sfm.types import ReconstructedScene, ReconstructedView
 
 logger = logging.getLogger(__name__)
 
 _CAMERA_TEXTURE_PX = 256
 _GLTF_FROM_OPENCV = np.diag([-1.0, -1.0, 1.0])  # half a turn about z: x left, y up, still looking along +z
-
-
-@dataclass(frozen=True)
-class SceneOptions:
-    """What goes into the scene file.
-
-    min_conf_thr   a pixel takes part if its confidence is above this
-    as_pointcloud  points instead of meshes
-    max_points     budget: most points of a point cloud, most triangles of the meshes
-    cameras        draw the cameras
-    camera_size    height of the base of a drawn camera in scene units; None: fits the scene
-    clean_depth    leave out points that float in front of a more confident surface
-    depth_jump     neighbouring pixels whose depths differ by more than this share are not joined by triangles
-    """
-
-    min_conf_thr: float = 3.0
-    as_pointcloud: bool = False
-    max_points: int = 2_000_000
-    cameras: bool = True
-    camera_size: float | None = None
-    clean_depth: bool = True
-    depth_jump: float = 0.03
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.min_conf_thr):
-            raise InputError(f"--min-conf-thr is {self.min_conf_thr}, must be a finite number")
-        if self.max_points < 1:
-            raise InputError(f"--max-points is {self.max_points}, must be at least 1")
-        if self.camera_size is not None and not 0 < self.camera_size < math.inf:
-            raise InputError(f"the camera size is {self.camera_size}, must be positive")
-        if not self.depth_jump > 0:
-            raise InputError(f"the depth jump is {self.depth_jump}, must be positive")
 
 
 @dataclass(frozen=True)
@@ -94,15 +63,7 @@ class SceneStatistics:
         return self.num_kept / self.num_pixels
 
 
-class EmptySceneError(InputError):
-    """Nothing is left to show. `suggested_min_conf_thr` would keep something; None if no threshold does."""
-
-    def __init__(self, message: str, suggested_min_conf_thr: float | None) -> None:
-        super().__init__(message)
-        self.suggested_min_conf_thr = suggested_min_conf_thr
-
-
-def write_glb(reconstruction: Reconstruction, path: Path, options: SceneOptions) -> SceneStatistics:
+def write_glb(reconstruction: ReconstructedScene, path: Path, options: SceneOptions) -> SceneStatistics:
     """Writes the registered views of a reconstruction as a GLB file.
 
     Raises EmptySceneError (an InputError) if no point or triangle is left; nothing is written then.
@@ -110,7 +71,7 @@ def write_glb(reconstruction: Reconstruction, path: Path, options: SceneOptions)
     views = reconstruction.registered
     if not views:
         raise EmptySceneError("No image is registered: there is no scene to write", None)
-    kept = [kept_pixels(view, options.min_conf_thr, options.clean_depth) for view in views]
+    kept = [kept_pixels(view, options.threshold, options.clean_depth) for view in views]
     num_kept = sum(int(np.count_nonzero(k)) for k in kept)
     world_from_first = views[0].world_from_cam
     builder = GlbBuilder(f"mast3r-sfm {__version__}")
@@ -199,8 +160,8 @@ def _surfaces_within_budget(
             return stride, surfaces
         if stride >= coarsest or not num_faces:
             raise InputError(
-                f"--max-points {options.max_points} is too small for meshes of {len(views)} images: "
-                f"raise it, for example to {2000 * len(views)}, or use --as-pointcloud"
+                f"`max_points={options.max_points}` is too small for meshes of {len(views)} images: "
+                f"raise it, for example to {2000 * len(views)}, or use `as_pointcloud=True`"
             )
         # the number of faces goes with the square of the stride
         stride = min(coarsest, stride * max(1.01, math.sqrt(num_faces / options.max_points)))
@@ -286,7 +247,7 @@ def _label(view: ReconstructedView) -> str:
 def _empty_scene(views: Sequence[ReconstructedView], options: SceneOptions) -> EmptySceneError:
     """The error for a scene without content, with a threshold that was tried and found to keep something."""
     what = "point" if options.as_pointcloud else "triangle"
-    lead = f"--min-conf-thr {options.min_conf_thr:g} keeps no {what}"
+    lead = f"`min_conf_thr={options.threshold:g}` keeps no {what}"
     conf = np.concatenate(
         [
             (view.conf_clean if options.clean_depth else view.conf)[kept_pixels(view, 0.0, options.clean_depth)]
@@ -300,16 +261,18 @@ def _empty_scene(views: Sequence[ReconstructedView], options: SceneOptions) -> E
     for share in (0.5, 0.75, 0.9, 1.0):
         # two decimals, and strictly below the confidences it is to keep
         threshold = math.ceil(float(np.quantile(conf, 1 - share)) * 100) / 100 - 0.01
-        if threshold < options.min_conf_thr and _shows_something(views, replace(options, min_conf_thr=threshold)):
+        if threshold < options.threshold and _shows_something(views, replace(options, min_conf_thr=threshold)):
             kept_share = np.count_nonzero(conf > threshold) / sum(view.depth.size for view in views)
-            message = f"{lead}: --min-conf-thr {threshold:.2f} would keep {kept_share:.0%} of the pixels"
+            message = f"{lead}: `min_conf_thr={threshold:.2f}` would keep {kept_share:.0%} of the pixels"
             return EmptySceneError(message, round(threshold, 2))
-    return EmptySceneError(f"{lead} and no other value would, as depths jump everywhere: use --as-pointcloud", None)
+    return EmptySceneError(
+        f"{lead} and no other value would, as depths jump everywhere: use `as_pointcloud=True`", None
+    )
 
 
 def _shows_something(views: Sequence[ReconstructedView], options: SceneOptions) -> bool:
     for view in views:
-        kept = kept_pixels(view, options.min_conf_thr, options.clean_depth)
+        kept = kept_pixels(view, options.threshold, options.clean_depth)
         if options.as_pointcloud and kept.any():
             return True
         if not options.as_pointcloud and thinned_surface(kept, view.depth, options.depth_jump, 1.0).num_faces:

@@ -103,7 +103,7 @@ class GlbBuilder:
         text += b" " * (-len(text) % 4)
         total = 12 + 8 + len(text) + 8 + self._size
         if total >= 2**32:
-            raise InputError(f"{path.name} would have {total / 2**30:.1f} GiB, GLB files end at 4: lower --max-points")
+            raise InputError(f"{path.name} would have {total / 2**30:.1f} GiB, GLB files end at 4: lower `max_points`")
         with path.open("wb") as file:
             file.write(struct.pack("<4sII", b"glTF", 2, total))
             file.write(struct.pack("<I4s", len(text), b"JSON") + text)

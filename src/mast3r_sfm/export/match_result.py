@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mast3r_sfm.export.depth import confidence_picture, confidence_scale, depth_picture, depth_scale
-from mast3r_sfm.export.files import write_npy, write_npz, write_png
+from mast3r_sfm.export.files import write_npy, write_png
 from mast3r_sfm.export.match_picture import draw_matches
+from mast3r_sfm.export.matches import write_match_arrays
 from mast3r_sfm.export.result import replaced_folder, write_run
 from mast3r_sfm.types import Correspondences, PairPrediction, View
 
@@ -25,9 +24,8 @@ def write_match_result(
 ) -> None:
     """Writes matches, their picture, depth and confidence (NPY, PNG) of both views and `run.json`, all or nothing.
 
-    matches.npz holds `xy_i`, `xy_j` (M, 2) int32 pixels of the network's images, `original_xy_i`,
-    `original_xy_j` (M, 2) float64 pixels of the photos, `conf` (M,) float32 and `files` (2,). Depths are each
-    view's own prediction in its own camera, in scene units. `matches` is None for a model without descriptors.
+    matches.npz is laid out as that of a reconstruction (`export.matches`). Depths are each view's own prediction in
+    its own camera, in scene units. `matches` is None for a model without descriptors.
 
     Raises InputError as `export.result.check_output`.
     """
@@ -42,15 +40,9 @@ def write_match_result(
             write_png(folder / f"depth_{k:03d}.png", depth_picture(depth, depth_colours))
             write_png(folder / f"confidence_{k:03d}.png", confidence_picture(conf, conf_colours))
         if matches is not None:
-            xy_i, xy_j, conf = (t.cpu().numpy() for t in (matches.xy_i, matches.xy_j, matches.conf))
-            arrays = {
-                "xy_i": xy_i,
-                "xy_j": xy_j,
-                "original_xy_i": views[0].transform.to_original(xy_i),
-                "original_xy_j": views[1].transform.to_original(xy_j),
-                "conf": conf.astype(np.float32),
-                "files": np.array([str(view.path) for view in views], dtype=np.str_),
-            }
-            write_npz(folder / "matches.npz", arrays)
-            draw_matches(views[0].rgb, views[1].rgb, xy_i, xy_j, conf, folder / "matches.png")
+            found = matches.cpu()
+            write_match_arrays(
+                [found], [str(view.path) for view in views], [view.transform for view in views], folder / "matches.npz"
+            )
+            draw_matches(views[0].rgb, views[1].rgb, found.xy_i, found.xy_j, found.conf, folder / "matches.png")
         write_run(folder, run)

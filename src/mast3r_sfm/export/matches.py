@@ -4,13 +4,15 @@
         for k, (i, j) in enumerate(m["pairs"]):
             of_pair = slice(*m["offsets"][k : k + 2])
             m["files"][i], m["files"][j], m["xy_i"][of_pair], m["xy_j"][of_pair], m["conf"][of_pair]
+            scale_and_shift = m["original_from_network"][i]  # photo_xy = xy_i @ [:2, :2].T + [:2, 2]
 
 pairs    (P, 2) int32 indices of the images i, j
 offsets  (P + 1,) int64: the matches of pair k are the rows offsets[k] to offsets[k + 1]
-xy_i     (M, 2) int32 matched pixels (x, y) of the network's image of i; `cameras.json` has the way back to the photo
+xy_i     (M, 2) int32 matched pixels (x, y) of the network's image of i
 xy_j     (M, 2) int32, of j
 conf     (M,) float32, > 0
 files    (n,) text: the file of every image
+original_from_network  (n, 3, 3) float64: maps homogeneous pixels of the network's images to pixels of the photos
 
 The file loads without pickle.
 """
@@ -24,11 +26,11 @@ import numpy as np
 import torch
 
 from mast3r_sfm.export.files import write_npz
-from mast3r_sfm.types import Correspondences, Reconstruction
+from mast3r_sfm.types import Correspondences, ImageTransform, ReconstructedScene
 
 
 def pack_matches(matches: Sequence[Correspondences]) -> dict[str, np.ndarray]:
-    """The arrays of this module's docstring but `files`."""
+    """The arrays of this module's docstring that belong to the pairs."""
     no_pixels, no_values = np.zeros((0, 2), dtype=np.int32), np.zeros(0, dtype=np.float32)
     return {
         "pairs": np.array([[m.i, m.j] for m in matches], dtype=np.int32).reshape(-1, 2),
@@ -49,6 +51,16 @@ def unpack_matches(packed: Mapping[str, np.ndarray]) -> tuple[Correspondences, .
     )
 
 
-def write_matches(reconstruction: Reconstruction, path: Path) -> None:
-    files = np.array([view.file for view in reconstruction.views], dtype=np.str_)
-    write_npz(path, {**pack_matches(reconstruction.matches), "files": files})
+def write_matches(scene: ReconstructedScene, path: Path) -> None:
+    """Writes the matches that entered the alignment."""
+    views = scene.views
+    write_match_arrays(scene.matches, [view.file for view in views], [view.transform for view in views], path)
+
+
+def write_match_arrays(
+    matches: Sequence[Correspondences], files: Sequence[str], transforms: Sequence[ImageTransform], path: Path
+) -> None:
+    """Writes the file of this module's docstring for images of these files and transforms."""
+    original_from_network = np.array([one.original_from_network for one in transforms]).reshape(-1, 3, 3)
+    images = {"files": np.array(files, dtype=np.str_), "original_from_network": original_from_network}
+    write_npz(path, {**pack_matches(matches), **images})

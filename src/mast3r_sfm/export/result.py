@@ -18,14 +18,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mast3r_sfm.errors import InputError
+from mast3r_sfm.errors import EmptySceneError, InputError
 from mast3r_sfm.export.cameras import write_cameras
 from mast3r_sfm.export.depth import write_depth_maps
 from mast3r_sfm.export.files import write_json
-from mast3r_sfm.export.glb import EmptySceneError, SceneOptions, SceneStatistics, write_glb
+from mast3r_sfm.export.glb import SceneStatistics, write_glb
 from mast3r_sfm.export.matches import write_matches
 from mast3r_sfm.export.store import load_reconstruction, save_reconstruction
-from mast3r_sfm.types import Reconstruction
+from mast3r_sfm.options import SceneOptions
+from mast3r_sfm.types import ReconstructedScene
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +64,12 @@ def check_output(output: Path, overwrite: bool, needed_bytes: int = 0) -> None:
     if disk.total and disk.free < needed_bytes:  # some file systems do not tell: all zero
         raise InputError(
             f"The disk of {parent} has {disk.free / 1e6:.0f} MB free, the result takes up to "
-            f"{needed_bytes / 1e6:.0f} MB: free some space, or name an --output on another disk"
+            f"{needed_bytes / 1e6:.0f} MB: free some space, or name an `output` on another disk"
         )
 
 
 def write_result(
-    reconstruction: Reconstruction, output: Path, options: SceneOptions, run: Mapping[str, Any], overwrite: bool
+    reconstruction: ReconstructedScene, output: Path, options: SceneOptions, run: Mapping[str, Any], overwrite: bool
 ) -> SceneStatistics:
     """Writes all files of a result to the folder `output`, or leaves everything as it was.
 
@@ -172,25 +173,27 @@ def _check_replaceable(output: Path, overwrite: bool) -> None:
     if not output.exists():
         return
     if not output.is_dir():
-        raise InputError(f"--output {output} is a file: name a folder")
+        raise InputError(f"`output={output}` is a file: name a folder")
     if Path.cwd().is_relative_to(output):
-        raise InputError(f"--output {output} holds the current folder: name a new folder, for example {output}/result")
+        raise InputError(f"`output={output}` holds the current folder: name a new folder, for example {output}/result")
     if _is_mount_point(output):
         raise InputError(
-            f"--output {output} is a mount point, which cannot be replaced as a whole: "
+            f"`output={output}` is a mount point, which cannot be replaced as a whole: "
             f"name a folder in it, for example {output}/result"
         )
     entries = {entry.name for entry in output.iterdir()} - _DESKTOP_LITTER
     if not entries:
         return
     if _read_run(output) is None:
-        raise InputError(f"--output {output} has files in it that are no result of {_TOOL}: name another folder")
+        raise InputError(f"`output={output}` has files in it that are no result of {_TOOL}: name another folder")
     if not overwrite:
-        raise InputError(f"--output {output} already holds a result: name another folder, or replace it by --overwrite")
+        raise InputError(
+            f"`output={output}` already holds a result: name another folder, or replace it by `overwrite=True`"
+        )
     foreign = sorted(name for name in entries if not _OWN_ENTRY.fullmatch(name))
     if foreign:
         raise InputError(
-            f"--output {output} holds a result and also {foreign[0]}, which --overwrite would delete: "
+            f"`output={output}` holds a result and also {foreign[0]}, which `overwrite=True` would delete: "
             "move it elsewhere, or name another folder"
         )
 
@@ -278,7 +281,7 @@ def _explained(folder: Path) -> Iterator[None]:
 
 def _explanation(error: OSError, folder: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"The disk of {folder} is full: free some space, or name an --output on another disk"
+        return f"The disk of {folder} is full: free some space, or name an `output` on another disk"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{folder} cannot be written to ({error.strerror}): change its permissions, or name another --output"
-    return f"Writing to {folder} failed ({error.strerror or error}): name another --output"
+        return f"{folder} cannot be written to ({error.strerror}): change its permissions, or name another `output`"
+    return f"Writing to {folder} failed ({error.strerror or error}): name another `output`"

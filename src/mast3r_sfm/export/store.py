@@ -1,4 +1,4 @@
-"""`reconstruction.npz`: a whole `Reconstruction`, without loss, so that it can be exported again."""
+"""`reconstruction.npz`: a whole `ReconstructedScene`, without loss, so that it can be exported again."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.files import write_npz
 from mast3r_sfm.export.matches import pack_matches, unpack_matches
-from mast3r_sfm.types import ImageTransform, ReconstructedView, Reconstruction
+from mast3r_sfm.types import ImageTransform, ReconstructedScene, ReconstructedView
 
 FORMAT_VERSION = 1
 
 
-def save_reconstruction(reconstruction: Reconstruction, path: Path) -> None:
+def save_reconstruction(reconstruction: ReconstructedScene, path: Path) -> None:
     """Writes one compressed file that `load_reconstruction` and `np.load` read, without pickle."""
     views = reconstruction.views
     arrays = {
@@ -45,7 +45,7 @@ def save_reconstruction(reconstruction: Reconstruction, path: Path) -> None:
     write_npz(path, arrays)
 
 
-def load_reconstruction(path: Path) -> Reconstruction:
+def load_reconstruction(path: Path) -> ReconstructedScene:
     """Reads what `save_reconstruction` wrote.
 
     Raises InputError if the file is missing, damaged, or of another version of the format.
@@ -67,7 +67,7 @@ def load_reconstruction(path: Path) -> Reconstruction:
         raise InputError(
             f"{path} cannot be read ({type(error).__name__}: {error}): run the reconstruction again"
         ) from error
-    return Reconstruction(views, matches)
+    return ReconstructedScene(views, matches)
 
 
 _COLUMNS = (

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, features
 
 from mast3r_sfm.errors import InputError
+from mast3r_sfm.text import byte_count
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def decode_image(data: bytes, name: str) -> DecodedImage:
 
     Raises InputError that starts with `name` for anything that does not decode to the last pixel.
     """
-    what = f"{name} ({file_size(len(data))})"
+    what = f"{name} ({byte_count(len(data))})"
     if not data:
         raise InputError(f"{what}: the file is empty; copy it again or remove it from the input")
     # Image libraries raise nearly any type on damaged data (OSError, SyntaxError, struct.error, zlib.error,
@@ -137,13 +138,6 @@ def focal_px_from_exif(exif: Mapping[int, Any], size: tuple[int, int]) -> float 
     captured_long_side = max((side for side in captured if side is not None), default=float(max(size)))
     focal = focal_mm * pixels_per_unit / mm_per_unit * max(size) / captured_long_side
     return _plausible(focal, diagonal)
-
-
-def file_size(num_bytes: int) -> str:
-    """'87 bytes', '3.4 kB', '12.0 MB'."""
-    if num_bytes < 1000:
-        return f"{num_bytes} bytes"
-    return f"{num_bytes / 1e3:.1f} kB" if num_bytes < 1e6 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def max_pixels() -> int:

@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from mast3r_sfm.errors import InputError
-from mast3r_sfm.images.decoding import decode_image, file_size, max_pixels, quiet_pillow
+from mast3r_sfm.images.decoding import decode_image, max_pixels, quiet_pillow
+from mast3r_sfm.text import byte_count
 from mast3r_sfm.types import ImageTransform, View
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class ImageSizing:
             raise InputError(f"patch size {self.patch_size}: a model's patch size must be at least 1")
         if self.size < 2 * self.patch_size:
             raise InputError(
-                f"--image-size {self.size}: must be at least {2 * self.patch_size}, two patches of the model"
+                f"`image_size` {self.size}: must be at least {2 * self.patch_size}, two patches of the model"
             )
 
     @classmethod
@@ -87,7 +88,7 @@ def find_images(inputs: Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def load_images(
+def load_views(
     paths: Sequence[str | Path],
     sizing: ImageSizing | None = None,
     *,
@@ -145,12 +146,12 @@ def network_transform(original_size: tuple[int, int], sizing: ImageSizing, name:
     shape = f"{original_size[0]}x{original_size[1]} pixels"
     if width == 0 or height == 0:
         raise InputError(
-            f"{name}: {shape} become {W}x{H} at --image-size {sizing.size}, less than one patch of {patch} pixels; "
-            f"crop the photo to at most {sizing.size // patch}:1, raise --image-size or remove it from the input"
+            f"{name}: {shape} become {W}x{H} at `image_size={sizing.size}`, less than one patch of {patch} pixels; "
+            f"crop the photo to at most {sizing.size // patch}:1, raise `image_size` or remove it from the input"
         )
     num_pixels = W * H
     if num_pixels > max_pixels():
-        raise InputError(f"{name}: {shape} would be enlarged to {W}x{H}; crop the photo or lower --image-size")
+        raise InputError(f"{name}: {shape} would be enlarged to {W}x{H}; crop the photo or lower `image_size`")
     return ImageTransform(original_size, (W, H), (W // 2 - width // 2, H // 2 - height // 2), (width, height))
 
 
@@ -211,7 +212,7 @@ def _load(path: Path, index: int, sizing: ImageSizing) -> View:
     except OSError as error:
         raise _unreadable(path, error) from error
     decoded = decode_image(data, str(path))
-    transform = network_transform(decoded.rgb.size, sizing, f"{path} ({file_size(len(data))})")
+    transform = network_transform(decoded.rgb.size, sizing, f"{path} ({byte_count(len(data))})")
     rgb = _resize_and_crop(decoded.rgb, transform)
     alpha = None if decoded.alpha is None else _resize_and_crop(decoded.alpha, transform)
     return View(

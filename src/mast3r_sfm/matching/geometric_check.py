@@ -9,26 +9,12 @@ the maps at the matches costs nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from mast3r_sfm.matching.reciprocal import xy_to_flat
+from mast3r_sfm.options import VerificationLimits
 from mast3r_sfm.types import Correspondences, PairPrediction, ViewPrediction
-
-
-@dataclass(frozen=True)
-class VerificationLimits:
-    """When a match, and when a whole pair, is believed.
-
-    max_distance  largest distance of the two opinions, relative to the distance of the point from the camera
-    min_share     smallest share of a pair's matches that must survive
-    min_matches   smallest number that must survive
-    """
-
-    max_distance: float = 0.10
-    min_share: float = 0.20
-    min_matches: int = 16
 
 
 def disagreement(predictions: Sequence[PairPrediction], matches: Sequence[Correspondences]) -> torch.Tensor:

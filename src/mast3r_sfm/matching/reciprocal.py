@@ -106,8 +106,8 @@ def _match_fused(predictions: Sequence[PairPrediction], subsample: int) -> list[
     except torch.cuda.OutOfMemoryError as error:
         if not half:
             raise ReconstructionError(
-                "the GPU's memory does not suffice to match a single pair; use a smaller --image-size, "
-                "a larger --subsample, or --device cpu"
+                "the GPU's memory does not suffice to match a single pair; use a smaller `image_size`, "
+                "a larger `subsample`, or `device='cpu'`"
             ) from error
     # not in the handler: the exception keeps the tensors of the failed attempt
     return [*_match_fused(predictions[:half], subsample), *_match_fused(predictions[half:], subsample)]
@@ -149,4 +149,4 @@ def xy_to_flat(xy: torch.Tensor, width: int) -> torch.Tensor:
 
 def _require_descriptors(prediction: PairPrediction) -> None:
     if prediction.i_in_i.desc is None:
-        raise InputError("--model-name: this model predicts no descriptors to match; use a MASt3R model")
+        raise InputError("`model_name`: this model predicts no descriptors to match; use a MASt3R model")

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -21,9 +21,11 @@ from torch import nn
 from mast3r_sfm.device import compute_dtype, resolve_device, resolve_precision
 from mast3r_sfm.errors import ModelError
 from mast3r_sfm.model import hub
-from mast3r_sfm.model.config import PRESETS, SMALL_MODEL, ModelConfig
+from mast3r_sfm.model.config import PRESETS, ModelConfig
 from mast3r_sfm.model.network import TwoViewNetwork
 from mast3r_sfm.model.network.blocks import LayerNorm
+from mast3r_sfm.options import DEFAULT_MODEL, SMALL_MODEL, Device, Precision
+from mast3r_sfm.types import ModelDescription
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +38,11 @@ _LISTED = 8  # names an error message lists before it counts the rest
 class Model:
     """A network with its weights, ready to predict.
 
-    name       as the user gave it; `revision` is the hub's commit, None for local files
-    precision  fp32, tf32, bf16 or fp16
+    name       what was loaded; `revision` is the hub's commit, None for local files
+    requested  what was asked for: another name than `name` if the bundled model stands in for the published one
     licence    of the weights, as far as it is known
+    precision  fp32, tf32, bf16 or fp16
+    may_change_precision  the precision was chosen by the machine, not by the caller
     """
 
     network: TwoViewNetwork
@@ -47,32 +51,74 @@ class Model:
     revision: str | None
     licence: str
     device: torch.device
-    precision: str
+    precision: Precision
+    requested: str = ""
+    may_change_precision: bool = False
+
+    def description(self) -> ModelDescription:
+        """What a result says of its model."""
+        gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
+        return ModelDescription(
+            name=self.name,
+            requested=self.requested or self.name,
+            revision=self.revision,
+            licence=self.licence,
+            precision=str(self.precision),
+            device=str(self.device),
+            gpu=gpu,
+            min_conf_thr=self.config.min_conf_thr,
+        )
 
 
 def load_model(
-    name_or_path: str | Path, device: str = "auto", precision: str = "auto", revision: str | None = None
+    model_name: str | Path | None = None,
+    device: str | Device = "auto",
+    precision: str = "auto",
+    revision: str | None = None,
 ) -> Model:
     """Loads a model by its Hugging Face name, from a folder or file, or the bundled one (`small`).
 
-    name_or_path  a hub id; a folder with `config.json` and `model.safetensors` (or shards with their
-                  index); a `.safetensors` file beside its `config.json`; a published `.pth` file
-    device        auto, cuda, cuda:N, cpu, mps
-    precision     auto, fp32, tf32, bf16, fp16: the matrix products; norms and outputs stay float32
+    model_name  a hub id; a folder with `config.json` and `model.safetensors` (or shards with their index); a
+                `.safetensors` file beside its `config.json`; a published `.pth` file; None: the published model,
+                and where it is neither cached nor reachable the bundled one, with a warning
+    device      auto, cuda, cuda:N, cpu, mps
+    precision   auto, fp32, tf32, bf16, fp16: the matrix products; norms and outputs stay float32
 
     Raises ModelError (not found, unreadable, or weights that do not fit the configuration) and
     InputError (device or precision that is not there).
     """
+    if model_name is not None:
+        return _load(str(model_name), device, precision, revision)
+    try:
+        return _load(DEFAULT_MODEL, device, precision, revision)
+    except hub.HubUnreachableError as error:
+        logger.warning(
+            "%s. The small model bundled with this tool (%s) is used instead of %s: expect coarse depth; it was "
+            "trained on rendered scenes only",
+            error,
+            SMALL_MODEL,
+            DEFAULT_MODEL,
+        )
+        return replace(_load(SMALL_MODEL, device, precision, None), requested=DEFAULT_MODEL)
+
+
+def in_bfloat16(model: Model) -> Model:
+    """The same model, loaded again for bfloat16, which does not overflow where half precision does."""
+    return replace(_load(model.name, str(model.device), "bf16", model.revision), requested=model.requested)
+
+
+def _load(name: str, device: str | Device, precision: str, revision: str | None) -> Model:
     torch_device = resolve_device(device)
-    precision = resolve_precision(precision, torch_device)
-    source = _locate(str(name_or_path), revision)
+    resolved = resolve_precision(precision, torch_device)
+    source = _locate(name, revision)
     with torch.device("meta"):
         network = TwoViewNetwork(source.config)
     with source.open() as weights:
-        _assign(network, weights, compute_dtype(precision), torch_device, source.label)
+        assign_weights(network, weights, compute_dtype(resolved), torch_device, source.label)
     network.eval()
-    licence = source.config.licence or _licence_of(str(name_or_path))
-    return Model(network, source.config, str(name_or_path), source.revision, licence, torch_device, precision)
+    licence = source.config.licence or _licence_of(name)
+    chosen_here = Precision.parse(precision) is Precision.AUTO
+    return Model(network, source.config, name, source.revision, licence, torch_device, resolved, name, chosen_here)
 
 
 # ------------------------------------------------------------------ where the weights are
@@ -265,7 +311,7 @@ def _names(keys: Iterable[str]) -> str:
     return ", ".join(ordered[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _assign(network: nn.Module, weights: Weights, dtype: torch.dtype, device: torch.device, label: str) -> None:
+def assign_weights(network: nn.Module, weights: Weights, dtype: torch.dtype, device: torch.device, label: str) -> None:
     """Replaces every parameter of the network on `meta` by its tensor, one at a time."""
     known = _canonical(weights)
     wanted = dict(network.named_parameters())

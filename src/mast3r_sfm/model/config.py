@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from mast3r_sfm.errors import ModelError
+from mast3r_sfm.options import DEFAULT_MODEL
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,6 @@ class ModelConfig:
     accept_squares: bool = False
     min_conf_thr: float | None = None
     licence: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.head_type not in HEAD_TYPES:
@@ -158,7 +158,6 @@ class ModelConfig:
                 accept_squares=bool(raw.get("accept_squares", False)),
                 min_conf_thr=None if raw.get("min_conf_thr") is None else float(raw["min_conf_thr"]),
                 licence=raw.get("licence"),
-                extra=dict(raw),
             )
         except (TypeError, ValueError) as error:
             raise ModelError(f"{source}: {error}") from error
@@ -211,8 +210,6 @@ def _published(head_type: str, size: int, **extra: Any) -> ModelConfig:
     )
 
 
-DEFAULT_MODEL = "naver/MASt3R_ViTLarge_BaseDecoder_512_catmlpdpt_metric"
-
 PRESETS: Mapping[str, ModelConfig] = {
     DEFAULT_MODEL: _published("catmlp+dpt", 512, desc_dim=24, two_confs=True, desc_conf_mode=_DESC_CONF),
     "naver/DUSt3R_ViTLarge_BaseDecoder_512_dpt": _published("dpt", 512),
@@ -220,6 +217,3 @@ PRESETS: Mapping[str, ModelConfig] = {
     "naver/DUSt3R_ViTLarge_BaseDecoder_224_linear": _published("linear", 224),
 }
 """Configurations of the published models by their Hugging Face names."""
-
-SMALL_MODEL = "small"
-"""Name of the model bundled with the package."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mast3r_sfm.errors import ModelError
-from mast3r_sfm.model.config import DEFAULT_MODEL, PRESETS, SMALL_MODEL
+from mast3r_sfm.model.config import PRESETS
+from mast3r_sfm.options import DEFAULT_MODEL, SMALL_MODEL
 
 _CONNECT_TIMEOUT_S = 5.0
 _PROXIES = ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
@@ -61,12 +62,12 @@ def fetch(repo: str, filename: str, revision: str | None = None) -> Path:
     if constants.HF_HUB_OFFLINE:
         raise HubUnreachableError(
             f"{name}: {filename} is not in the cache {constants.HF_HUB_CACHE} and HF_HUB_OFFLINE is set; "
-            "unset it, or give a local folder or 'small' as --model-name"
+            "unset it, or give a local folder or 'small' as `model_name`"
         )
     if not _reachable(constants.ENDPOINT):
         raise HubUnreachableError(
             f"{name}: {filename} is not in the cache {constants.HF_HUB_CACHE} and {constants.ENDPOINT} cannot be "
-            "reached; check the network, or give a local folder or 'small' as --model-name"
+            "reached; check the network, or give a local folder or 'small' as `model_name`"
         )
     try:
         return Path(huggingface_hub.hf_hub_download(repo, filename, revision=revision))
@@ -77,7 +78,7 @@ def fetch(repo: str, filename: str, revision: str | None = None) -> Path:
     except RepositoryNotFoundError as error:
         hint = ""
         if "224" in repo and "mast3r" in repo.lower():
-            hint = f"; use --model-name {DEFAULT_MODEL} --image-size 224"
+            hint = f"; use `model_name={DEFAULT_MODEL}` and `image_size=224`"
         raise NotOnHubError(
             f"{name}: {constants.ENDPOINT} has no such model (or it is private: set HF_TOKEN){hint}; "
             f"published: {published_names()}"

@@ -15,10 +15,7 @@ import numpy as np
 import torch
 
 from mast3r_sfm.errors import ReconstructionError
-from mast3r_sfm.types import Correspondences, ReconstructedView, Reconstruction
-
-EXIT_DIFFERS = 6
-"""Exit code of `verify` when the engines disagree."""
+from mast3r_sfm.types import Correspondences, ReconstructedScene, ReconstructedView
 
 MATCH_PX = 3.0
 """A match holds in a scene if its pixel, taken through the scene's depth and cameras, lands this close to its mate."""
@@ -98,7 +95,7 @@ class Cost:
     ram_bytes: int | None
 
 
-def compare(native: Reconstruction, upstream: Reconstruction, limits: Limits | None = None) -> Comparison:
+def compare(native: ReconstructedScene, upstream: ReconstructedScene, limits: Limits | None = None) -> Comparison:
     """Compares two reconstructions of the same photos, view by view. The matches are the native ones.
 
     Raises ReconstructionError if fewer than two views are placed by both.
@@ -182,7 +179,7 @@ def _relative_differences(first: np.ndarray, second: np.ndarray) -> tuple[np.nda
     )
 
 
-def _held_matches(native: Reconstruction, upstream: Reconstruction) -> list[np.ndarray]:
+def _held_matches(native: ReconstructedScene, upstream: ReconstructedScene) -> list[np.ndarray]:
     """Per view (m, 2) bool: whether each of its matches holds in the native and in the upstream scene."""
     flags: list[list[np.ndarray]] = [[] for _ in native.views]
     for match in native.matches:

@@ -1,4 +1,4 @@
-"""The published MASt3R packages behind our own interface: the same photos and weights, the same `Reconstruction`."""
+"""The published MASt3R packages behind our own interface: the same photos and weights, the same type of result."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 
 from mast3r_sfm.app.compare.published import UpstreamFunctions
 from mast3r_sfm.errors import InputError, ModelError, ReconstructionError
-from mast3r_sfm.model.config import SMALL_MODEL
-from mast3r_sfm.types import ReconstructedView, Reconstruction, View
+from mast3r_sfm.options import SMALL_MODEL
+from mast3r_sfm.types import ReconstructedScene, ReconstructedView, View
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class UpstreamOptions:
 def load_model(upstream: UpstreamFunctions, name: str, device: torch.device) -> torch.nn.Module:
     """The published network with the weights of a published name or a folder in hub layout. Raises ModelError."""
     if name == SMALL_MODEL:
-        raise ModelError("--model-name small: the published code cannot load it (patch size 8, weights in shards)")
+        raise ModelError("`model_name=small`: the published code cannot load it (patch size 8, weights in shards)")
     try:
         model: torch.nn.Module = upstream.load_model(name).to(device).eval()
     except Exception as error:  # see `reconstruct`
@@ -53,7 +53,7 @@ def reconstruct(
     pairs: Sequence[tuple[int, int]],
     device: torch.device,
     options: UpstreamOptions | None = None,
-) -> Reconstruction:
+) -> ReconstructedScene:
     """Runs the published method on the photos of `views` and puts its answer into our terms.
 
     views  as our own loader made them; the published loader reads the same files again, and must arrive at the
@@ -67,9 +67,9 @@ def reconstruct(
     options = options or UpstreamOptions()
     files = [str(view.path) for view in views]
     if len(views) < 2:
-        raise InputError("--engine upstream needs at least two images")
+        raise InputError("`engine=upstream` needs at least two images")
     if len(set(files)) < len(files):
-        raise InputError("--engine upstream: a file is named twice, and the published code knows images by their path")
+        raise InputError("`engine=upstream`: a file is named twice, and the published code knows images by their path")
     images = upstream.load_images(files, size=options.image_size)
     _check_images(images, views)
     all_pairs = upstream.make_pairs(images, scene_graph="complete", prefilter=None, symmetrize=True)
@@ -96,7 +96,7 @@ def reconstruct(
             raise ReconstructionError(f"the published code failed: {type(error).__name__}: {error}") from error
 
 
-def to_reconstruction(scene: Any, views: Sequence[View], clean_depth: bool) -> Reconstruction:
+def to_reconstruction(scene: Any, views: Sequence[View], clean_depth: bool) -> ReconstructedScene:
     """The published result `scene` in our terms: poses (n, 4, 4), focals (n,), principal points (n, 2), and per image
     depth (H*W,) and confidence (H, W). Cameras are given relative to the first."""
     world_from_cam = _array(scene.get_im_poses()).astype(np.float64)
@@ -128,7 +128,7 @@ def to_reconstruction(scene: Any, views: Sequence[View], clean_depth: bool) -> R
                 mask=None if view.alpha is None else view.alpha >= 128,
             )
         )
-    return Reconstruction(tuple(result), ())
+    return ReconstructedScene(tuple(result), ())
 
 
 def _check_images(images: Sequence[Any], views: Sequence[View]) -> None:
@@ -143,7 +143,7 @@ def _check_images(images: Sequence[Any], views: Sequence[View]) -> None:
         if (height, width) != view.shape:
             raise InputError(
                 f"{view.path}: the published loader makes it {width}x{height}, ours {view.shape[1]}x{view.shape[0]}; "
-                "both engines can be compared at --image-size 512 or 224 with a published model only"
+                "both engines can be compared at `image_size` 512 or 224 with a published model only"
             )
 
 

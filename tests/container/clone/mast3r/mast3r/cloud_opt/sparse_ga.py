@@ -73,13 +73,14 @@ def sparse_global_alignment(
 
 
 def _own_engine(files: list[str], model: Any, graph: str, size: int, options: dict[str, Any]) -> Scene:
-    from mast3r_sfm.alignment import AlignmentConfig
-    from mast3r_sfm.images.loading import ImageSizing, load_images
-    from mast3r_sfm.pipeline import ReconstructionOptions, reconstruct
+    from mast3r_sfm.images.loading import ImageSizing, load_views
+    from mast3r_sfm.options import AlignmentConfig, ReconstructionOptions, SceneGraph
+    from mast3r_sfm.pipeline import reconstruct
 
-    views = load_images(files, ImageSizing.for_model(size, 16, False))
-    chosen = ReconstructionOptions(scene_graph=graph, verification=None, alignment=AlignmentConfig.published(**options))
-    result, _ = reconstruct(views, model, chosen)
+    views = load_views(files, ImageSizing.for_model(size, 16, False))
+    alignment = AlignmentConfig.published(**options)
+    chosen = ReconstructionOptions(SceneGraph.parse(graph), verification=None, alignment=alignment)
+    result = reconstruct(views, model, chosen)
     return Scene(
         np.stack([view.world_from_cam for view in result.views]),
         np.stack([view.K for view in result.views]),

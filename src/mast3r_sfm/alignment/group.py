@@ -1,0 +1,51 @@
+"""The alignment as a stage: what the pairs of a connected group left in, its cameras and depths out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mast3r_sfm.alignment.problem import build_problem
+from mast3r_sfm.alignment.reprojection import reprojection_errors
+from mast3r_sfm.alignment.solver import AlignmentResult, align
+from mast3r_sfm.options import AlignmentConfig
+from mast3r_sfm.progress import Advance
+from mast3r_sfm.types import CanonicalView, Correspondences, FallbackPrediction
+
+
+@dataclass(frozen=True)
+class AlignedGroup:
+    """The aligned views of one connected group of images.
+
+    group      indices of the images, in the order of the cameras
+    cameras    of each
+    errors_px  (n,) float64 median reprojection error of each view's matches, network pixels; nan without matches
+    matches    those that entered the alignment
+    """
+
+    group: tuple[int, ...]
+    cameras: AlignmentResult
+    errors_px: torch.Tensor
+    matches: tuple[Correspondences, ...]
+
+
+def align_group(
+    group: Sequence[int],
+    canonical: Sequence[CanonicalView | None],
+    correspondences: Sequence[Correspondences],
+    fallback: Mapping[tuple[int, int], FallbackPrediction],
+    config: AlignmentConfig,
+    advance: Advance | None = None,
+) -> AlignedGroup:
+    """Aligns the images of `group`; `canonical` is by image, and matches with other images do not count.
+
+    Raises ReconstructionError as `build_problem` and `align`.
+    """
+    inside = set(group)
+    matches = tuple(m for m in correspondences if m.i in inside and m.j in inside)
+    views = [view for k in group if (view := canonical[k]) is not None]
+    problem = build_problem(views, matches, fallback, config)
+    cameras = align(problem, config, advance)
+    return AlignedGroup(tuple(group), cameras, reprojection_errors(problem, cameras), matches)

@@ -1,0 +1,34 @@
+"""The library names parameters, as `image_size` or `device='cpu'`; a person at the shell knows them as flags."""
+
+from __future__ import annotations
+
+import re
+
+_FLAG_OF = {
+    "niter_coarse": "--niter",
+    "niter_fine": "--niter",
+    "verification=None": "--no-verify-matches",
+    "inputs": "--input",
+}
+"""Parameters that go by another name on the command line than their own with dashes."""
+
+_NOT_FLAGS = {"kind", "tree", "camera_size", "depth_jump"}
+
+
+def as_flags(message: str) -> str:
+    """A message with its parameters in backquotes written as flags: `device='cpu'` becomes --device cpu."""
+    return re.sub(r"`([a-z_]+)(?:=([^`]*))?`", _flag, message)
+
+
+def _flag(match: re.Match[str]) -> str:
+    name, value = match[1], match[2]
+    if name in _NOT_FLAGS:
+        return match[0].strip("`")
+    if (whole := match[0].strip("`")) in _FLAG_OF:
+        return _FLAG_OF[whole]
+    flag = _FLAG_OF.get(name, f"--{name.replace('_', '-')}")
+    if value is None or value == "True":
+        return flag
+    if value == "False":
+        return f"--no-{flag.removeprefix('--')}"
+    return f"{flag} {value.strip(chr(39))}"

@@ -1,0 +1,98 @@
+"""What a person asks of each command, with every value parsed: built in `cli`, carried out in `commands`.
+
+A field's default and help text are what the command line shows; those of nested options stand in `mast3r_sfm.options`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mast3r_sfm.options import Device, Engine, Precision, ReconstructionOptions, SceneOptions, choice
+
+EXIT_PARTIAL = 5
+"""Exit code of a run that wrote all its files but could not register every image."""
+
+EXIT_DIFFERS = 6
+"""Exit code of `compare` when the engines disagree."""
+
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """Which network, where and how."""
+
+    model_name: str | None = choice(
+        None,
+        "Hugging Face name, folder, file, or 'small' [default: the published MASt3R 512 model; offline and not "
+        "cached: 'small'].",
+    )
+    revision: str | None = choice(None, "Branch, tag or commit of the model on the hub.")
+    image_size: int | None = choice(
+        None, "Long edge of the network's images [default: the model's own, 512 for the published]."
+    )
+    device: Device = choice(Device(), "auto, cuda, cuda:N, cpu, mps.")
+    precision: Precision = choice(Precision.AUTO, "Of the matrix products.")
+
+
+@dataclass(frozen=True)
+class Display:
+    """What is shown."""
+
+    quiet: bool = choice(False, "Show warnings and errors only.")
+    debug: bool = choice(False, "Show tracebacks and debug messages.")
+
+
+@dataclass(frozen=True)
+class ReconstructRequest:
+    """`reconstruct`. `output` None: a new folder in outputs/. `flags`: all of them as given, for run.json only."""
+
+    inputs: tuple[str, ...]
+    output: Path | None = choice(None, "Result folder [default: a new one, outputs/<name of the input>].")
+    overwrite: bool = choice(False, "Replace an existing result, as a whole.")
+    engine: Engine = choice(
+        Engine.NATIVE,
+        "upstream: the published code, where it is installed (see `compare`); only to compare with.",
+    )
+    model: ModelRequest = field(default_factory=ModelRequest)
+    options: ReconstructionOptions = field(default_factory=ReconstructionOptions)
+    scene: SceneOptions = field(default_factory=SceneOptions)
+    display: Display = field(default_factory=Display)
+    flags: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class MatchRequest:
+    """`match`. Of the options only the step of the seeds and the check of the matches count."""
+
+    image_a: str
+    image_b: str
+    output: Path
+    overwrite: bool = choice(False, "Replace existing files of an earlier match.")
+    model: ModelRequest = field(default_factory=ModelRequest)
+    options: ReconstructionOptions = field(default_factory=ReconstructionOptions)
+    display: Display = field(default_factory=Display)
+    flags: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """`export`. `changes`: the fields of `SceneOptions` that differ from those of the run."""
+
+    folder: Path
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    display: Display = field(default_factory=Display)
+
+
+@dataclass(frozen=True)
+class CompareRequest:
+    """`compare`, which runs both engines."""
+
+    inputs: tuple[str, ...]
+    model: ModelRequest = field(default_factory=ModelRequest)
+    options: ReconstructionOptions = field(default_factory=ReconstructionOptions)
+    display: Display = field(default_factory=Display)

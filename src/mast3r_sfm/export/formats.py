@@ -1,0 +1,31 @@
+"""The formats that a result can be written in, by name. A new one is a function here and a module beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mast3r_sfm.errors import InputError
+from mast3r_sfm.export.cameras import write_cameras
+from mast3r_sfm.export.depth import write_depth_maps
+from mast3r_sfm.export.glb import write_glb
+from mast3r_sfm.export.matches import write_matches
+from mast3r_sfm.options import SceneOptions
+from mast3r_sfm.types import ReconstructedScene
+
+Exporter = Callable[[ReconstructedScene, Path, SceneOptions], object]
+"""Writes a scene to a file, or for formats of several files into an existing folder. Raises InputError."""
+
+EXPORTERS: Mapping[str, Exporter] = {
+    "glb": write_glb,
+    "cameras": lambda scene, path, _: write_cameras(scene, path),
+    "depth": lambda scene, folder, _: write_depth_maps(scene, folder),
+    "matches": lambda scene, path, _: write_matches(scene, path),
+}
+
+
+def exporter_of(kind: str) -> Exporter:
+    """Raises InputError that lists the formats."""
+    if kind not in EXPORTERS:
+        raise InputError(f"`kind` {kind!r}: unknown; allowed: {', '.join(EXPORTERS)}")
+    return EXPORTERS[kind]

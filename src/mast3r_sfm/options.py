@@ -1,0 +1,308 @@
+"""Every choice a caller has: its default, what it may be, and what it means. Needs no torch, so `--help` is instant.
+
+The command line reads its defaults, limits and help texts from the fields of these classes; nothing else states them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Literal
+
+from mast3r_sfm.errors import InputError
+
+DEFAULT_MODEL = "naver/MASt3R_ViTLarge_BaseDecoder_512_catmlpdpt_metric"
+"""Hugging Face name of the published model, which is used unless another one is named."""
+
+SMALL_MODEL = "small"
+"""Name of the model bundled with the package."""
+
+DEFAULT_MIN_CONF_THR = 3.0
+"""Confidence threshold of the scene for a model that names none of its own."""
+
+LINKAGES = ("ward", "single", "complete", "average", "weighted", "centroid", "median")
+"""SciPy's names of the ways to cluster, for `AlignmentConfig.tree`."""
+
+
+def choice(default: Any, text: str, *, minimum: int | None = None) -> Any:
+    """A field that the command line offers: its default, its help text, and the smallest value it may have."""
+    return field(default=default, metadata={"help": text, "minimum": minimum})
+
+
+# ------------------------------------------------------------------ values that are parsed once
+class Precision(StrEnum):
+    """Of the network's matrix products; norms and outputs are float32 in all of them."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    TF32 = "tf32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+    @classmethod
+    def parse(cls, value: str) -> Precision:
+        """Raises InputError that lists what is allowed."""
+        try:
+            return cls(value)
+        except ValueError as error:
+            raise InputError(f"`precision` {value}: unknown; allowed: {', '.join(cls)}") from error
+
+
+class Engine(StrEnum):
+    """Who computes: this package, or the published code where it is installed."""
+
+    NATIVE = "native"
+    UPSTREAM = "upstream"
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device by name; `index` counts the GPUs from 0, None is the current one. See `device.resolve_device`."""
+
+    kind: Literal["auto", "cuda", "cpu", "mps"] = "auto"
+    index: int | None = None
+
+    @classmethod
+    def parse(cls, value: str | Device) -> Device:
+        """`auto`, `cuda`, `cuda:N`, `cpu` or `mps`. Raises InputError that lists what is allowed."""
+        if isinstance(value, Device):
+            return value
+        match = re.fullmatch(r"(auto|cuda|cpu|mps)|cuda:(\d{1,4})", value, flags=re.ASCII)
+        if match is None:
+            raise InputError(f"`device` {value}: unknown; allowed: auto, cuda, cuda:N, cpu, mps")
+        if match[2] is not None:
+            return cls("cuda", int(match[2]))
+        return cls(match[1])  # type: ignore[arg-type]  # the expression allows just these names
+
+    def __str__(self) -> str:
+        return self.kind if self.index is None else f"{self.kind}:{self.index}"
+
+
+@dataclass(frozen=True)
+class SceneGraph:
+    """Which pairs of images the network looks at; `scene_graph.make_pairs` makes the pairs of it.
+
+    kind        complete   every pair
+                swin       every image with the `window` that follow, around the end if `cyclic`
+                logwin     every image with those 1, 2, 4, ..., 2^(window - 1) away, likewise
+                oneref     image `reference` with every other
+                retrieval  `num_keys` key images pairwise, every other image with its nearest key, and every image
+                           with the nearest `num_nearest`, where the image itself counts
+                pairs      the pairs that the text file `pairs_file` lists
+                auto       `complete` up to `COMPLETE_UP_TO` images, above that `retrieval`
+    num_keys, num_nearest   None: 20 (or all images, if there are fewer) and 10
+    """
+
+    kind: Literal["complete", "swin", "logwin", "oneref", "retrieval", "pairs", "auto"] = "complete"
+    window: int = 3
+    cyclic: bool = True
+    reference: int = 0
+    num_keys: int | None = None
+    num_nearest: int | None = None
+    pairs_file: str | None = None
+
+    FORMS = "complete, swin[-k][-noncyclic], logwin[-k][-noncyclic], oneref[-i], retrieval[-Na-k], pairs:FILE, auto"
+    COMPLETE_UP_TO = 25
+
+    @classmethod
+    def parse(cls, value: str | SceneGraph) -> SceneGraph:
+        """One of `FORMS`; letters stand for integers, k is at least 1. Raises InputError that lists them."""
+        if isinstance(value, SceneGraph):
+            return value
+        if value in ("complete", "auto", "retrieval"):
+            return cls(value)  # type: ignore[arg-type]
+        if value.startswith("pairs:") and len(value) > len("pairs:"):
+            return cls("pairs", pairs_file=value.removeprefix("pairs:"))
+        if match := re.fullmatch(r"(swin|logwin)(?:-0*([1-9]\d{0,17}))?(-noncyclic)?", value, flags=re.ASCII):
+            return cls(match[1], window=int(match[2] or cls.window), cyclic=match[3] is None)  # type: ignore[arg-type]
+        if match := re.fullmatch(r"oneref(?:-(\d{1,18}))?", value, flags=re.ASCII):
+            return cls("oneref", reference=int(match[1] or 0))
+        if match := re.fullmatch(r"retrieval-(\d{1,18})-(\d{1,18})", value, flags=re.ASCII):
+            return cls("retrieval", num_keys=int(match[1]), num_nearest=int(match[2]))
+        shown = value if len(value) <= 60 else f"{value[:57]}..."
+        raise InputError(f"`scene_graph` {shown!r}: unknown; use one of {cls.FORMS} (k at least 1)")
+
+    def resolved(self, num_images: int) -> SceneGraph:
+        """This graph for a number of images: `auto` has become another one, and nothing is left to a default."""
+        if self.kind == "auto":
+            return SceneGraph("complete" if num_images <= self.COMPLETE_UP_TO else "retrieval").resolved(num_images)
+        if self.kind == "retrieval" and (self.num_keys is None or self.num_nearest is None):
+            num_keys = min(20, num_images) if self.num_keys is None else self.num_keys
+            return replace(self, num_keys=num_keys, num_nearest=10 if self.num_nearest is None else self.num_nearest)
+        return self
+
+    def needs_similarity(self, num_images: int) -> bool:
+        """Whether the pairs depend on what the images show, and so on the network's features of them."""
+        return self.resolved(num_images).kind == "retrieval"
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "swin" | "logwin":
+                return f"{self.kind}-{self.window}{'' if self.cyclic else '-noncyclic'}"
+            case "oneref":
+                return f"oneref-{self.reference}"
+            case "retrieval" if self.num_keys is not None:
+                return f"retrieval-{self.num_keys}-{self.num_nearest}"
+            case "pairs":
+                return f"pairs:{self.pairs_file}"
+        return self.kind
+
+
+# ------------------------------------------------------------------ what a run may be asked
+@dataclass(frozen=True)
+class VerificationLimits:
+    """When a match, and when a whole pair, is believed (not in the published method, which believes all).
+
+    max_distance  largest distance of the two predicted places of a match, relative to the point's distance
+    min_share     smallest share of a pair's matches that must survive
+    min_matches   smallest number that must survive
+    """
+
+    max_distance: float = 0.10
+    min_share: float = 0.20
+    min_matches: int = 16
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """How a scene is aligned. Two stages: `coarse` moves poses and sizes, `fine` also cameras and depths.
+
+    The defaults are the published ones but for a few; `AlignmentConfig.published()` has them all
+    (docs/method.md, Where we differ).
+
+    subsample            side S of the blocks that share an anchor, pixels
+    tree                 "mst" or "hclust-LINKAGE" with a SciPy linkage name: how the chain of poses is chosen
+    lr_*, niter_*        learning rate at the first iteration (cosine to zero) and number of iterations;
+                         niter_fine = 0 leaves out the fine stage
+    place_along_tree     start the coarse stage with the views placed by the matched points of their best pairs;
+                         False: with all of them in one place
+    relative_distances   the coarse stage divides distances between matched points by their depth. Without it a few
+                         wrong matches with the sky or a far background outweigh all others.
+    exponent_*           exponents of the robust distances; 1 is the plain distance
+    fallback_weight      weight of the loss that stands in for pairs without a good match
+    matching_conf_thr    a pair is good if its best match is more confident than this
+    optimize_depth, optimize_principal_point
+                         whether the fine stage moves them
+    principal_point_prior
+                         weight, in pixels of the loss, of the mean squared distance of the principal points from
+                         the image centres in units of (W, H). Without it they absorb the errors of the predicted
+                         depth: they wander by several per cent of the image and take the poses along.
+    shared_intrinsics    one focal length and one (relative) principal point for all views
+    train_root           also move the root of the tree. That is a freedom of the frame only, and in float32 it
+                         turns the world at random; the published method does it.
+    """
+
+    subsample: int = choice(8, "Grid step of match seeds and depth anchors, pixels.", minimum=2)
+    tree: str = "hclust-ward"
+    lr_coarse: float = 0.07
+    lr_fine: float = 0.005
+    niter_coarse: int = choice(300, "Iterations of each of the two stages.", minimum=0)
+    niter_fine: int = 300
+    place_along_tree: bool = True
+    relative_distances: bool = True
+    exponent_coarse: float = 1.5
+    exponent_fine: float = 0.5
+    exponent_fallback: float = 1.1
+    fallback_weight: float = 0.01
+    matching_conf_thr: float = choice(
+        0.0, "Pairs whose best match is not above this use their pointmaps instead of their matches."
+    )
+    optimize_depth: bool = True
+    optimize_principal_point: bool = True
+    principal_point_prior: float = 100.0
+    shared_intrinsics: bool = choice(False, "One focal length and principal point for all images.")
+    train_root: bool = False
+
+    @classmethod
+    def published(cls, **changes: Any) -> AlignmentConfig:
+        """The published method, with `changes`."""
+        published: dict[str, Any] = {
+            "lr_fine": 0.01,
+            "place_along_tree": False,
+            "principal_point_prior": 0.0,
+            "relative_distances": False,
+            "train_root": True,
+        }
+        return cls(**(published | changes))
+
+    def __post_init__(self) -> None:
+        if self.subsample < 1:
+            raise InputError(f"`subsample` is {self.subsample}, must be 1 or more")
+        if min(self.niter_coarse, self.niter_fine) < 0:
+            raise InputError(
+                f"`niter_coarse` or `niter_fine` is {min(self.niter_coarse, self.niter_fine)}, must be 0 or more"
+            )
+        if min(self.exponent_coarse, self.exponent_fine, self.exponent_fallback) <= 0:
+            raise InputError("the exponents of the robust distances must be positive")
+        method, _, linkage = self.tree.partition("-")
+        if self.tree != "mst" and (method != "hclust" or linkage not in LINKAGES):
+            raise InputError(f"`tree` is {self.tree!r}, must be 'mst' or 'hclust-' and one of {', '.join(LINKAGES)}")
+
+
+@dataclass(frozen=True)
+class ReconstructionOptions:
+    """What a reconstruction may be asked, besides its images and its model.
+
+    scene_graph   which pairs are predicted; a string is parsed (`SceneGraph.parse`)
+    batch_size    pairs decoded at once, None: by the free memory
+    verification  limits of the test of matches by geometry, None: all matches are kept, as published
+    seed          of all random choices: the same input, seed and device give the same result
+    """
+
+    scene_graph: SceneGraph = choice(SceneGraph(), f"{SceneGraph.FORMS}.")
+    batch_size: int | None = choice(None, "Pairs per batch [default: by the free memory].", minimum=1)
+    verification: VerificationLimits | None = field(default_factory=VerificationLimits)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    seed: int = choice(0, "Of all random choices.")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scene_graph", SceneGraph.parse(self.scene_graph))
+        if self.batch_size is not None and self.batch_size < 1:
+            raise InputError(f"`batch_size` is {self.batch_size}, must be at least 1")
+
+
+@dataclass(frozen=True)
+class SceneOptions:
+    """What goes into the scene file.
+
+    min_conf_thr   a pixel takes part if its confidence is above this; None: the model's own threshold, or 3
+    as_pointcloud  points instead of meshes
+    max_points     budget: most points of a point cloud, most triangles of the meshes
+    cameras        draw the cameras
+    camera_size    height of the base of a drawn camera in scene units; None: fits the scene
+    clean_depth    leave out points that float in front of a more confident surface
+    depth_jump     neighbouring pixels whose depths differ by more than this share are not joined by triangles
+    """
+
+    min_conf_thr: float | None = choice(
+        None, f"Pixels above this confidence go into the scene [default: {DEFAULT_MIN_CONF_THR:g}, or the model's own]."
+    )
+    as_pointcloud: bool = choice(False, "Points instead of meshes in scene.glb.")
+    max_points: int = choice(2_000_000, "Budget of points or triangles in scene.glb.", minimum=1)
+    cameras: bool = True
+    camera_size: float | None = None
+    clean_depth: bool = choice(True, "Leave out points that float in front of a more confident surface.")
+    depth_jump: float = 0.03
+
+    def __post_init__(self) -> None:
+        if self.min_conf_thr is not None and not math.isfinite(self.min_conf_thr):
+            raise InputError(f"`min_conf_thr` is {self.min_conf_thr}, must be a finite number")
+        if self.max_points < 1:
+            raise InputError(f"`max_points` is {self.max_points}, must be at least 1")
+        if self.camera_size is not None and not 0 < self.camera_size < math.inf:
+            raise InputError(f"`camera_size` is {self.camera_size}, must be positive")
+        if not self.depth_jump > 0:
+            raise InputError(f"`depth_jump` is {self.depth_jump}, must be positive")
+
+    @property
+    def threshold(self) -> float:
+        """`min_conf_thr`, or the default of all models that have none of their own."""
+        return DEFAULT_MIN_CONF_THR if self.min_conf_thr is None else self.min_conf_thr
+
+    def with_threshold(self, of_model: float | None) -> SceneOptions:
+        """The same with a threshold in any case: the one asked for, else the model's own, else the default."""
+        if self.min_conf_thr is not None:
+            return self
+        return replace(self, min_conf_thr=DEFAULT_MIN_CONF_THR if of_model is None else of_model)

@@ -1,0 +1,121 @@
+"""The result in a user's hands: its cameras and depth, and their way into files."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mast3r_sfm._version import __version__
+from mast3r_sfm.export.formats import exporter_of
+from mast3r_sfm.export.glb import SceneStatistics
+from mast3r_sfm.export.result import STORE, write_result
+from mast3r_sfm.export.store import load_reconstruction
+from mast3r_sfm.options import ReconstructionOptions, SceneOptions
+from mast3r_sfm.types import ModelDescription, PairSummary, ReconstructedScene
+
+
+@dataclass(frozen=True)
+class Reconstruction(ReconstructedScene):
+    """Cameras, depth and confidence of every image, and how they came about.
+
+    views    of all images, in their order (`ReconstructedView`); those that connect are `registered`
+    matches  that entered the alignment, one `Correspondences` a pair of images
+    model, options   that made it; None for a result that was read from a folder
+    image_hashes     sha256 of every image file
+    pairs    every pair looked at
+    groups   indices of the images that connect, the largest group first; it is the one that is registered
+    seconds  of every stage
+    """
+
+    model: ModelDescription | None = None
+    options: ReconstructionOptions | None = None
+    image_hashes: tuple[str, ...] = ()
+    pairs: tuple[PairSummary, ...] = ()
+    groups: tuple[tuple[int, ...], ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Reconstruction:
+        """The result in a folder that `save` wrote, without its history. Raises InputError if there is none."""
+        scene = load_reconstruction(Path(folder) / STORE)
+        return cls(scene.views, scene.matches)
+
+    def save(
+        self,
+        output: str | Path,
+        scene: SceneOptions | None = None,
+        *,
+        overwrite: bool = False,
+        details: Mapping[str, Any] | None = None,
+    ) -> SceneStatistics:
+        """Writes the folder `output`: scene.glb, depth, confidence, cameras, matches, all at once or not at all.
+
+        scene      what goes into scene.glb; the threshold is the model's own unless it names one
+        overwrite  replace an earlier result
+        details    more entries of run.json, which says how the result came about
+
+        Raises InputError if `output` cannot be written or holds other files, or if the scene would be empty;
+        everything but the scene is then written all the same.
+        """
+        run = {**self._run_document(), **(details or {})}
+        return write_result(self, Path(output), self._with_threshold(scene), run, overwrite)
+
+    def export(self, kind: str, path: str | Path, scene: SceneOptions | None = None) -> None:
+        """Writes one format (see `export.formats`) to `path`.
+
+        Raises InputError for a format that is not known, and for a scene that would be empty.
+        """
+        exporter_of(kind)(self, Path(path), self._with_threshold(scene))
+
+    def _with_threshold(self, scene: SceneOptions | None) -> SceneOptions:
+        return (scene or SceneOptions()).with_threshold(None if self.model is None else self.model.min_conf_thr)
+
+    def _run_document(self) -> dict[str, Any]:
+        """Content of run.json: all that is needed to run it again, and what happened."""
+        files = [view.file for view in self.views]
+        hashes = self.image_hashes or ("",) * len(files)
+        return {
+            "command": "reconstruct",
+            "versions": versions(),
+            "model": None if self.model is None else dataclasses.asdict(self.model),
+            "options": None if self.options is None else plain(self.options),
+            "images": [
+                {"index": k, "file": file, "sha256": sha256}
+                for k, (file, sha256) in enumerate(zip(files, hashes, strict=True))
+            ],
+            "pairs": [dataclasses.asdict(pair) for pair in self.pairs],
+            "groups": [list(group) for group in self.groups],
+            "seconds": dict(self.seconds),
+        }
+
+
+def versions() -> dict[str, str]:
+    """Of what a result depends on."""
+    return {
+        "mast3r_sfm": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+    }
+
+
+def plain(options: Any) -> dict[str, Any]:
+    """The fields of options as JSON values; a value that is parsed from a string stands as that string."""
+    document: dict[str, Any] = {}
+    for one in dataclasses.fields(options):
+        value = getattr(options, one.name)
+        nested = dataclasses.is_dataclass(value) and type(value).__str__ is object.__str__
+        document[one.name] = plain(value) if nested else value if value is None or _is_json(value) else str(value)
+    return document
+
+
+def _is_json(value: Any) -> bool:
+    return isinstance(value, bool | int | float | list | dict)

@@ -1,0 +1,13 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+
+def byte_count(num_bytes: float) -> str:
+    """`87 bytes`, `3.4 kB`, `140.0 MB` or `2.1 GB`; powers of 1000."""
+    if num_bytes < 1e3:
+        return f"{num_bytes:.0f} bytes"
+    for limit, unit in ((1e6, "kB"), (1e9, "MB")):
+        if num_bytes < limit:
+            return f"{num_bytes / limit * 1e3:.1f} {unit}"
+    return f"{num_bytes / 1e9:.1f} GB"
