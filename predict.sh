@@ -31,10 +31,7 @@ for arg in "$@"; do
     --input | --input=*) has_input=true ;;
     -h | --help)
         sed -n '2,/^[^#]/{s/^# \{0,1\}//p;}' "$0"
-        if venv_is_current "$root" run; then
-            echo && exec "$root/.venv/bin/mast3r-sfm" reconstruct --help
-        fi
-        echo "The options of \`mast3r-sfm reconstruct\` are listed here once .venv is made (any run with --local)."
+        echo && cat "$root/docs/reconstruct_help.txt"
         exit
         ;;
     esac

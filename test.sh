@@ -38,6 +38,7 @@ if $lint; then
     step ruff check .
     step ruff format --check .
     step mypy
+    step lint-imports
     step shellcheck -x build.sh predict.sh test.sh .ci/run scripts/*.sh tests/container/*.sh
     step hadolint Dockerfile
 fi

@@ -37,8 +37,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks.stand_ins import random_weights
+from mast3r_sfm.app.requests import EXIT_PARTIAL
 from mast3r_sfm.device import resolve_device
-from mast3r_sfm.errors import EXIT_PARTIAL
 from mast3r_sfm.model.config import DEFAULT_MODEL, PRESETS, ModelConfig
 from synthetic import render_orbit
 

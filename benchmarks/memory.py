@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from benchmarks.accuracy import views_of
-from mast3r_sfm import pairwise
 from mast3r_sfm.alignment import align_group
 from mast3r_sfm.app.memory import peak_memory
 from mast3r_sfm.densify import densify_views
@@ -25,7 +25,7 @@ from mast3r_sfm.pairwise import PairwiseCollector
 from mast3r_sfm.reconstruction import Reconstruction
 from mast3r_sfm.scene_graph import make_pairs
 from mast3r_sfm.text import byte_count
-from mast3r_sfm.types import PairPrediction, ViewPrediction
+from mast3r_sfm.types import Correspondences, PairPrediction, ViewPrediction
 from synthetic import ideal_correspondences, render_orbit
 from synthetic.ideal import camera_points
 
@@ -54,9 +54,11 @@ def main() -> None:
             points = points @ frame_from_view[:3, :3].T + frame_from_view[:3, 3]
         return ViewPrediction(points, conf)
 
-    pairwise.match_pairs = lambda batch, subsample: [ideal_correspondences(scene, p.i, p.j, subsample) for p in batch]
+    def match(batch: Sequence[PairPrediction], subsample: int) -> list[Correspondences]:
+        return [ideal_correspondences(scene, p.i, p.j, subsample) for p in batch]
+
     names = [view.path.name for view in views]
-    collector = PairwiseCollector([view.shape for view in views], names, pairs)
+    collector = PairwiseCollector([view.shape for view in views], names, pairs, match=match)
     start = time.perf_counter()
     for i, j in pairs:
         collector.add([PairPrediction(i, j, predict(i, i), predict(j, i), predict(j, j), predict(i, j))])

@@ -36,19 +36,19 @@ import torch
 
 from benchmarks.accuracy import measure, views_of
 from benchmarks.stand_ins import IdealPredictor, random_model
-from mast3r_sfm import pairwise
 from mast3r_sfm.alignment import align_group
 from mast3r_sfm.app.memory import peak_memory
 from mast3r_sfm.densify import densify_views
 from mast3r_sfm.device import matmul_precision, resolve_device, resolve_precision
 from mast3r_sfm.inference import encode_views, predict_batches
+from mast3r_sfm.matching.reciprocal import match_pairs
 from mast3r_sfm.model.checkpoint import Model, load_model
 from mast3r_sfm.model.config import DEFAULT_MODEL, PRESETS
-from mast3r_sfm.options import ReconstructionOptions
+from mast3r_sfm.options import Precision, ReconstructionOptions
 from mast3r_sfm.pairwise import PairwiseCollector, PairwiseData
 from mast3r_sfm.scene_graph import make_pairs
 from mast3r_sfm.text import byte_count
-from mast3r_sfm.types import ReconstructedScene, View
+from mast3r_sfm.types import Correspondences, PairPrediction, ReconstructedScene, View
 from synthetic import RenderedScene, render_orbit
 
 SEED = 900_001
@@ -154,6 +154,11 @@ def collect_pairs(
     ideal = IdealPredictor(scene, model.config.desc_dim or 24, model.device)
     with clock.stage("encode"):
         encoded = encode_views(model, views, batch_size)
+
+    def timed_match(predictions: Sequence[PairPrediction], subsample: int) -> list[Correspondences]:
+        with clock.stage("match"):
+            return match_pairs(predictions, subsample)
+
     collector = PairwiseCollector(
         [view.shape for view in views],
         [view.path.name for view in views],
@@ -161,14 +166,8 @@ def collect_pairs(
         options.alignment.subsample,
         options.verification,
         options.alignment.matching_conf_thr,
+        match=timed_match,
     )
-    match_pairs = pairwise.match_pairs
-
-    def timed_match(*arguments: Any) -> Any:
-        with clock.stage("match"):
-            return match_pairs(*arguments)
-
-    pairwise.match_pairs = timed_match
     try:
         batches = predict_batches(model, encoded, pairs, batch_size)
         while True:
@@ -188,7 +187,6 @@ def collect_pairs(
                 collector.add(predictions)
             del predictions
     finally:
-        pairwise.match_pairs = match_pairs
         if COLLECT in clock.seconds:
             clock.seconds["verify + canonical"] = clock.seconds.pop(COLLECT) - clock.seconds["match"]
     with clock.stage("align"):  # takes the matches to main memory, where the alignment packs them
@@ -316,7 +314,7 @@ def main() -> None:
     def make(wanted: str) -> Model:
         if arguments.small:
             return load_model("small", str(device), wanted)
-        return random_model(PRESETS[DEFAULT_MODEL], device, wanted)
+        return random_model(PRESETS[DEFAULT_MODEL], device, Precision.parse(wanted))
 
     if arguments.precisions:
         names = ["fp32", "tf32", "bf16", "fp16"] if device.type == "cuda" else ["fp32", "bf16"]

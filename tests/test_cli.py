@@ -252,6 +252,36 @@ def test_interrupt(photos: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_the_scripts_help_is_the_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`./predict.sh --help` shows a copy, because there may be no environment yet. To renew it: CONTRIBUTING.md."""
+    monkeypatch.setenv("COLUMNS", "110")
+    assert run("reconstruct", "--help") == 0
+    copy = Path(__file__).parents[1] / "docs" / "reconstruct_help.txt"
+    assert capsys.readouterr().out == copy.read_text()
+
+
+def test_help_names_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    codes = re.findall(r"\b(\d+) ", shown.partition("Exit codes:")[2])
+    assert codes == ["0", "1", "2", "3", "4", "5", "6", "130"]
+    assert " verify " not in shown  # the old name of `compare` still works, and is not shown
+    assert run("verify", "--help") == 0
+
+
+def test_cleaning_is_chosen_at_export(photos: Path, tmp_path: Path) -> None:
+    """A run with --no-clean-depth can be cleaned later, and gives the scene of a run with --clean-depth."""
+    output = tmp_path / "out"
+    options = [*SMALL, "--image-size", 128, "--niter", 30, "--min-conf-thr", 0.5, "--quiet"]
+    assert run("reconstruct", "--input", photos, "--output", output, *options, "--no-clean-depth") == 0
+    raw = (output / "scene.glb").read_bytes()
+    assert run("export", output, "--clean-depth", "--quiet") == 0
+    cleaned = (output / "scene.glb").read_bytes()
+    assert len(cleaned) < len(raw)
+    assert run("reconstruct", "--input", photos, "--output", output, "--overwrite", *options) == 0
+    assert (output / "scene.glb").read_bytes() == cleaned
+
+
 def test_help_is_instant() -> None:
     code = "import sys, mast3r_sfm.app.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -390,7 +390,7 @@ class Project:
     def __init__(self, folder: Path) -> None:
         self.folder, self.root = folder, folder / "project"
         self.root.mkdir()
-        for name in ("predict.sh", "scripts", "pyproject.toml", *(path.name for path in ROOT.glob("*.lock"))):
+        for name in ("predict.sh", "scripts", "docs", "pyproject.toml", *(path.name for path in ROOT.glob("*.lock"))):
             source = ROOT / name
             (shutil.copytree if source.is_dir() else shutil.copy)(source, self.root / name)
         self.python = folder / "python3"
@@ -482,11 +482,12 @@ def test_no_suitable_python_is_said_in_one_line(project: Project) -> None:
     assert len(stderr.splitlines()) == 1
 
 
-def test_help_needs_neither_docker_nor_an_environment(project: Project) -> None:
-    process = project.start("--help")
+@pytest.mark.parametrize("arguments", [["--help"], ["--local", "-h"]])
+def test_help_needs_neither_docker_nor_an_environment(project: Project, arguments: list[str]) -> None:
+    process = project.start(*arguments)
     stdout, stderr = process.communicate()
     assert (process.returncode, stderr) == (0, "")
-    assert "--input PHOTOS" in stdout
+    assert "--input PHOTOS" in stdout and "--scene-graph GRAPH" in stdout
     assert project.installs() == []
 
 

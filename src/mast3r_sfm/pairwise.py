@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,9 @@ from mast3r_sfm.types import (
 )
 
 logger = logging.getLogger(__name__)
+
+Matcher = Callable[[Sequence[PairPrediction], int], list[Correspondences]]
+"""The matches of every prediction of a batch, for seeds on a grid of so many pixels."""
 
 
 @dataclass(frozen=True)
@@ -107,14 +110,19 @@ class PairwiseCollector:
         verification: VerificationLimits | None = None,
         matching_conf_thr: float = 0.0,
         masks: Sequence[torch.Tensor | None] | None = None,
+        match: Matcher = match_pairs,
     ) -> None:
-        """`shapes` (H, W), `names` for messages and `masks` (H, W) bool (False: transparent) are per image."""
+        """`shapes` (H, W), `names` for messages and `masks` (H, W) bool (False: transparent) are per image.
+
+        match  what finds the matches of a batch of predictions
+        """
         self._shapes = list(shapes)
         self._names = list(names)
         self._order = {pair: k for k, pair in enumerate(pairs)}
         self._subsample = subsample
         self._verification = verification
         self._matching_conf_thr = matching_conf_thr
+        self._match = match
         self._masks = list(masks) if masks is not None else [None] * len(shapes)
         self._left = Counter(index for pair in pairs for index in set(pair))
         self._believed: dict[int, CanonicalAccumulator] = {}
@@ -130,7 +138,7 @@ class PairwiseCollector:
         The pairs of a batch agree in the shapes of their views. What the host must know of the matches it asks for
         once per batch, not once per pair (but for photos with transparent pixels).
         """
-        found = [self._opaque(matches) for matches in match_pairs(batch, self._subsample)]
+        found = [self._opaque(matches) for matches in self._match(batch, self._subsample)]
         if self._verification is None:
             verified = [(matches, len(matches) > 0) for matches in found]
         else:
