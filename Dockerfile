@@ -4,7 +4,7 @@
 ARG BASE_IMAGE=pytorch/pytorch:2.9.0-cuda12.8-cudnn9-devel
 ARG UPSTREAM=published
 
-# --- the published MASt3R, an independent witness for `mast3r-sfm verify`; nothing else reads it ---------------------
+# --- the published MASt3R, an independent witness for `mast3r-sfm compare`; nothing else reads it ---------------------
 # (a stage that starts from an argument has no tag of its own to pin, hence the ignored rule)
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE} AS clone

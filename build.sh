@@ -2,7 +2,7 @@
 # Builds the container image.
 #
 #   ./build.sh                  mast3r-sfm:latest, with the published MASt3R code inside for cross-checks
-#   ./build.sh --no-upstream    without it (nothing is cloned; `verify` and `--engine upstream` are then not available)
+#   ./build.sh --no-upstream    without it (nothing is cloned; `compare` and `--engine upstream` are then not available)
 #   ./build.sh --tag NAME       another name
 #
 # Every other argument goes to `docker build`, for example

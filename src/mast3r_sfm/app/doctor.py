@@ -210,7 +210,7 @@ def check_optional_parts() -> list[Check]:
     ]
     folder = find_upstream()
     if folder is None:
-        detail = "not there: `verify` and `--engine upstream` need it, nothing else does"
+        detail = "not there: `compare` and `--engine upstream` need it, nothing else does"
         remedy = "use the container, or set MAST3R_UPSTREAM to a checkout of the published code with its submodules"
         return [*checks, Check("published code", "note", detail, remedy)]
     try:
