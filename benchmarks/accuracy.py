@@ -19,7 +19,7 @@ import torch
 
 from mast3r_sfm.alignment import AlignmentConfig
 from mast3r_sfm.errors import Mast3rSfmError
-from mast3r_sfm.matching.geometric_check import VerificationLimits
+from mast3r_sfm.matching import VerificationLimits
 from mast3r_sfm.model.checkpoint import Model, load_model
 from mast3r_sfm.pipeline import ReconstructionOptions, reconstruct
 from mast3r_sfm.types import ImageTransform, Reconstruction, View

@@ -13,8 +13,9 @@ from test_pipeline import view_of
 from mast3r_sfm.alignment import solver
 from mast3r_sfm.device import has_triton
 from mast3r_sfm.inference import encode_views, predict_batches
-from mast3r_sfm.matching import reciprocal as matching
-from mast3r_sfm.matching.reciprocal import _match_one, match_pairs
+from mast3r_sfm.matching import match_pairs
+from mast3r_sfm.matching import pairs as matching_pairs
+from mast3r_sfm.matching.reciprocal import match_plain
 from mast3r_sfm.model.checkpoint import load_model
 from mast3r_sfm.model.network import fused, rope
 from mast3r_sfm.pipeline import ReconstructionOptions, reconstruct
@@ -32,7 +33,7 @@ def _views(count: int, size: tuple[int, int] = (160, 120), degrees: float = 60):
 def plain_paths() -> Iterator[None]:
     """The same device and precision without fused kernels and without a recorded alignment."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (matching, fused, rope):
+        for module in (matching_pairs, fused, rope):
             patch.setattr(module, "has_triton", lambda: False)
         patch.setattr(solver, "record", lambda stage: stage.step)
         yield
@@ -99,7 +100,7 @@ def test_fused_matching_finds_the_plain_matches() -> None:
     pairs = [(1, 0), (2, 0), (2, 1), (3, 0), (4, 0), (3, 4)]
     for batch in predict_batches(model, encoded, pairs, batch_size=4):
         for fast, prediction in zip(match_batch(batch, 8), batch, strict=True):
-            plain = _match_one(prediction, 8)
+            plain = match_plain(prediction, 8)
             a, b = ({tuple(row) for row in torch.cat([m.xy_i, m.xy_j], 1).tolist()} for m in (fast, plain))
             common, total = common + len(a & b), total + len(a | b)
     assert total > 500 and common / total >= 0.99

@@ -11,15 +11,11 @@ import pytest
 import torch
 
 from mast3r_sfm.errors import InputError, ReconstructionError
+from mast3r_sfm.matching import match_pair
+from mast3r_sfm.matching.maps import seed_grid
 from mast3r_sfm.matching.nearest import nearest_neighbours
-from mast3r_sfm.matching.reciprocal import (
-    _match_fused,
-    match_maps,
-    match_pair,
-    merge_matches,
-    reciprocal_matches,
-    seed_grid,
-)
+from mast3r_sfm.matching.pairs import _match_fused
+from mast3r_sfm.matching.reciprocal import match_maps, merge_matches, reciprocal_matches
 from mast3r_sfm.types import PairPrediction, ViewPrediction
 
 DATA = Path(__file__).parent / "data"

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from triton_interpreter import interpreted, outside, run_interpreted
 
-from mast3r_sfm.matching.reciprocal import _match_one
+from mast3r_sfm.matching.reciprocal import match_plain
 from mast3r_sfm.types import PairPrediction, ViewPrediction
 
 pytest.importorskip("triton", reason="Triton comes with torch's CUDA builds")
@@ -129,7 +129,7 @@ def test_batch_of_pairs_equals_the_plain_matching(shape_i, shape_j, count, monke
         pairs.append(_pair(0, number + 1, maps))
     fast = match_batch(pairs, 8)
     for found, pair in zip(fast, pairs, strict=True):
-        plain = _match_one(pair, 8)
+        plain = match_plain(pair, 8)
         assert torch.equal(found.xy_i, plain.xy_i) and torch.equal(found.xy_j, plain.xy_j)
         torch.testing.assert_close(found.conf, plain.conf)
         assert (found.i, found.j) == (pair.i, pair.j)

@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 import torch
 
-from mast3r_sfm.matching.reciprocal import match_pair
+from mast3r_sfm.matching import match_pair
 from mast3r_sfm.model.checkpoint import load_model
 from mast3r_sfm.model.network import HeadOutput, TwoViewNetwork
 from mast3r_sfm.types import PairPrediction, ViewPrediction

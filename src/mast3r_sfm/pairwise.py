@@ -11,8 +11,7 @@ import torch
 
 from mast3r_sfm.canonical import CanonicalAccumulator
 from mast3r_sfm.errors import ReconstructionError
-from mast3r_sfm.matching.geometric_check import VerificationLimits, verify_batch
-from mast3r_sfm.matching.reciprocal import match_pairs
+from mast3r_sfm.matching import VerificationLimits, match_pairs, verify_batch
 from mast3r_sfm.types import CanonicalView, Correspondences, FallbackPrediction, PairPrediction, ViewPrediction
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from mast3r_sfm.densify import clean_confidences, dense_depth
 from mast3r_sfm.device import lack_of_memory_explained
 from mast3r_sfm.errors import InputError, ReconstructionError
 from mast3r_sfm.inference import EncodedViews, encode_views, predict_batches, predict_pairs
-from mast3r_sfm.matching.geometric_check import VerificationLimits
+from mast3r_sfm.matching import VerificationLimits
 from mast3r_sfm.model.checkpoint import Model
 from mast3r_sfm.pairwise import PairSummary, PairwiseCollector, PairwiseData
 from mast3r_sfm.progress import Reporter, SilentReporter, StageTimer

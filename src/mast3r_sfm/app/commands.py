@@ -26,8 +26,7 @@ from mast3r_sfm.export.match_result import write_match_result
 from mast3r_sfm.export.result import check_output, expected_bytes, read_scene_options, rewrite_scene, write_result
 from mast3r_sfm.images.loading import ImageSizing, find_images, load_images
 from mast3r_sfm.inference import NotFiniteError, encode_views, predict_pairs
-from mast3r_sfm.matching.geometric_check import VerificationLimits, verify_matches
-from mast3r_sfm.matching.reciprocal import match_pair
+from mast3r_sfm.matching import VerificationLimits, match_pair, verify_matches
 from mast3r_sfm.model.checkpoint import Model, load_model
 from mast3r_sfm.model.config import DEFAULT_MODEL, SMALL_MODEL
 from mast3r_sfm.model.hub import HubUnreachableError

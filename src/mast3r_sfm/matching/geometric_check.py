@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mast3r_sfm.matching.reciprocal import xy_to_flat
+from mast3r_sfm.matching.maps import xy_to_flat
 from mast3r_sfm.types import Correspondences, PairPrediction, ViewPrediction
 
 
