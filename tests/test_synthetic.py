@@ -22,7 +22,7 @@ from synthetic.draws import Draws
 from synthetic.layout import BOX, FACE_FLOOR, FACE_X0, ROUND, SKY, ObjectColumns, Scenes
 from synthetic.photo import develop, draw_effects
 from synthetic.raycast import MISS, cast, cast_to_ground, normals, shortlist
-from synthetic.shading import render_rays, render_rays_culled
+from synthetic.rendering import render_rays, render_rays_culled
 
 BALL = (1.0, 0.0, -1.0, 0.0)
 CYLINDER = (1.0, 0.0, 0.0, 0.0)
