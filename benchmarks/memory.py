@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from mast3r_sfm.export.result import write_result
 from mast3r_sfm.pairwise import PairwiseCollector
 from mast3r_sfm.pipeline import ReconstructionOptions, _assemble
 from mast3r_sfm.scene_graph import make_pairs
-from mast3r_sfm.types import PairPrediction, ViewPrediction
+from mast3r_sfm.types import Correspondences, PairPrediction, ViewPrediction
 from synthetic import ideal_correspondences, render_orbit
 from synthetic.ideal import camera_points
 
@@ -53,7 +54,10 @@ def main() -> None:
             points = points @ frame_from_view[:3, :3].T + frame_from_view[:3, 3]
         return ViewPrediction(points, conf)
 
-    pairwise.match_pairs = lambda batch, subsample: [ideal_correspondences(scene, p.i, p.j, subsample) for p in batch]
+    def match_pairs(predictions: Sequence[PairPrediction], subsample: int = 8) -> list[Correspondences]:
+        return [ideal_correspondences(scene, p.i, p.j, subsample) for p in predictions]
+
+    pairwise.match_pairs = match_pairs
     names = [view.path.name for view in views]
     collector = PairwiseCollector([view.shape for view in views], names, pairs)
     start = time.perf_counter()

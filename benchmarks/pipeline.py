@@ -46,7 +46,7 @@ from mast3r_sfm.model.config import DEFAULT_MODEL, PRESETS
 from mast3r_sfm.pairwise import PairwiseCollector, PairwiseData
 from mast3r_sfm.pipeline import ReconstructionOptions, _assemble
 from mast3r_sfm.scene_graph import make_pairs
-from mast3r_sfm.types import View
+from mast3r_sfm.types import Correspondences, PairPrediction, View
 from synthetic import RenderedScene, render_orbit
 
 SEED = 900_001
@@ -115,7 +115,8 @@ def run_views(
         matches = [m.cpu() for m in data.correspondences]
         canonical, summaries, fallback = data.canonical, data.summaries, data.fallback
         del data
-        problem = build_problem(canonical, matches, fallback, options.alignment)
+        present = [view for view in canonical if view is not None]
+        problem = build_problem(present, matches, fallback, options.alignment)
         del fallback
         aligned = align(problem, options.alignment)
         errors = reprojection_errors(problem, aligned)
@@ -167,9 +168,9 @@ def collect_pairs(
     )
     match_pairs = pairwise.match_pairs
 
-    def timed_match(*arguments: Any) -> Any:
+    def timed_match(predictions: Sequence[PairPrediction], subsample: int = 8) -> list[Correspondences]:
         with clock.stage("match"):
-            return match_pairs(*arguments)
+            return match_pairs(predictions, subsample)
 
     pairwise.match_pairs = timed_match
     try:

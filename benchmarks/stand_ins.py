@@ -34,7 +34,7 @@ def random_weights(config: ModelConfig, device: torch.device) -> dict[str, Calla
         scale = weight[0].numel() ** -0.5 if weight.dim() > 1 else 0.02
         return scale * torch.randn(weight.shape, device=device, generator=generator)
 
-    make = {}
+    make: dict[str, Callable[[], torch.Tensor]] = {}
     for name, weight in network.named_parameters():
         is_norm = isinstance(network.get_submodule(name.rpartition(".")[0]), LayerNorm)
         make[name] = partial(norm if is_norm else random, weight, name)

@@ -19,13 +19,13 @@ from mast3r_sfm.matching.reciprocal import match_plain
 from mast3r_sfm.model.checkpoint import load_model
 from mast3r_sfm.model.network import fused, rope
 from mast3r_sfm.pipeline import ReconstructionOptions, reconstruct
-from mast3r_sfm.types import Correspondences, Reconstruction
+from mast3r_sfm.types import Correspondences, Reconstruction, View
 from synthetic import render_orbit
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
-def _views(count: int, size: tuple[int, int] = (160, 120), degrees: float = 60):
+def _views(count: int, size: tuple[int, int] = (160, 120), degrees: float = 60) -> list[View]:
     return [view_of(image.numpy(), k) for k, image in enumerate(render_orbit(900_100, count, size, degrees).rgb)]
 
 
