@@ -1,6 +1,7 @@
 """Trains the bundled model on rendered pairs, for a given time.
 
     python -m training.train --init src/mast3r_sfm/data/small --seconds 480 --output run1
+
     torchrun --nproc-per-node 2 -m training.train --init run1 --seconds 480 --output run2
 
 The output is a model folder in hub layout (fp16, three shards), which `--init` takes again, with `train.log`
