@@ -102,7 +102,9 @@ def run_scene(model: Model, scene: RenderedScene, options: ReconstructionOptions
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.accuracy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model-name", default="small")
     parser.add_argument("--scenes", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)

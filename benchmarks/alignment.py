@@ -24,7 +24,9 @@ from synthetic import RenderedScene, ideal_correspondences, ideal_pair_predictio
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.alignment", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--views", type=int, default=7)
     parser.add_argument("--size", type=int, nargs=2, default=(512, 384), metavar=("W", "H"))
     parser.add_argument("--degrees", type=float, default=90.0, help="arc of the orbit")

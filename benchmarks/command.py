@@ -140,7 +140,9 @@ def run_command(photos: Path, output: Path, options: list[str], environment: dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.command", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--views", type=int, default=7)
     parser.add_argument("--runs", type=int, default=3, help="measured runs, after one to warm up")
     parser.add_argument("--device", default="auto")

@@ -41,7 +41,7 @@ from mast3r_sfm.app.memory import peak_memory
 from mast3r_sfm.densify import densify_views
 from mast3r_sfm.device import matmul_precision, resolve_device, resolve_precision
 from mast3r_sfm.inference import encode_views, predict_batches
-from mast3r_sfm.matching.reciprocal import match_pairs
+from mast3r_sfm.matching import match_pairs
 from mast3r_sfm.model.checkpoint import Model, load_model
 from mast3r_sfm.model.config import DEFAULT_MODEL, PRESETS
 from mast3r_sfm.options import Precision, ReconstructionOptions
@@ -286,7 +286,9 @@ def compare_precisions(make: Callable[[str], Model], images: torch.Tensor, names
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--views", type=int, nargs="+", default=[7, 30])
     parser.add_argument("--size", type=int, nargs=2, default=(512, 384), metavar=("W", "H"))
     parser.add_argument("--degrees", type=float, default=150.0)

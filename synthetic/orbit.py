@@ -13,7 +13,8 @@ from .compose import clear_view, compose, scene_scale
 from .draws import Draws
 from .layout import Scenes
 from .photo import PhotoEffects, develop, draw_effects
-from .shading import OCTAVES, render_rays_culled, renderer_for
+from .rendering import render_rays_culled, renderer_for
+from .shading import OCTAVES
 
 TILE = 64
 """Edge of the square tiles that a view is rendered in on a CPU, pixels: few objects are near the rays of one tile."""

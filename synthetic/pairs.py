@@ -12,7 +12,7 @@ from .compose import clear_view, compose, scene_scale
 from .draws import Draws
 from .layout import SKY, Scenes
 from .photo import PhotoEffects, develop, draw_effects
-from .shading import renderer_for
+from .rendering import renderer_for
 
 MAX_ANGLE_DEG = 150.0
 OUTDOOR_SHARE = 0.3

@@ -311,7 +311,7 @@ def _render_kernel(  # type: ignore[no-untyped-def]
 def render_rays_fused(
     scenes: Scenes, o: torch.Tensor, d: torch.Tensor, pixel_angle: torch.Tensor, octaves: int = shading.OCTAVES
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`shading.render_rays` in one kernel, for CUDA devices: same arguments, same results up to rounding."""
+    """`rendering.render_rays` in one kernel, for CUDA devices: same arguments, same results up to rounding."""
     B, P = pixel_angle.shape
     tables = [table.contiguous() for table in scenes]
     o, d, pixel_angle = o.contiguous(), d.contiguous(), pixel_angle.contiguous()

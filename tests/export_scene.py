@@ -3,17 +3,28 @@
 import dataclasses
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from mast3r_sfm.reconstruction import Reconstruction
 from mast3r_sfm.types import Correspondences, ImageTransform, ReconstructedView
 
 
-def view(depth, conf=10.0, index=0, pose=None, rgb=None, focal=10.0, **changes):
+def view(
+    depth: npt.ArrayLike,
+    conf: npt.ArrayLike = 10.0,
+    index: int = 0,
+    pose: np.ndarray | None = None,
+    rgb: np.ndarray | None = None,
+    focal: float = 10.0,
+    **changes: Any,
+) -> ReconstructedView:
     """A view with the principal point in the middle of its image; `conf` is a number or a map."""
     depth = np.asarray(depth, dtype=np.float32)
     H, W = depth.shape
@@ -38,7 +49,7 @@ def view(depth, conf=10.0, index=0, pose=None, rgb=None, focal=10.0, **changes):
     return dataclasses.replace(made, **changes)
 
 
-def pose(degrees_about_y, centre):
+def pose(degrees_about_y: float, centre: Sequence[float]) -> np.ndarray:
     """Camera-to-world: turned about the world's y axis, then put at `centre`."""
     c, s = np.cos(np.radians(degrees_about_y)), np.sin(np.radians(degrees_about_y))
     matrix = np.eye(4)
@@ -47,7 +58,7 @@ def pose(degrees_about_y, centre):
     return matrix
 
 
-def matches(i, j, xy_i, xy_j, conf):
+def matches(i: int, j: int, xy_i: npt.ArrayLike, xy_j: npt.ArrayLike, conf: Sequence[float]) -> Correspondences:
     return Correspondences(
         i,
         j,
@@ -57,7 +68,7 @@ def matches(i, j, xy_i, xy_j, conf):
     )
 
 
-def two_views():
+def two_views() -> Reconstruction:
     """A plane at depth 2 seen by two cameras, 0.5 apart, with three matches."""
     views = (
         view(np.full((12, 16), 2.0)),
@@ -71,10 +82,10 @@ def two_views():
 class Glb:
     """A parsed file: the JSON document and the bytes of its only buffer."""
 
-    document: dict
+    document: dict[str, Any]
     binary: bytes
 
-    def array(self, accessor):
+    def array(self, accessor: int) -> np.ndarray:
         """An accessor's content; checks that it lies in its buffer view, aligned, and that its bounds are true."""
         a = self.document["accessors"][accessor]
         v = self.document["bufferViews"][a["bufferView"]]
@@ -88,7 +99,7 @@ class Glb:
             assert a["min"] == values.min(0).tolist() and a["max"] == values.max(0).tolist()
         return values
 
-    def primitives(self, group):
+    def primitives(self, group: str) -> list[dict[str, Any]]:
         """The primitives under the node of this name, as dictionaries of arrays and their material."""
         nodes = self.document["nodes"]
         found = [node for node in nodes if node["name"] == group and "children" in node]
@@ -104,12 +115,14 @@ class Glb:
                 result.append(one)
         return result
 
-    def texture(self, material):
+    def texture(self, material: dict[str, Any]) -> np.ndarray:
         """(H, W, 3) uint8 RGB of a material's texture."""
         texture = self.document["textures"][material["pbrMetallicRoughness"]["baseColorTexture"]["index"]]
         v = self.document["bufferViews"][self.document["images"][texture["source"]]["bufferView"]]
         data = np.frombuffer(self.binary, np.uint8, v["byteLength"], v["byteOffset"])
-        return cv2.imdecode(data, cv2.IMREAD_COLOR)[:, :, ::-1]
+        picture = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        assert picture is not None
+        return picture[:, :, ::-1]
 
 
 def read_glb(path: Path) -> Glb:

@@ -54,7 +54,7 @@ def write_folder(folder: Path, raw: dict[str, Any], state: dict[str, torch.Tenso
         save_file(state, folder / "model.safetensors")
         return folder
     names = sorted(state)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for k in range(shards):
         file = f"model-{k + 1:05d}-of-{shards:05d}.safetensors"
         part = {name: state[name] for name in names[k::shards]}

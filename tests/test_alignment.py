@@ -3,7 +3,9 @@
 import dataclasses
 import logging
 import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +35,7 @@ PUBLISHED = AlignmentConfig.published()
 
 
 def problem_of(scene: GoldenScene, config: AlignmentConfig) -> AlignmentProblem:
-    fallback = {}
+    fallback: dict[tuple[int, int], FallbackPrediction] = {}
     for pair in scene.pair_predictions():
         fallback |= sample_fallback(pair, config.subsample)
     return build_problem(scene.canonical_views, scene.correspondences, fallback, config)
@@ -44,7 +46,7 @@ def problem_of(scene: GoldenScene, config: AlignmentConfig) -> AlignmentProblem:
 
 @pytest.mark.parametrize("rows_at_once", [1 << 22, 7])
 @pytest.mark.parametrize("lengths", [[3, 0, 1], [1], [0, 0], [40, 1, 2, 0, 1, 1, 300], list(range(30))])
-def test_segment_sums_equal_a_loop(lengths, rows_at_once, monkeypatch):
+def test_segment_sums_equal_a_loop(lengths: list[int], rows_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segment_sums, "_ROWS_AT_ONCE", rows_at_once)
     generator = torch.Generator().manual_seed(0)
     segments = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
@@ -57,7 +59,7 @@ def test_segment_sums_equal_a_loop(lengths, rows_at_once, monkeypatch):
         torch.testing.assert_close(total[k], values[segments == k].sum(0))
 
 
-def test_adam_equals_torch():
+def test_adam_equals_torch() -> None:
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(50, generator=generator)
     ours, theirs = start.clone(), torch.nn.Parameter(start.clone())
@@ -72,7 +74,7 @@ def test_adam_equals_torch():
 
 
 @pytest.mark.parametrize("exponent", [1.0, 0.5, 1.1, 1.5])
-def test_robust_distance_has_unit_slope_at_zero_and_the_right_derivative(exponent):
+def test_robust_distance_has_unit_slope_at_zero_and_the_right_derivative(exponent: float) -> None:
     distance = torch.tensor([0.0, 1e-3, 0.3, 2.0, 50.0], dtype=torch.float64)
     value, slope = torch.empty_like(distance), torch.empty_like(distance)
     losses.robust_distance(distance.clone(), exponent, value=value, slope=slope)
@@ -86,7 +88,7 @@ def test_robust_distance_has_unit_slope_at_zero_and_the_right_derivative(exponen
         assert losses.robust_offset(g) == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_chain_of_poses_is_the_product_along_the_tree():
+def test_a_chain_of_poses_is_the_product_along_the_tree() -> None:
     scene = load_scene("swin6")
     problem = problem_of(scene, dataclasses.replace(PUBLISHED, tree="mst"))
     model = SceneModel(problem, False)
@@ -115,9 +117,10 @@ class Transcription:
         for m in scene.correspondences:
             for a, b, xy in ((m.i, m.j, m.xy_i), (m.j, m.i, m.xy_j)):
                 view = self.views[a]
+                H, W = view.conf.shape
                 self.sides[a, b] = (
                     xy.double(),
-                    anchor_index(xy, tuple(view.conf.shape), 8),
+                    anchor_index(xy, (H, W), 8),
                     depth_offsets(view.relative_depth, xy, 8).double(),
                     m.conf.double(),
                 )
@@ -137,9 +140,9 @@ class Transcription:
         G = 1 / s.min()
         T = []
         for x, y, z, w in (p["quaternions"] / p["quaternions"].norm(dim=1, keepdim=True)).unbind():
-            rows = (1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w))
-            rows += (2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w))
-            rows += (2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y))
+            rows = [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)]
+            rows += [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)]
+            rows += [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]
             T.append(torch.stack(rows).view(3, 3))
         root, edges = self.problem.tree.root, self.problem.tree.edges
         P = {root: (T[root], p["translations"][root])}
@@ -175,7 +178,7 @@ class Transcription:
         threshold = self.config.matching_conf_thr
         good = [key for key, side in self.sides.items() if side[3].max() > threshold]
         bad = [key for key in self.sides if key not in good]
-        total, weight = 0.0, 0.0
+        total = weight = torch.zeros(())
         for a, b in good:
             xy, _, _, conf = self.sides[a, b]
             if fine:
@@ -186,10 +189,10 @@ class Transcription:
                 unit = self.unit_depth(a, b, p).square() + self.unit_depth(b, a, p).square()
                 depth = (unit / 2).sqrt()[:, None] if self.config.relative_distances else 1.0
                 total = total + (conf * rho(world(a, b) / depth, world(b, a) / depth, 1.5)).sum()
-            weight += conf.sum()
+            weight = weight + conf.sum()
         loss = total / weight
         if bad:
-            total, weight = 0.0, 0.0
+            total = weight = torch.zeros(())
             for a, b in bad:
                 prediction = self.scene.prediction(b, a, a)
                 points = prediction.points[::8, ::8].reshape(-1, 3).double()
@@ -198,23 +201,23 @@ class Transcription:
                     anchor = self.sides[a, other][1]
                     target = points[anchor] @ cam2w[b][0].T + cam2w[b][1]
                     total = total + (conf[anchor] * rho(world(a, other), target, 1.1)).sum()
-                    weight += conf[anchor].sum()
+                    weight = weight + conf[anchor].sum()
             loss = loss + 0.01 * total / weight
         return loss
 
 
-def in_float64(value):
+def in_float64(value: Any) -> Any:
     """Copies a dataclass of tensors with float64 for float32."""
     if isinstance(value, torch.Tensor):
         return value.double() if value.is_floating_point() else value
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         changed = {field.name: in_float64(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return dataclasses.replace(value, **changed)
     return value
 
 
 @contextmanager
-def float64_default():
+def float64_default() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     try:
         yield
@@ -227,7 +230,9 @@ def float64_default():
 @pytest.mark.parametrize(
     ("name", "shared", "relative"), [("fallback4", False, False), ("mixed4", False, True), ("shared4", True, True)]
 )
-def test_losses_and_gradients_equal_the_transcription(name, shared, relative, fine, turned):
+def test_losses_and_gradients_equal_the_transcription(
+    name: str, shared: bool, relative: bool, fine: bool, turned: bool
+) -> None:
     scene = load_scene(name)
     config = dataclasses.replace(
         PUBLISHED,
@@ -265,7 +270,7 @@ def test_losses_and_gradients_equal_the_transcription(name, shared, relative, fi
             assert (gradients[name_] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name_
 
 
-def test_slabs_change_nothing(monkeypatch):
+def test_slabs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = load_scene("fallback4")
     config = dataclasses.replace(PUBLISHED, matching_conf_thr=5.0)
     problem = problem_of(scene, config)
@@ -283,7 +288,7 @@ def test_slabs_change_nothing(monkeypatch):
             torch.testing.assert_close(gradients_part[name], gradient, rtol=1e-5, atol=1e-6)
 
 
-def test_the_prior_pulls_principal_points_to_the_centre():
+def test_the_prior_pulls_principal_points_to_the_centre() -> None:
     problem = problem_of(load_scene("mixed4"), PUBLISHED)
     theta = SceneModel(problem, False).initial()
     SceneModel(problem, False).unpack(theta).principal_points[1] += torch.tensor([0.1, -0.2])
@@ -337,7 +342,7 @@ def hilly_scene(num_views: int, indices: list[int] | None = None) -> tuple[list[
     return views, matches
 
 
-def test_exact_views_are_put_where_they_were():
+def test_exact_views_are_put_where_they_were() -> None:
     views, matches = hilly_scene(4, indices=[9, 2, 5, 7])  # identities are not positions
     config = AlignmentConfig(niter_coarse=200, niter_fine=0)
     problem = build_problem(views, matches, {}, config)
@@ -365,7 +370,7 @@ def relative_to(poses: torch.Tensor, first: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("tree", ["hclust-ward", "mst"])
-def test_placement_along_the_tree_solves_exact_views_at_once(tree):
+def test_placement_along_the_tree_solves_exact_views_at_once(tree: str) -> None:
     # without an iteration; a third of the matches are wrong, and two views are scaled
     views, matches = hilly_scene(5)
     scales = [1.0, 1.3, 1.0, 0.8, 1.0]
@@ -387,7 +392,7 @@ def test_placement_along_the_tree_solves_exact_views_at_once(tree):
     assert torch.equal(result.world_from_cam[root, :3, :3], torch.eye(3).double())
 
 
-def test_placement_bridges_a_bad_pair():
+def test_placement_bridges_a_bad_pair() -> None:
     # views 0 and 1 connect to 2 and 3 by a pair below the threshold only
     views, matches = hilly_scene(4)
     kept = [m for m in matches if (m.i, m.j) in ((1, 0), (2, 1), (3, 2))]
@@ -403,7 +408,7 @@ def test_placement_bridges_a_bad_pair():
         assert math.acos((float(relative[:3, :3].trace()) - 1) / 2) == pytest.approx(0.1, abs=0.01)
 
 
-def test_a_far_background_does_not_outweigh_the_rest():
+def test_a_far_background_does_not_outweigh_the_rest() -> None:
     # one pixel in 64 of the grid that is matched (and no block centre) is a thousand times too far away
     views, matches = hilly_scene(3)
     for view in views:
@@ -417,7 +422,7 @@ def test_a_far_background_does_not_outweigh_the_rest():
     assert abs(angles[False] - 0.2) > 0.1
 
 
-def test_reprojection_errors_by_hand():
+def test_reprojection_errors_by_hand() -> None:
     views, matches = hilly_scene(2)
     config = AlignmentConfig(niter_coarse=0, niter_fine=0)
     problem = build_problem(views, matches, {}, config)
@@ -430,7 +435,7 @@ def test_reprojection_errors_by_hand():
     assert reprojection_errors(problem, behind)[1] == math.inf
 
 
-def test_runs_repeat_to_the_bit_and_report_progress():
+def test_runs_repeat_to_the_bit_and_report_progress() -> None:
     scene = load_scene("mixed4")
     config = AlignmentConfig(niter_coarse=25, niter_fine=12)
     problem = problem_of(scene, config)
@@ -442,7 +447,7 @@ def test_runs_repeat_to_the_bit_and_report_progress():
     assert [depth.shape for depth in first.core_depths] == [view.core_depth.shape for view in scene.canonical_views]
 
 
-def test_the_root_stays_where_it_was():
+def test_the_root_stays_where_it_was() -> None:
     problem = problem_of(load_scene("orbit5"), PUBLISHED)
     config = AlignmentConfig(niter_coarse=40, niter_fine=0)
     result = align(problem, config)
@@ -452,7 +457,7 @@ def test_the_root_stays_where_it_was():
     torch.testing.assert_close(result.losses_coarse[:5], moved.losses_coarse[:5], rtol=1e-4, atol=0)
 
 
-def test_the_result_is_that_of_the_last_forward_pass():
+def test_the_result_is_that_of_the_last_forward_pass() -> None:
     scene = load_scene("mixed4")
     results = [
         align(problem_of(scene, c), c) for c in (AlignmentConfig(niter_coarse=k, niter_fine=0) for k in (0, 1, 2))
@@ -462,7 +467,7 @@ def test_the_result_is_that_of_the_last_forward_pass():
     assert not torch.equal(results[1].world_from_cam, results[2].world_from_cam)
 
 
-def test_frozen_parameters_do_not_move():
+def test_frozen_parameters_do_not_move() -> None:
     scene = load_scene("mixed4")
     config = AlignmentConfig(niter_coarse=5, niter_fine=5, optimize_principal_point=False)
     result = align(problem_of(scene, config), config)
@@ -472,7 +477,7 @@ def test_frozen_parameters_do_not_move():
     assert (result.K[:, 0, 0] == result.K[0, 0, 0]).all()
 
 
-def test_one_view_comes_back_as_it_is():
+def test_one_view_comes_back_as_it_is() -> None:
     views, _ = hilly_scene(1)
     problem = build_problem(views, [], {}, AlignmentConfig())
     result = align(problem, AlignmentConfig())
@@ -484,7 +489,7 @@ def test_one_view_comes_back_as_it_is():
 # --- what can be wrong with the input ---------------------------------------------------------------------------------
 
 
-def test_pairs_without_a_match_are_left_out_with_one_warning(caplog):
+def test_pairs_without_a_match_are_left_out_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     views, matches = hilly_scene(3)
     empty = Correspondences(2, 0, torch.zeros(0, 2).int(), torch.zeros(0, 2).int(), torch.zeros(0))
     with caplog.at_level(logging.WARNING):
@@ -494,14 +499,14 @@ def test_pairs_without_a_match_are_left_out_with_one_warning(caplog):
     assert problem.scores[2, 0] == 0
 
 
-def test_views_that_do_not_connect_are_named():
+def test_views_that_do_not_connect_are_named() -> None:
     views, matches = hilly_scene(4, indices=[3, 8, 11, 20])
     kept = [m for m in matches if (m.i, m.j) in ((8, 3), (11, 8))]
     with pytest.raises(ReconstructionError, match=r"2 groups .*\(3, 8, 11; 20\)"):
         build_problem(views, kept, {}, AlignmentConfig())
 
 
-def test_other_faults():
+def test_other_faults() -> None:
     views, matches = hilly_scene(2)
     with pytest.raises(ValueError, match="occurs twice"):
         build_problem(views, [*matches, *matches], {}, AlignmentConfig())
@@ -526,7 +531,7 @@ def test_other_faults():
             AlignmentConfig(**wrong)
 
 
-def test_matches_of_partial_blocks_and_a_subsample_that_does_not_divide():
+def test_matches_of_partial_blocks_and_a_subsample_that_does_not_divide() -> None:
     # 42 x 70 pixels, S = 8: the last row and column of blocks are partial
     relative = torch.from_numpy(np.random.default_rng(0).uniform(0.9, 1.1, (42, 70)).astype(np.float32))
     views = [CanonicalView(k, relative, torch.ones(42, 70), torch.full((6, 9), 2.0), 60.0) for k in range(2)]
@@ -542,18 +547,24 @@ class HostQuestions(TorchDispatchMode):
 
     FORBIDDEN = ("_local_scalar_dense", "nonzero", "lift_fresh", "masked_select", "is_nonzero", "_assert")
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.seen = []
+        self.seen: list[str] = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         if any(name in str(func) for name in self.FORBIDDEN):
             self.seen.append(str(func))
         return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(("name", "shared"), [("fallback4", False), ("shared4", True)])
-def test_an_iteration_asks_the_host_nothing(name, shared):
+def test_an_iteration_asks_the_host_nothing(name: str, shared: bool) -> None:
     """So it can be recorded as a CUDA graph."""
     scene = load_scene(name)
     config = AlignmentConfig(matching_conf_thr=scene.options["matching_conf_thr"], shared_intrinsics=shared)

@@ -21,6 +21,7 @@ from mast3r_sfm.alignment import (
 from mast3r_sfm.alignment.parameters import SceneModel
 from mast3r_sfm.alignment.solver import CoarseObjective, FineObjective, run_stage
 from mast3r_sfm.pairwise import sample_fallback
+from mast3r_sfm.types import FallbackPrediction
 
 PARAMETERS = {
     "quaternions": "quats",
@@ -49,7 +50,7 @@ def config_of(scene: GoldenScene, **changes: Any) -> AlignmentConfig:
 
 
 def problem_of(scene: GoldenScene, config: AlignmentConfig) -> AlignmentProblem:
-    fallback = {}
+    fallback: dict[tuple[int, int], FallbackPrediction] = {}
     for pair in scene.pair_predictions():
         fallback |= sample_fallback(pair, config.subsample)
     return build_problem(scene.canonical_views, scene.correspondences, fallback, config)
@@ -67,8 +68,8 @@ def parameters_of(scene: GoldenScene, model: SceneModel, prefix: str) -> torch.T
 
 def relative_error(actual: torch.Tensor, expected: np.ndarray) -> float:
     """Largest difference relative to the largest expected value."""
-    expected = torch.as_tensor(expected).double().reshape(-1)
-    return float((actual.double().reshape(-1) - expected).abs().max() / expected.abs().max())
+    wanted = torch.as_tensor(expected).double().reshape(-1)
+    return float((actual.double().reshape(-1) - wanted).abs().max() / wanted.abs().max())
 
 
 def compare_losses(actual: torch.Tensor, expected: np.ndarray, limits: list[tuple[slice, float]]) -> None:
@@ -124,7 +125,7 @@ FINE_LIMITS = {
 
 
 @pytest.mark.parametrize("name", ALIGNMENT_SCENES)
-def test_problem(name):
+def test_problem(name: str) -> None:
     scene = load_scene(name)
     golden = scene.golden
     config = config_of(scene)
@@ -136,7 +137,8 @@ def test_problem(name):
     matches, per_view = problem.matches, problem.relief.shape[1]
     for view in range(scene.num_views):
         order = golden[f"anchor_order{view}"].tolist()
-        pixels, anchors, offsets = [], [], []
+        pixels: list[torch.Tensor | None] = []
+        anchors, offsets = [], []
         good = {tuple(pair): p for p, pair in enumerate(matches.pairs[:-1].tolist())}
         for other in order:
             pair, side = ((view, other), 0) if (view, other) in scene.pairs else ((other, view), 1)
@@ -157,7 +159,7 @@ def test_problem(name):
 
 
 @pytest.mark.parametrize("name", ALIGNMENT_SCENES)
-def test_coarse_stage(name):
+def test_coarse_stage(name: str) -> None:
     scene = load_scene(name)
     golden = scene.golden
     config = config_of(scene, niter_fine=0)
@@ -179,7 +181,7 @@ def test_coarse_stage(name):
 
 
 @pytest.mark.parametrize("name", ALIGNMENT_SCENES)
-def test_fine_stage_from_the_stored_start(name):
+def test_fine_stage_from_the_stored_start(name: str) -> None:
     scene = load_scene(name)
     golden = scene.golden
     config = config_of(scene)
@@ -200,7 +202,7 @@ def test_fine_stage_from_the_stored_start(name):
     "name",
     ["fallback4", *(pytest.param(name, marks=pytest.mark.slow) for name in ("orbit5", "mixed4", "swin6"))],
 )
-def test_result(name):
+def test_result(name: str) -> None:
     scene = load_scene(name)
     config = config_of(scene)
     result = align(problem_of(scene, config), config)
@@ -208,7 +210,7 @@ def test_result(name):
     compare_result(scene, result, "fine", FINE_LIMITS)
 
 
-VARIANTS = [
+VARIANTS: list[Any] = [
     ("shared4", "dedup", {}),
     pytest.param("swin6", "hclust", {"tree": "hclust-ward"}, marks=pytest.mark.slow),
     pytest.param("swin6", "nopp", {"optimize_principal_point": False, "optimize_depth": True}, marks=pytest.mark.slow),
@@ -216,7 +218,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize(("name", "variant", "changes"), VARIANTS)
-def test_variants(name, variant, changes):
+def test_variants(name: str, variant: str, changes: dict[str, Any]) -> None:
     scene = load_scene(name)
     config = config_of(scene, **changes)
     problem = problem_of(scene, config)

@@ -6,17 +6,27 @@ import pytest
 import torch
 from golden_scene import load_scene
 
-from mast3r_sfm.alignment import AlignmentConfig, align, build_problem, reprojection_errors, solver
+from mast3r_sfm.alignment import (
+    AlignmentConfig,
+    AlignmentProblem,
+    AlignmentResult,
+    align,
+    build_problem,
+    reprojection_errors,
+    solver,
+)
 from mast3r_sfm.densify import clean_confidences, dense_depth
 from mast3r_sfm.pairwise import sample_fallback
-from mast3r_sfm.types import CanonicalView
+from mast3r_sfm.types import CanonicalView, FallbackPrediction
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
-def solve(name, config, device):
+def solve(
+    name: str, config: AlignmentConfig, device: str
+) -> tuple[list[CanonicalView], AlignmentProblem, AlignmentResult]:
     scene = load_scene(name)
-    fallback = {}
+    fallback: dict[tuple[int, int], FallbackPrediction] = {}
     for pair in scene.pair_predictions():
         fallback |= sample_fallback(pair, config.subsample)
     views = [
@@ -31,7 +41,7 @@ def solve(name, config, device):
 
 
 @pytest.mark.parametrize("name", ["orbit5", "fallback4"])
-def test_stages_equal_those_of_the_cpu(name):
+def test_stages_equal_those_of_the_cpu(name: str) -> None:
     config = AlignmentConfig(matching_conf_thr=load_scene(name).options["matching_conf_thr"])
     (_, problem, cpu), (_, _, gpu) = solve(name, config, "cpu"), solve(name, config, "cuda")
     torch.testing.assert_close(gpu.losses_coarse[:30].cpu(), cpu.losses_coarse[:30], rtol=1e-3, atol=0)
@@ -43,7 +53,7 @@ def test_stages_equal_those_of_the_cpu(name):
         assert math.degrees(float(cosine.clamp(-1, 1).arccos().max())) <= 0.3
 
 
-def test_runs_repeat_to_the_bit():
+def test_runs_repeat_to_the_bit() -> None:
     first, second = (solve("mixed4", AlignmentConfig(), "cuda")[2] for _ in range(2))
     assert torch.equal(first.world_from_cam, second.world_from_cam)
     assert torch.equal(first.K, second.K)
@@ -51,7 +61,7 @@ def test_runs_repeat_to_the_bit():
     assert all(torch.equal(a, b) for a, b in zip(first.core_depths, second.core_depths, strict=True))
 
 
-def test_the_recorded_graph_equals_the_plain_iterations(monkeypatch):
+def test_the_recorded_graph_equals_the_plain_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
     config = AlignmentConfig(niter_coarse=20, niter_fine=20)
     recorded = solve("mixed4", config, "cuda")[2]
     monkeypatch.setattr(solver, "record", lambda stage: stage.step)
@@ -61,12 +71,12 @@ def test_the_recorded_graph_equals_the_plain_iterations(monkeypatch):
     assert torch.equal(recorded.world_from_cam, plain.world_from_cam)
 
 
-def test_few_iterations_run_without_a_graph():
+def test_few_iterations_run_without_a_graph() -> None:
     result = solve("mixed4", AlignmentConfig(niter_coarse=2, niter_fine=1), "cuda")[2]
     assert result.losses_coarse.isfinite().all() and result.losses_fine.isfinite().all()
 
 
-def test_dense_depth_cleaning_and_errors_equal_those_of_the_cpu():
+def test_dense_depth_cleaning_and_errors_equal_those_of_the_cpu() -> None:
     config = AlignmentConfig(niter_coarse=50, niter_fine=0)
     views, problem, result = solve("mixed4", config, "cuda")
     K, poses = result.K, result.world_from_cam

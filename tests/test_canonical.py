@@ -18,6 +18,7 @@ from mast3r_sfm.canonical import (
     spread_blocks,
 )
 from mast3r_sfm.errors import ReconstructionError
+from mast3r_sfm.types import CanonicalView
 
 
 def pointmap(depth: torch.Tensor, focal: float) -> torch.Tensor:
@@ -34,20 +35,20 @@ def slanted_plane(H: int, W: int, focal: float) -> torch.Tensor:
     return 4 / (1 - 0.3 * ray[..., 0] + 0.2 * ray[..., 1])
 
 
-def finish(points: torch.Tensor, conf: torch.Tensor, **kwargs: int) -> object:
-    accumulator = CanonicalAccumulator(*conf.shape, **kwargs)
+def finish(points: torch.Tensor, conf: torch.Tensor) -> CanonicalView:
+    accumulator = CanonicalAccumulator(*conf.shape)
     accumulator.add(points, conf)
     return accumulator.finish(0)
 
 
 def close(actual: torch.Tensor, expected: np.ndarray, tolerance: float) -> None:
     """Largest difference relative to the largest expected value."""
-    expected = torch.as_tensor(expected).double()
-    difference = (actual.double() - expected).abs().max() / expected.abs().max()
+    wanted = torch.as_tensor(expected).double()
+    difference = (actual.double() - wanted).abs().max() / wanted.abs().max()
     assert difference <= tolerance, f"{float(difference):.2e} > {tolerance:.0e}"
 
 
-def test_block_centres_and_anchors_of_a_whole_and_a_partial_grid():
+def test_block_centres_and_anchors_of_a_whole_and_a_partial_grid() -> None:
     assert block_centres(24, 8).tolist() == [4, 12, 20]
     # 5 pixels are left for the last block: its centre 16 + 4 is the last pixel; of 3 pixels it is clamped
     assert block_centres(21, 8).tolist() == [4, 12, 20]
@@ -59,7 +60,7 @@ def test_block_centres_and_anchors_of_a_whole_and_a_partial_grid():
 
 
 @pytest.mark.parametrize("shape", [(48, 64), (42, 70)])
-def test_one_exact_pointmap_gives_back_its_depth_and_focal(shape):
+def test_one_exact_pointmap_gives_back_its_depth_and_focal(shape: tuple[int, int]) -> None:
     focal = 60.0
     depth = slanted_plane(*shape, focal)
     view = finish(pointmap(depth, focal), torch.full(shape, 3.0))
@@ -77,7 +78,7 @@ def test_one_exact_pointmap_gives_back_its_depth_and_focal(shape):
     )
 
 
-def test_two_maps_are_averaged_with_their_weights():
+def test_two_maps_are_averaged_with_their_weights() -> None:
     shape = (16, 16)
     near, far = (pointmap(torch.full(shape, depth), 20.0) for depth in (1.0, 3.0))
     accumulator = CanonicalAccumulator(*shape)
@@ -90,7 +91,7 @@ def test_two_maps_are_averaged_with_their_weights():
     torch.testing.assert_close(view.relative_depth, torch.ones(shape))
 
 
-def test_angles_not_depths_are_averaged():
+def test_angles_not_depths_are_averaged() -> None:
     # one row of a block: dz = 1 over a radius of 1 in one map (45 degrees), 0 in the other: tan(22.5 degrees)
     shape = (2, 2)
     flat = torch.tensor([[[-1.0, -1, 2], [0, -1, 2]], [[-1, 0, 2], [0, 0, 2]]])
@@ -104,7 +105,7 @@ def test_angles_not_depths_are_averaged():
     assert view.relative_depth[1, 1] == 1
 
 
-def test_order_and_repetition_change_nothing():
+def test_order_and_repetition_change_nothing() -> None:
     scene = load_scene("mixed4")
     maps = [scene.prediction(1, other, 1) for other in (0, 2, 3)]
     views = []
@@ -119,7 +120,7 @@ def test_order_and_repetition_change_nothing():
         assert view.focal_px == pytest.approx(views[0].focal_px, rel=1e-6)
 
 
-def test_few_bad_blocks_become_flat_at_the_median_depth(caplog):
+def test_few_bad_blocks_become_flat_at_the_median_depth(caplog: pytest.LogCaptureFixture) -> None:
     shape = (64, 64)
     depth = slanted_plane(*shape, 60.0)
     depth[8:16, 16:24] = -1.0
@@ -133,7 +134,7 @@ def test_few_bad_blocks_become_flat_at_the_median_depth(caplog):
     assert (view.core_depth > 0).all()
 
 
-def test_many_bad_blocks_are_an_error_that_names_the_image():
+def test_many_bad_blocks_are_an_error_that_names_the_image() -> None:
     depth = torch.full((64, 64), 2.0)
     depth[:, :32] = 0.0
     accumulator = CanonicalAccumulator(64, 64)
@@ -142,7 +143,7 @@ def test_many_bad_blocks_are_an_error_that_names_the_image():
         accumulator.finish(3, name="garden.jpg")
 
 
-def test_nothing_added_and_non_finite_predictions_are_errors():
+def test_nothing_added_and_non_finite_predictions_are_errors() -> None:
     accumulator = CanonicalAccumulator(16, 16)
     with pytest.raises(ReconstructionError, match="image 7"):
         accumulator.finish(7)
@@ -154,7 +155,7 @@ def test_nothing_added_and_non_finite_predictions_are_errors():
         accumulator.finish(7)
 
 
-def test_golden_canonical():
+def test_golden_canonical() -> None:
     with np.load(DATA / "canonical.npz") as golden:
         X, C = torch.from_numpy(golden["X"]), torch.from_numpy(golden["C"])
         accumulator = CanonicalAccumulator(96, 128)
@@ -177,7 +178,7 @@ def test_golden_canonical():
 
 
 @pytest.mark.parametrize("name", ALIGNMENT_SCENES)
-def test_golden_scenes(name):
+def test_golden_scenes(name: str) -> None:
     scene = load_scene(name)
     golden = scene.golden
     for i, j in scene.pairs[:2]:
@@ -194,5 +195,6 @@ def test_golden_scenes(name):
         close(view.conf.mean(), golden[f"canon_conf{i}_mean"], 1e-5)
         close(view.core_depth, golden[f"core_depth{i}"], 1e-5)
         xy = scene.tensor(f"anchor_pix{i}")
-        assert torch.equal(anchor_index(xy, tuple(view.conf.shape), 8), scene.tensor(f"anchor_idx{i}").long())
+        H, W = view.conf.shape
+        assert torch.equal(anchor_index(xy, (H, W), 8), scene.tensor(f"anchor_idx{i}").long())
         close(depth_offsets(view.relative_depth, xy, 8), golden[f"anchor_off{i}"], 1e-5)

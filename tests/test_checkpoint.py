@@ -85,13 +85,13 @@ def test_either_name_of_the_shared_convolutions(tmp_path: Path, state: dict[str,
 def test_one_decoder_is_copied_to_both(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     single = {name: value for name, value in state.items() if not name.startswith("dec_blocks2.")}
     network = load_model(write_folder(tmp_path, TINY, single), "cpu").network
-    assert torch.equal(network.dec_blocks2[1].attn.qkv.weight, state["dec_blocks.1.attn.qkv.weight"])
+    assert torch.equal(network.get_parameter("dec_blocks2.1.attn.qkv.weight"), state["dec_blocks.1.attn.qkv.weight"])
 
 
 def test_half_precision_keeps_norms_in_float32(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     model = load_model(write_folder(tmp_path, TINY, state), "cpu", "bf16")
-    assert model.network.enc_blocks[0].attn.qkv.weight.dtype == torch.bfloat16
-    assert model.network.enc_blocks[0].norm1.weight.dtype == torch.float32
+    assert model.network.get_parameter("enc_blocks.0.attn.qkv.weight").dtype == torch.bfloat16
+    assert model.network.get_parameter("enc_blocks.0.norm1.weight").dtype == torch.float32
 
 
 def test_download(hub: Path, tmp_path: Path, state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:

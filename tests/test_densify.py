@@ -1,5 +1,7 @@
 """Dense depth and cleaning: two cameras by hand first, then the goldens."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -19,11 +21,13 @@ def poses(*centres: tuple[float, float, float]) -> torch.Tensor:
     return world_from_cam
 
 
-def clean(depths, confs, world_from_cam, **kwargs):
+def clean(
+    depths: list[torch.Tensor], confs: list[torch.Tensor], world_from_cam: torch.Tensor, **kwargs: Any
+) -> list[torch.Tensor]:
     return clean_confidences(depths, confs, K.expand(len(depths), 3, 3), world_from_cam, **kwargs)
 
 
-def test_dense_depth_scales_the_relief_by_the_change_of_focal():
+def test_dense_depth_scales_the_relief_by_the_change_of_focal() -> None:
     relative = torch.ones(4, 4)
     relative[:2, 0] = 1.4  # S = 2: block centres are (1, 1), (1, 3), (3, 1), (3, 3)
     relative[0, 3] = 0.9
@@ -34,7 +38,7 @@ def test_dense_depth_scales_the_relief_by_the_change_of_focal():
     torch.testing.assert_close(depth, expected)
 
 
-def test_a_floating_point_in_front_of_a_more_confident_surface_is_removed():
+def test_a_floating_point_in_front_of_a_more_confident_surface_is_removed() -> None:
     # camera 1 stands one unit behind camera 0 and sees the wall at depth 5; camera 0 has one pixel at 2
     depths = [torch.full(SHAPE, 4.0), torch.full(SHAPE, 5.0)]
     depths[0][6, 8] = 2.0  # the principal point: projects to (8, 6) of camera 1 at depth 3 < 5
@@ -47,7 +51,7 @@ def test_a_floating_point_in_front_of_a_more_confident_surface_is_removed():
     assert float(confs[0][6, 8]) == 2.0, "the inputs are not changed"
 
 
-def test_the_more_confident_point_stays():
+def test_the_more_confident_point_stays() -> None:
     depths = [torch.full(SHAPE, 4.0), torch.full(SHAPE, 5.0)]
     depths[0][6, 8] = 2.0
     confs = [torch.full(SHAPE, 2.0), torch.full(SHAPE, 2.0)]  # equal is not less
@@ -55,7 +59,7 @@ def test_the_more_confident_point_stays():
     assert torch.equal(cleaned[0], confs[0])
 
 
-def test_points_within_the_tolerance_behind_or_outside_stay():
+def test_points_within_the_tolerance_behind_or_outside_stay() -> None:
     same = poses((0, 0, 0), (0, 0, 0))
     for depth, removed in ((4.0, False), (3.9961, False), (3.9959, True), (4.1, False), (-1.0, False)):
         cleaned = clean(
@@ -68,7 +72,7 @@ def test_points_within_the_tolerance_behind_or_outside_stay():
 
 
 @pytest.mark.parametrize("unknown", [0.0, torch.nan, torch.inf])
-def test_unknown_depth_neither_tests_nor_is_tested(unknown):
+def test_unknown_depth_neither_tests_nor_is_tested(unknown: float) -> None:
     same = poses((0, 0, 0), (0, 0, -1))
     confs = [torch.ones(SHAPE), 2 * torch.ones(SHAPE)]
     for depths in (
@@ -79,7 +83,7 @@ def test_unknown_depth_neither_tests_nor_is_tested(unknown):
         assert all(torch.equal(after, before) for after, before in zip(cleaned, confs, strict=True))
 
 
-def test_views_are_cleaned_in_turn():
+def test_views_are_cleaned_in_turn() -> None:
     # same camera three times; 0 floats before 1, 1 before 2. 0 goes first, so the later fall of 1 does not save it
     depths = [torch.full(SHAPE, d) for d in (1.0, 2.0, 3.0)]
     confs = [torch.full(SHAPE, c) for c in (1.0, 2.0, 3.0)]
@@ -91,7 +95,7 @@ def test_views_are_cleaned_in_turn():
     assert [float(c.max()) for c in cleaned] == [0, 1, 3]
 
 
-def test_brute_force_agrees_on_views_of_different_size():
+def test_brute_force_agrees_on_views_of_different_size() -> None:
     rng = np.random.default_rng(0)
     shapes = [(12, 16), (16, 12), (10, 14)]
     depths = [torch.from_numpy(rng.uniform(2, 3, shape).astype(np.float32)) for shape in shapes]
@@ -119,7 +123,7 @@ def test_brute_force_agrees_on_views_of_different_size():
 
 
 @pytest.mark.parametrize("name", ALIGNMENT_SCENES)
-def test_golden_dense_points_and_cleaning(name):
+def test_golden_dense_points_and_cleaning(name: str) -> None:
     scene = load_scene(name)
     golden = scene.golden
     K_fine, world_from_cam = scene.tensor("fine_intrinsics"), scene.tensor("fine_cam2w")

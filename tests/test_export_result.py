@@ -5,8 +5,10 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +17,14 @@ from export_scene import read_glb, two_views, view
 
 from mast3r_sfm.errors import EmptySceneError, InputError
 from mast3r_sfm.export import result
+from mast3r_sfm.export.glb import SceneStatistics
 from mast3r_sfm.export.result import check_output, expected_bytes, read_scene_options, rewrite_scene, write_result
 from mast3r_sfm.options import SceneOptions
 from mast3r_sfm.reconstruction import Reconstruction
 from mast3r_sfm.types import Correspondences
+
+Refusal = Callable[[Path, bool, str], None]
+"""Asks for a result in a folder, with --overwrite or not, and expects an error that matches."""
 
 OPTIONS = SceneOptions(min_conf_thr=3.0)
 FILES = {
@@ -27,31 +33,37 @@ FILES = {
 }
 
 
-def write(output, overwrite=False, reconstruction=None, options=OPTIONS, **run):
+def write(
+    output: Path,
+    overwrite: bool = False,
+    reconstruction: Reconstruction | None = None,
+    options: SceneOptions = OPTIONS,
+    **run: Any,
+) -> SceneStatistics:
     return write_result(reconstruction or two_views(), output, options, run, overwrite)
 
 
-def names(folder):
+def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def content(folder):
+def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def run_of(output):
+def run_of(output: Path) -> dict[str, Any]:
     return json.loads((output / "run.json").read_text())
 
 
 @pytest.fixture
-def old(tmp_path):
+def old(tmp_path: Path) -> Path:
     """An existing result."""
     write(tmp_path / "out", seed=1)
     return tmp_path / "out"
 
 
 class TestWriting:
-    def test_a_result_has_all_files_and_nothing_else_remains(self, tmp_path):
+    def test_a_result_has_all_files_and_nothing_else_remains(self, tmp_path: Path) -> None:
         statistics = write(tmp_path / "new" / "deep" / "out", seed=7, loss=float("nan"))
         output = tmp_path / "new" / "deep" / "out"
         assert names(output) == FILES
@@ -62,12 +74,12 @@ class TestWriting:
         assert run["scene"]["num_faces"] == statistics.num_faces
         assert run["scene"]["min_conf_thr"] == 3.0 and run["scene"]["share_kept"] == 1.0
 
-    def test_the_folder_has_the_usual_permissions(self, tmp_path):
+    def test_the_folder_has_the_usual_permissions(self, tmp_path: Path) -> None:
         (tmp_path / "usual").mkdir()
         write(tmp_path / "out")
         assert (tmp_path / "out").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
-    def test_an_empty_folder_is_filled_even_if_a_file_manager_looked_at_it(self, tmp_path):
+    def test_an_empty_folder_is_filled_even_if_a_file_manager_looked_at_it(self, tmp_path: Path) -> None:
         for name, litter in (("a", None), ("b", ".DS_Store")):
             (tmp_path / name).mkdir()
             if litter:
@@ -75,19 +87,19 @@ class TestWriting:
             write(tmp_path / name)
             assert names(tmp_path / name) == FILES
 
-    def test_a_link_to_a_folder_stays_a_link(self, tmp_path):
+    def test_a_link_to_a_folder_stays_a_link(self, tmp_path: Path) -> None:
         (tmp_path / "real").mkdir()
         (tmp_path / "link").symlink_to(tmp_path / "real")
         write(tmp_path / "link")
         assert (tmp_path / "link").is_symlink() and names(tmp_path / "real") == FILES
 
-    def test_overwriting_replaces_the_result_as_a_whole(self, old):
+    def test_overwriting_replaces_the_result_as_a_whole(self, old: Path) -> None:
         write(old, overwrite=True, reconstruction=Reconstruction(two_views().views[:1], ()), seed=2)
         assert run_of(old)["seed"] == 2
         assert names(old) == {name for name in FILES if "_001" not in name}
         assert names(old.parent) == {"out"}
 
-    def test_without_a_scene_everything_else_is_written_and_the_cure_named(self, tmp_path):
+    def test_without_a_scene_everything_else_is_written_and_the_cure_named(self, tmp_path: Path) -> None:
         with pytest.raises(InputError) as caught:
             write(tmp_path / "out", options=SceneOptions(min_conf_thr=50))
         assert names(tmp_path / "out") == FILES - {"scene.glb"}
@@ -102,22 +114,24 @@ class TestRefusals:
     """By the check before the computation, and by the writer itself."""
 
     @pytest.fixture(params=["check", "write"])
-    def refused(self, request):
-        def attempt(output, overwrite, match):
+    def refused(self, request: pytest.FixtureRequest) -> Refusal:
+        def attempt(output: Path, overwrite: bool, match: str) -> None:
             with pytest.raises(InputError, match=match) as caught:
                 check_output(output, overwrite) if request.param == "check" else write(output, overwrite)
             assert caught.value.exit_code == 2
 
         return attempt
 
-    def test_a_result_is_kept_unless_overwriting_is_asked_for(self, old, refused):
+    def test_a_result_is_kept_unless_overwriting_is_asked_for(self, old: Path, refused: Refusal) -> None:
         before = content(old)
         refused(old, False, "already holds a result.*`overwrite=True`")
         assert content(old) == before
         check_output(old, True)
 
     @pytest.mark.parametrize("overwrite", [False, True])
-    def test_a_folder_of_something_else_is_never_deleted(self, tmp_path, refused, overwrite):
+    def test_a_folder_of_something_else_is_never_deleted(
+        self, tmp_path: Path, refused: Refusal, overwrite: bool
+    ) -> None:
         photos = tmp_path / "photos"
         photos.mkdir()
         for name, text in (("a.jpg", "photo"), ("run.json", '{"tool": "another"}')):
@@ -126,24 +140,24 @@ class TestRefusals:
             assert (photos / name).read_text() == text
         assert names(photos) == {"a.jpg", "run.json"}
 
-    def test_files_that_the_user_put_into_a_result_are_not_deleted(self, old, refused):
+    def test_files_that_the_user_put_into_a_result_are_not_deleted(self, old: Path, refused: Refusal) -> None:
         (old / "notes.txt").write_text("mine")
         refused(old, True, r"also notes\.txt, which `overwrite=True` would delete")
         assert (old / "notes.txt").read_text() == "mine"
 
-    def test_a_file(self, tmp_path, refused):
+    def test_a_file(self, tmp_path: Path, refused: Refusal) -> None:
         (tmp_path / "out").write_text("mine")
         refused(tmp_path / "out", True, "is a file: name a folder")
         refused(tmp_path / "out" / "below", True, "Not a directory|File exists")
         assert (tmp_path / "out").read_text() == "mine"
 
-    def test_the_current_folder(self, tmp_path, monkeypatch, refused):
+    def test_the_current_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refusal) -> None:
         (tmp_path / "here" / "below").mkdir(parents=True)
         monkeypatch.chdir(tmp_path / "here" / "below")
         refused(Path(), False, "holds the current folder")
         refused(tmp_path / "here", False, "holds the current folder")
 
-    def test_a_mount_point(self, refused):
+    def test_a_mount_point(self, refused: Refusal) -> None:
         refused(Path("/proc"), True, "mount point")
 
     @pytest.mark.parametrize(
@@ -154,8 +168,10 @@ class TestRefusals:
             (errno.ENOSPC, "The disk of .* is full: free some space"),
         ],
     )
-    def test_a_place_that_cannot_be_written_to(self, tmp_path, monkeypatch, refused, number, match):
-        def fail(self, *args, **kwargs):
+    def test_a_place_that_cannot_be_written_to(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refusal, number: int, match: str
+    ) -> None:
+        def fail(self: Path, *args: Any, **kwargs: Any) -> None:
             raise OSError(number, os.strerror(number), str(self))
 
         monkeypatch.setattr(Path, "mkdir", fail)
@@ -163,28 +179,28 @@ class TestRefusals:
         assert not names(tmp_path)
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-    def test_a_read_only_folder(self, tmp_path, refused):
+    def test_a_read_only_folder(self, tmp_path: Path, refused: Refusal) -> None:
         tmp_path.chmod(0o500)
         refused(tmp_path / "new" / "out", False, f"{tmp_path}.* cannot be written to")
         tmp_path.chmod(0o700)
 
 
-def test_the_check_leaves_nothing_behind(tmp_path):
+def test_the_check_leaves_nothing_behind(tmp_path: Path) -> None:
     check_output(tmp_path / "new" / "out", False)
     assert not names(tmp_path)
 
 
-def test_too_little_disk_is_told_before_the_start(tmp_path):
+def test_too_little_disk_is_told_before_the_start(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has \d+ MB free, the result takes up to 1000000000000 MB"):
         check_output(tmp_path / "out", False, needed_bytes=10**18)
 
 
-def test_a_disk_that_does_not_tell_its_size_is_not_full(tmp_path, monkeypatch):
+def test_a_disk_that_does_not_tell_its_size_is_not_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=0, used=0, free=0))
     check_output(tmp_path / "out", False, needed_bytes=10**9)
 
 
-def test_the_expected_size_is_an_upper_bound(tmp_path):
+def test_the_expected_size_is_an_upper_bound(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     noisy = view(
         rng.uniform(2, 2.01, (200, 300)), rgb=rng.integers(0, 256, (200, 300, 3)), conf=rng.uniform(4, 9, (200, 300))
@@ -197,8 +213,9 @@ def test_the_expected_size_is_an_upper_bound(tmp_path):
     for options in (SceneOptions(cameras=False), SceneOptions(cameras=False, as_pointcloud=True)):
         size = size_of((), options)
         assert 0.6 < size / expected_bytes(200 * 300, 0, options) <= 1
-        xy = [torch.from_numpy(rng.integers(0, 200, (50_000, 2), dtype=np.int32)) for _ in range(2)]
-        matches = Correspondences(0, 0, *xy, torch.from_numpy(rng.uniform(1, 9, 50_000).astype(np.float32)))
+        xy_i, xy_j = (torch.from_numpy(rng.integers(0, 200, (50_000, 2), dtype=np.int32)) for _ in range(2))
+        conf = torch.from_numpy(rng.uniform(1, 9, 50_000).astype(np.float32))
+        matches = Correspondences(0, 0, xy_i, xy_j, conf)
         room = expected_bytes(200 * 300, 50_000, options) - expected_bytes(200 * 300, 0, options)
         assert 0.5 < (size_of((matches,), options) - size) / room <= 1
 
@@ -217,10 +234,12 @@ class TestFailures:
             (RuntimeError("a bug"), RuntimeError),
         ],
     )
-    def test_while_writing(self, old, monkeypatch, writer, error, seen):
+    def test_while_writing(
+        self, old: Path, monkeypatch: pytest.MonkeyPatch, writer: str, error: BaseException, seen: type[BaseException]
+    ) -> None:
         before = content(old)
 
-        def fail(*args, **kwargs):
+        def fail(*args: Any, **kwargs: Any) -> None:
             raise error
 
         monkeypatch.setattr(result, writer, fail)
@@ -232,14 +251,16 @@ class TestFailures:
         assert content(old) == before
 
     @pytest.mark.parametrize("step", [1, 2])
-    def test_while_moving_into_place(self, old, monkeypatch, step):
+    def test_while_moving_into_place(self, old: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         """Ctrl-C before or after the renaming of the old result (1) or of the new one (2)."""
         before = content(old)
         rename = Path.rename
         for interrupt_after in (False, True):
-            calls = []
+            calls: list[Path] = []
 
-            def interrupted(self, target, calls=calls, interrupt_after=interrupt_after):
+            def interrupted(
+                self: Path, target: Path, calls: list[Path] = calls, interrupt_after: bool = interrupt_after
+            ) -> Path:
                 calls.append(target)
                 if len(calls) == step and not interrupt_after:
                     raise KeyboardInterrupt
@@ -257,11 +278,13 @@ class TestFailures:
             else:
                 assert content(old) == before
 
-    def test_a_finished_result_is_kept_if_its_place_is_taken_meanwhile(self, tmp_path, monkeypatch):
+    def test_a_finished_result_is_kept_if_its_place_is_taken_meanwhile(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         output = tmp_path / "out"
         cameras = result.write_cameras
 
-        def meanwhile(*args):
+        def meanwhile(*args: Any) -> None:
             output.mkdir()
             (output / "mine.txt").write_text("mine")
             cameras(*args)
@@ -273,11 +296,13 @@ class TestFailures:
         rescued = Path(str(caught.value).rpartition(" is in ")[2])
         assert names(rescued) == FILES and names(tmp_path) == {"out", rescued.name}
 
-    def test_the_old_result_comes_back_if_the_new_one_cannot_be_moved(self, old, monkeypatch):
+    def test_the_old_result_comes_back_if_the_new_one_cannot_be_moved(
+        self, old: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         before = content(old)
         rename = Path.rename
 
-        def refuse(self, target):
+        def refuse(self: Path, target: Path) -> Path:
             if ".partial-" in self.name and Path(target) == old:
                 raise OSError(errno.EBUSY, "Device or resource busy")
             return rename(self, target)
@@ -291,7 +316,7 @@ class TestFailures:
 
 
 class TestRewriting:
-    def test_only_the_scene_and_its_notes_change(self, old):
+    def test_only_the_scene_and_its_notes_change(self, old: Path) -> None:
         before = content(old)
         statistics = rewrite_scene(old, SceneOptions(as_pointcloud=True, max_points=50))
         assert names(old) == FILES
@@ -301,24 +326,26 @@ class TestRewriting:
         assert run_of(old)["seed"] == 1
         assert run_of(old)["scene"]["as_pointcloud"] is True and run_of(old)["scene"]["num_vertices"] == 50
 
-    def test_the_options_of_a_scene_can_be_read_back(self, tmp_path):
+    def test_the_options_of_a_scene_can_be_read_back(self, tmp_path: Path) -> None:
         for options in (OPTIONS, SceneOptions(1.5, True, 77, False, 0.3, False, 0.1)):
             write(tmp_path / "out", overwrite=True, options=options)
             assert read_scene_options(tmp_path / "out") == options
         with pytest.raises(InputError, match="is not a result of mast3r-sfm"):
             read_scene_options(tmp_path)
 
-    def test_an_empty_scene_leaves_the_old_one(self, old):
+    def test_an_empty_scene_leaves_the_old_one(self, old: Path) -> None:
         before = content(old)
         with pytest.raises(EmptySceneError, match="`min_conf_thr=50`"):
             rewrite_scene(old, SceneOptions(min_conf_thr=50))
         assert content(old) == before
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
-    def test_a_failure_leaves_the_old_one(self, old, monkeypatch, error):
+    def test_a_failure_leaves_the_old_one(
+        self, old: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    ) -> None:
         before = content(old)
 
-        def fail(reconstruction, path, options):
+        def fail(reconstruction: Reconstruction, path: Path, options: SceneOptions) -> None:
             path.write_bytes(b"half")
             raise error
 
@@ -327,7 +354,7 @@ class TestRewriting:
             rewrite_scene(old, dataclasses.replace(OPTIONS, as_pointcloud=True))
         assert content(old) == before
 
-    def test_only_in_a_result(self, tmp_path, old):
+    def test_only_in_a_result(self, tmp_path: Path, old: Path) -> None:
         with pytest.raises(InputError, match="is not a result of mast3r-sfm"):
             rewrite_scene(tmp_path, OPTIONS)
         with pytest.raises(InputError, match="is not a result of mast3r-sfm"):

@@ -13,19 +13,20 @@ from test_pipeline import view_of
 from mast3r_sfm.alignment import solver
 from mast3r_sfm.device import has_triton
 from mast3r_sfm.inference import encode_views, predict_batches
-from mast3r_sfm.matching import reciprocal as matching
-from mast3r_sfm.matching.reciprocal import _match_one, match_pairs
+from mast3r_sfm.matching import match_pairs
+from mast3r_sfm.matching import pairs as matching_pairs
+from mast3r_sfm.matching.reciprocal import match_plain
 from mast3r_sfm.model.checkpoint import load_model
 from mast3r_sfm.model.network import fused, rope
 from mast3r_sfm.pipeline import ReconstructionOptions, reconstruct
 from mast3r_sfm.reconstruction import Reconstruction
-from mast3r_sfm.types import Correspondences
+from mast3r_sfm.types import Correspondences, View
 from synthetic import render_orbit
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
-def _views(count: int, size: tuple[int, int] = (160, 120), degrees: float = 60):
+def _views(count: int, size: tuple[int, int] = (160, 120), degrees: float = 60) -> list[View]:
     return [view_of(image.numpy(), k) for k, image in enumerate(render_orbit(900_100, count, size, degrees).rgb)]
 
 
@@ -33,7 +34,7 @@ def _views(count: int, size: tuple[int, int] = (160, 120), degrees: float = 60):
 def plain_paths() -> Iterator[None]:
     """The same device and precision without fused kernels and without a recorded alignment."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (matching, fused, rope):
+        for module in (matching_pairs, fused, rope):
             patch.setattr(module, "has_triton", lambda: False)
         patch.setattr(solver, "record", lambda stage: stage.step)
         yield
@@ -60,9 +61,9 @@ def _worst_rotation_deg(first: Reconstruction, second: Reconstruction) -> float:
 def test_fast_paths_reconstruct_what_the_plain_ones_do() -> None:
     model = load_model("small", "cuda", "fp32")
     views = _views(4, degrees=45)
-    fast = reconstruct(views, model)[0]
+    fast = reconstruct(views, model)
     with plain_paths():
-        plain = reconstruct(views, model)[0]
+        plain = reconstruct(views, model)
     assert sum(len(m) for m in plain.matches) > 1000
     assert _in_common(list(fast.matches), list(plain.matches)) >= 0.99
     assert _worst_rotation_deg(fast, plain) <= 0.02
@@ -100,7 +101,7 @@ def test_fused_matching_finds_the_plain_matches() -> None:
     pairs = [(1, 0), (2, 0), (2, 1), (3, 0), (4, 0), (3, 4)]
     for batch in predict_batches(model, encoded, pairs, batch_size=4):
         for fast, prediction in zip(match_batch(batch, 8), batch, strict=True):
-            plain = _match_one(prediction, 8)
+            plain = match_plain(prediction, 8)
             a, b = ({tuple(row) for row in torch.cat([m.xy_i, m.xy_j], 1).tolist()} for m in (fast, plain))
             common, total = common + len(a & b), total + len(a | b)
     assert total > 500 and common / total >= 0.99
@@ -109,7 +110,7 @@ def test_fused_matching_finds_the_plain_matches() -> None:
 def test_whole_reconstruction_equals_that_of_the_cpu() -> None:
     # looser than the test against the plain paths: the CPU's network rounds differently, so other seeds match
     views = _views(4)
-    results = [reconstruct(views, load_model("small", device, "fp32"), ReconstructionOptions())[0]
+    results = [reconstruct(views, load_model("small", device, "fp32"), ReconstructionOptions())
                for device in ("cpu", "cuda")]  # fmt: skip
     cpu, gpu = (result.views for result in results)
     for a, b in zip(cpu, gpu, strict=True):
@@ -121,7 +122,7 @@ def test_whole_reconstruction_equals_that_of_the_cpu() -> None:
 def test_same_input_gives_the_same_result() -> None:
     views = _views(4)
     model = load_model("small", "cuda", "fp32")
-    first, second = (reconstruct(views, model)[0] for _ in range(2))
+    first, second = (reconstruct(views, model) for _ in range(2))
     for a, b in zip(first.views, second.views, strict=True):
         assert np.array_equal(a.world_from_cam, b.world_from_cam) and np.array_equal(a.depth, b.depth)
 
@@ -130,7 +131,7 @@ def test_same_input_gives_the_same_result() -> None:
 def test_second_gpu_reconstructs_what_the_first_does() -> None:
     """While the first stays the current one, where kernels would go by themselves."""
     views = _views(4)
-    first, second = (reconstruct(views, load_model("small", f"cuda:{k}", "fp16"))[0] for k in range(2))
+    first, second = (reconstruct(views, load_model("small", f"cuda:{k}", "fp16")) for k in range(2))
     for a, b in zip(first.views, second.views, strict=True):
         assert np.array_equal(a.world_from_cam, b.world_from_cam) and np.array_equal(a.depth, b.depth)
 

@@ -9,6 +9,7 @@ import time
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pillow_heif
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 
 from mast3r_sfm.errors import InputError
-from mast3r_sfm.images.decoding import decode_image, focal_px_from_exif
+from mast3r_sfm.images.decoding import DecodedImage, decode_image, focal_px_from_exif
 from mast3r_sfm.images.loading import (
     IMAGE_SUFFIXES,
     ImageSizing,
@@ -41,7 +42,7 @@ GREY16 = ((5 * X + 3 * Y) % 256 * 256 + X).astype(np.uint16)  # upper byte GREY,
 RAMP_ALPHA = np.where(X < 16, 0, np.where(X < 32, 128, 255)).astype(np.uint8)
 
 
-def encoded(image: Image.Image, file_format: str, **options) -> bytes:
+def encoded(image: Image.Image, file_format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, file_format, **options)
     return buffer.getvalue()
@@ -52,7 +53,7 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
-def write_image(path: Path, size: tuple[int, int] = (W, H), colour=(10, 20, 30)) -> Path:
+def write_image(path: Path, size: tuple[int, int] = (W, H), colour: tuple[int, int, int] = (10, 20, 30)) -> Path:
     Image.new("RGB", size, colour).save(path)
     return path
 
@@ -67,7 +68,7 @@ def on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return a * colour + (1 - a) * 255.0
 
 
-def exif_with(orientation: int | None = None, **tags) -> Image.Exif:
+def exif_with(orientation: int | None = None, **tags: Any) -> Image.Exif:
     names = {"focal_mm": 0x920A, "focal_35mm": 0xA405, "x_resolution": 0xA20E, "unit": 0xA210, "width": 0xA002}
     exif = Image.Exif()
     if orientation is not None:
@@ -99,7 +100,7 @@ HALVED = ImageTransform(
 )
 
 
-def test_pixels_by_hand():
+def test_pixels_by_hand() -> None:
     # the centre of the first original pixel lies 0.5 px from the border, 0.25 px after halving: at -0.25; crop 2, 6
     np.testing.assert_allclose(HALVED.to_network(np.array([0.0, 0.0])), [-2.25, -6.25])
     # the border itself, -0.5, stays at -0.5 before the crop
@@ -108,7 +109,7 @@ def test_pixels_by_hand():
     np.testing.assert_allclose(HALVED.to_original(np.array([0.0, 0.0])), [4.5, 12.5])
 
 
-def test_pixels_there_and_back():
+def test_pixels_there_and_back() -> None:
     transform = ImageTransform((4001, 2999), (512, 384), (0, 8), (512, 368))
     xy = np.random.default_rng(0).uniform(-10, 600, (5, 7, 2))
     np.testing.assert_allclose(transform.to_network(transform.to_original(xy)), xy, atol=1e-9)
@@ -117,26 +118,26 @@ def test_pixels_there_and_back():
     np.testing.assert_allclose(homogeneous[..., :2], transform.to_original(xy), atol=1e-9)
 
 
-def test_intrinsics_by_hand():
+def test_intrinsics_by_hand() -> None:
     # halving halves the focal; the centre (499.5, 299.5) becomes the centre (249.5, 149.5), less the crop
     K = np.array([[800.0, 0, 499.5], [0, 800.0, 299.5], [0, 0, 1]])
-    expected = [[400.0, 0, 247.5], [0, 400.0, 143.5], [0, 0, 1]]
+    expected = np.array([[400.0, 0, 247.5], [0, 400.0, 143.5], [0, 0, 1]])
     np.testing.assert_allclose(HALVED.K_to_network(K), expected)
-    np.testing.assert_allclose(HALVED.K_to_original(np.array(expected)), K)
+    np.testing.assert_allclose(HALVED.K_to_original(expected), K)
 
 
-def test_intrinsics_and_pixels_agree():
+def test_intrinsics_and_pixels_agree() -> None:
     transform = ImageTransform((1920, 1081), (512, 288), (0, 0), (512, 288))  # the two axes scale differently
     K = np.array([[1500.0, 0, 950.0], [0, 1490.0, 530.0], [0, 0, 1]])
     point = np.array([0.3, -0.2, 2.0])
 
-    def project(matrix):
+    def project(matrix: np.ndarray) -> np.ndarray:
         return (matrix @ point)[:2] / point[2]
 
     np.testing.assert_allclose(project(transform.K_to_network(K)), transform.to_network(project(K)))
 
 
-def test_transform_follows_a_mark_through_a_file(tmp_path):
+def test_transform_follows_a_mark_through_a_file(tmp_path: Path) -> None:
     # a Gaussian blob in the original is found again in the network's image where to_network says
     y, x = np.mgrid[:900, :1400]
     blob = 255 * np.exp(-((x - 940.3) ** 2 + (y - 311.7) ** 2) / (2 * 20.0**2))
@@ -151,7 +152,7 @@ def test_transform_follows_a_mark_through_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda c: f"{c['W']}x{c['H']}-{c['size']}")
-def test_sizes_as_published(case):
+def test_sizes_as_published(case: dict[str, Any]) -> None:
     sizing = ImageSizing.for_model(case["size"], patch_size=16, accept_squares=False)
     if not case["ok"]:
         with pytest.raises(InputError, match=rf"^huge\.png: {case['W']}x{case['H']} pixels"):
@@ -165,7 +166,7 @@ def test_sizes_as_published(case):
 
 
 @pytest.mark.parametrize("sample", GOLDEN["samples"], ids=lambda s: f"{s['W']}x{s['H']}-exif{s['exif_orientation']}")
-def test_tensors_as_published(sample, tmp_path):
+def test_tensors_as_published(sample: dict[str, Any], tmp_path: Path) -> None:
     y, x = np.mgrid[: sample["H"], : sample["W"]]
     made = np.stack([3 * x + 5 * y, x * x // 7 + 11 * y, x * y // 5 + 40], -1) % 256
     data = encoded(Image.fromarray(made.astype(np.uint8)), "PNG", exif=exif_with(sample["exif_orientation"]))
@@ -179,7 +180,7 @@ def test_tensors_as_published(sample, tmp_path):
 @pytest.mark.parametrize("patch", [16, 14, 8, 15])
 @pytest.mark.parametrize("size", [518, 224, 160, 333])
 @pytest.mark.parametrize("original", [(640, 480), (480, 640), (1000, 1000), (1234, 777), (90, 61)])
-def test_any_patch_size(patch, size, original):
+def test_any_patch_size(patch: int, size: int, original: tuple[int, int]) -> None:
     transform = network_transform(original, ImageSizing(size, patch))
     (W1, H1), (width, height), (left, top) = transform.resized_size, transform.network_size, transform.crop_left_top
     assert max(W1, H1) == size
@@ -192,7 +193,7 @@ def test_any_patch_size(patch, size, original):
     assert H1 - height <= patch or original[0] == original[1]
 
 
-def test_squares_and_the_224_rule_belong_to_the_published_models():
+def test_squares_and_the_224_rule_belong_to_the_published_models() -> None:
     square = (700, 700)
     assert network_transform(square, ImageSizing.for_model(512, 16, accept_squares=False)).network_size == (512, 384)
     assert network_transform(square, ImageSizing.for_model(512, 16, accept_squares=True)).network_size == (512, 512)
@@ -205,19 +206,19 @@ def test_squares_and_the_224_rule_belong_to_the_published_models():
     assert network_transform(wide, ImageSizing.for_model(224, 8, accept_squares=True)).network_size == (224, 168)
 
 
-def test_a_square_is_what_the_resize_leaves_square():
+def test_a_square_is_what_the_resize_leaves_square() -> None:
     # 3999 / 4000 of 512 rounds to 512: square by then; 511 stays 511
     assert network_transform((4000, 3999), ImageSizing(512)).network_size == (512, 384)
     assert network_transform((512, 511), ImageSizing(512)).network_size == (512, 496)
 
 
 @pytest.mark.parametrize("size", [31, 0, -512])
-def test_impossible_image_size(size):
+def test_impossible_image_size(size: int) -> None:
     with pytest.raises(InputError, match=f"`image_size` {size}: must be at least 32"):
         ImageSizing(size, 16)
 
 
-def test_the_ends_of_the_tensor_range(tmp_path):
+def test_the_ends_of_the_tensor_range(tmp_path: Path) -> None:
     image = np.zeros((H, W, 3), np.uint8)
     image[:, :20] = 255
     image[:, 20:40] = 51
@@ -232,7 +233,7 @@ def test_the_ends_of_the_tensor_range(tmp_path):
 # ---------------------------------------------------------------- kinds of files, compared pixel by pixel
 
 
-def palette_image(transparency=None) -> bytes:
+def palette_image(transparency: int | bytes | None = None) -> bytes:
     image = Image.fromarray((X // 16).astype(np.uint8), "L").convert("P")
     image.putdata((X // 16).ravel().tolist())
     image.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200, 9, 8, 7])
@@ -291,7 +292,7 @@ OPAQUE_KINDS = {
 
 
 @pytest.mark.parametrize("name", OPAQUE_KINDS)
-def test_opaque_kinds(name, tmp_path):
+def test_opaque_kinds(name: str, tmp_path: Path) -> None:
     data, expected, tolerance = OPAQUE_KINDS[name]
     view = view_of(data, tmp_path, name)
     assert view.rgb.dtype == np.uint8
@@ -301,7 +302,7 @@ def test_opaque_kinds(name, tmp_path):
     assert view.transform.original_size == (W, H)
 
 
-def test_twelve_bit_tiff_is_not_dark():
+def test_twelve_bit_tiff_is_not_dark() -> None:
     # 12-bit grey, little endian, packed: the first sample's upper 8 bits, its lower 4 and the next one's upper 4, ...
     samples = np.full((4, 64), 0xFFF)
     samples[:, ::2] = 0x800
@@ -315,7 +316,7 @@ def test_twelve_bit_tiff_is_not_dark():
     assert rgb[0, 0].tolist() == [0x80] * 3 and rgb[0, 1].tolist() == [255] * 3
 
 
-def test_float_image_with_holes_keeps_its_range():
+def test_float_image_with_holes_keeps_its_range() -> None:
     values = (GREY / 255).astype(np.float32)
     values[0, 0], values[0, 1] = np.nan, np.inf
     rgb = np.asarray(decode_image(encoded(Image.fromarray(values), "TIFF"), "x.tif").rgb)
@@ -324,7 +325,7 @@ def test_float_image_with_holes_keeps_its_range():
 
 
 @pytest.mark.parametrize("fill", [0.0, np.nan])
-def test_constant_float_image(fill):
+def test_constant_float_image(fill: float) -> None:
     image = Image.fromarray(np.full((20, 30), fill, np.float32))
     assert not np.asarray(decode_image(encoded(image, "TIFF"), "x.tif").rgb).any()
 
@@ -374,7 +375,7 @@ TRANSPARENT_KINDS = {
 
 
 @pytest.mark.parametrize("name", TRANSPARENT_KINDS)
-def test_transparent_kinds_are_composited_on_white(name, tmp_path):
+def test_transparent_kinds_are_composited_on_white(name: str, tmp_path: Path) -> None:
     data, colours, alpha = TRANSPARENT_KINDS[name]
     view = view_of(data, tmp_path, name)
     assert view.alpha is not None and view.alpha.dtype == np.uint8
@@ -382,7 +383,7 @@ def test_transparent_kinds_are_composited_on_white(name, tmp_path):
     np.testing.assert_allclose(view.rgb, on_white(colours, alpha), atol=0.5 + 1e-9)
 
 
-def test_colours_hidden_under_transparency_do_not_leak(tmp_path):
+def test_colours_hidden_under_transparency_do_not_leak(tmp_path: Path) -> None:
     # two files that look the same, with different colours where nothing shows, give the same network input
     image = np.dstack([COLOUR, np.where(X < 30, 0, 255).astype(np.uint8)])
     other = image.copy()
@@ -395,7 +396,7 @@ def test_colours_hidden_under_transparency_do_not_leak(tmp_path):
     assert (views[0].alpha[:, 30:] == 255).all()
 
 
-def test_cmyk_jpeg(tmp_path):
+def test_cmyk_jpeg(tmp_path: Path) -> None:
     # Adobe writes CMYK JPEGs inverted; Pillow writes and reads that. Flat patches survive the compression.
     flat = np.zeros((H, W, 4), np.uint8)
     flat[:, 32:] = (255, 0, 0, 0)  # pure cyan ink, beside bare paper
@@ -406,7 +407,7 @@ def test_cmyk_jpeg(tmp_path):
 
 @pytest.mark.parametrize("alpha", [False, True])
 @pytest.mark.parametrize("kind", ["heic", "avif"])
-def test_heic_and_avif(kind, alpha, tmp_path):
+def test_heic_and_avif(kind: str, alpha: bool, tmp_path: Path) -> None:
     smooth = np.stack([4 * X, 5 * Y, 128 + 0 * X], -1).astype(np.uint8)
     opacity = np.where(X < 32, 0, 255).astype(np.uint8)
     image = Image.fromarray(np.dstack([smooth, opacity]) if alpha else smooth)
@@ -424,7 +425,7 @@ def test_heic_and_avif(kind, alpha, tmp_path):
         np.testing.assert_allclose(view.alpha, opacity, atol=2)
 
 
-def test_reading_heic_leaves_pillow_as_it_was(tmp_path):
+def test_reading_heic_leaves_pillow_as_it_was(tmp_path: Path) -> None:
     known = "HEIF" in Image.OPEN
     pillow_heif.from_pillow(Image.fromarray(COLOUR)).save(tmp_path / "a.heic")
     load_image(tmp_path / "a.heic", 0, AS_IS)
@@ -448,7 +449,7 @@ UPRIGHT = {
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF", "WEBP", "AVIF", "JPEG"])
-def test_exif_orientation(file_format, orientation, tmp_path):
+def test_exif_orientation(file_format: str, orientation: int, tmp_path: Path) -> None:
     stored = np.dstack([4 * X, 5 * Y, 0 * X]).astype(np.uint8)
     options = {"PNG": {}, "TIFF": {}, "WEBP": {"lossless": True}}.get(file_format, {"quality": 100})
     data = encoded(Image.fromarray(stored), file_format, exif=exif_with(orientation), **options)
@@ -459,7 +460,7 @@ def test_exif_orientation(file_format, orientation, tmp_path):
     np.testing.assert_allclose(view.rgb, expected, atol=tolerance)
 
 
-def test_orientation_of_alpha_and_16_bit(tmp_path):
+def test_orientation_of_alpha_and_16_bit(tmp_path: Path) -> None:
     rgba = Image.fromarray(np.dstack([COLOUR, RAMP_ALPHA]))
     view = view_of(encoded(rgba, "PNG", exif=exif_with(6)), tmp_path)
     np.testing.assert_array_equal(view.alpha, np.rot90(RAMP_ALPHA, -1))
@@ -468,7 +469,7 @@ def test_orientation_of_alpha_and_16_bit(tmp_path):
         np.testing.assert_array_equal(deep.rgb[..., 0], np.rot90(GREY, -1))
 
 
-def test_orientation_of_heic_is_that_of_the_container(tmp_path):
+def test_orientation_of_heic_is_that_of_the_container(tmp_path: Path) -> None:
     image = Image.fromarray(np.dstack([4 * X, 5 * Y, 0 * X]).astype(np.uint8))
     pillow_heif.from_pillow(image).save(tmp_path / "turned.heic", quality=100, exif=exif_with(6).tobytes())
     view = load_image(tmp_path / "turned.heic", 0, AS_IS)
@@ -477,12 +478,12 @@ def test_orientation_of_heic_is_that_of_the_container(tmp_path):
 
 
 @pytest.mark.parametrize("nonsense", [0, 9, 255])
-def test_nonsense_orientation_is_upright(nonsense, tmp_path):
+def test_nonsense_orientation_is_upright(nonsense: int, tmp_path: Path) -> None:
     view = view_of(encoded(Image.fromarray(COLOUR), "PNG", exif=exif_with(nonsense)), tmp_path)
     np.testing.assert_array_equal(view.rgb, COLOUR)
 
 
-def test_damaged_exif_does_not_cost_the_photo(tmp_path):
+def test_damaged_exif_does_not_cost_the_photo(tmp_path: Path) -> None:
     # a valid JPEG whose EXIF block claims a directory beyond its end
     data = encoded(Image.fromarray(COLOUR), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f", quality=100)
     view = view_of(data, tmp_path, "photo.jpg")
@@ -493,7 +494,7 @@ def test_damaged_exif_does_not_cost_the_photo(tmp_path):
 # ---------------------------------------------------------------- focal length
 
 FILM_DIAGONAL = 43.2666153056
-FOCAL_CASES = {
+FOCAL_CASES: dict[str, tuple[dict[str, float], float | None]] = {
     # 26 mm on a 400x300 image (diagonal exactly 500 px)
     "film": ({"focal_35mm": 26}, 26 / FILM_DIAGONAL * 500),
     "film beats plane": ({"focal_35mm": 26, "focal_mm": 4.2, "x_resolution": 1, "unit": 3}, 26 / FILM_DIAGONAL * 500),
@@ -516,7 +517,7 @@ FOCAL_CASES = {
 
 @pytest.mark.parametrize("name", FOCAL_CASES)
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF"])
-def test_focal_length_from_exif(name, file_format):
+def test_focal_length_from_exif(name: str, file_format: str) -> None:
     tags, expected = FOCAL_CASES[name]
     data = encoded(Image.new("L", (400, 300)), file_format, exif=exif_with(6, **tags))
     focal = decode_image(data, "x").focal_exif_px
@@ -524,11 +525,11 @@ def test_focal_length_from_exif(name, file_format):
 
 
 @pytest.mark.parametrize("value", [-35, float("nan"), float("inf"), "wide", (1, 2), b"\0", None])
-def test_nonsense_focal_lengths(value):
+def test_nonsense_focal_lengths(value: object) -> None:
     assert focal_px_from_exif({0xA405: value, 0x920A: value, 0xA20E: value}, (640, 480)) is None
 
 
-def test_focal_length_is_of_the_original_image(tmp_path):
+def test_focal_length_is_of_the_original_image(tmp_path: Path) -> None:
     data = encoded(Image.new("RGB", (800, 600)), "JPEG", exif=exif_with(focal_35mm=26))
     assert view_of(data, tmp_path).focal_exif_px == pytest.approx(26 / FILM_DIAGONAL * 1000)
 
@@ -577,7 +578,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_bad_files_are_one_line(name, tmp_path):
+def test_bad_files_are_one_line(name: str, tmp_path: Path) -> None:
     data, reason = BAD_FILES[name]
     write(tmp_path / name, data)
     for load in (lambda: load_image(tmp_path / name), lambda: load_views([tmp_path / name])):
@@ -590,7 +591,7 @@ def test_bad_files_are_one_line(name, tmp_path):
 @pytest.mark.parametrize(
     "data", [JPEG, PNG, TIFF, WEBP, AVIF, HEIC, BMP], ids=["jpeg", "png", "tiff", "webp", "avif", "heic", "bmp"]
 )
-def test_damage_anywhere_is_an_image_or_an_input_error(data):
+def test_damage_anywhere_is_an_image_or_an_input_error(data: bytes) -> None:
     rng = np.random.default_rng(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -605,7 +606,7 @@ def test_damage_anywhere_is_an_image_or_an_input_error(data):
 
 
 @pytest.mark.parametrize("size", [(4000, 100), (100, 4000)])
-def test_panoramas_that_leave_nothing(size, tmp_path):
+def test_panoramas_that_leave_nothing(size: tuple[int, int], tmp_path: Path) -> None:
     # 100 of 4000 pixels are 12.8 of 512, less than one patch of 16; of 640 they are just 16
     path = write_image(tmp_path / "pano.png", size)
     with pytest.raises(InputError, match=rf"pano\.png \(.*\): {size[0]}x{size[1]} pixels become .* at most 32:1"):
@@ -614,24 +615,24 @@ def test_panoramas_that_leave_nothing(size, tmp_path):
     assert sorted(load_image(path, 0, ImageSizing(512, 8)).shape) == [8, 512]
 
 
-def test_square_crop_of_a_line_is_refused_before_it_fills_the_memory(tmp_path):
+def test_square_crop_of_a_line_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
     path = write_image(tmp_path / "line.png", (20000, 1))
     with pytest.raises(InputError, match=r"line\.png .*: 20000x1 pixels would be enlarged to 4480000x224"):
         load_image(path, 0, ImageSizing.for_model(224, 16, accept_squares=False))
 
 
-def test_missing_files(tmp_path):
+def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.jpg: cannot be read \(No such file"):
         load_image(tmp_path / "gone.jpg")
 
 
-def test_wrong_suffix_but_an_image(tmp_path):
+def test_wrong_suffix_but_an_image(tmp_path: Path) -> None:
     np.testing.assert_array_equal(view_of(PNG, tmp_path, "really_a_png.jpg").rgb, COLOUR)
     np.testing.assert_array_equal(view_of(PNG, tmp_path, "really_a_png.heic").rgb, COLOUR)
     assert view_of(HEIC, tmp_path, "really_a_heic.jpg").shape == (H, W)
 
 
-def test_frames_beyond_the_first_are_named(tmp_path, caplog):
+def test_frames_beyond_the_first_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pages = [Image.new("RGB", (W, H), colour) for colour in ((200, 0, 0), (0, 200, 0), (0, 0, 200))]
     data = encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])
     with caplog.at_level(logging.WARNING):
@@ -640,7 +641,7 @@ def test_frames_beyond_the_first_are_named(tmp_path, caplog):
     assert "pages.tif holds 3 frames" in caplog.text
 
 
-def test_frames_of_a_phone_jpeg_are_no_news(tmp_path, caplog):
+def test_frames_of_a_phone_jpeg_are_no_news(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = encoded(Image.fromarray(COLOUR), "MPO", save_all=True, append_images=[Image.new("RGB", (W, H))])
     with caplog.at_level(logging.WARNING):
         assert view_of(data, tmp_path, "phone.jpg").shape == (H, W)
@@ -650,10 +651,10 @@ def test_frames_of_a_phone_jpeg_are_no_news(tmp_path, caplog):
 # ---------------------------------------------------------------- loading many
 
 
-def test_views_keep_order_and_identity(tmp_path):
+def test_views_keep_order_and_identity(tmp_path: Path) -> None:
     paths = [write_image(tmp_path / f"{k}.png", colour=(k, 2 * k, 255 - k)) for k in range(12)]
     paths.append(paths[3])  # the same file twice is two views
-    seen = []
+    seen: list[int] = []
     views = load_views(paths, AS_IS, progress=seen.append, workers=4)
     assert [view.index for view in views] == list(range(13))
     assert [view.path for view in views] == paths
@@ -664,7 +665,7 @@ def test_views_keep_order_and_identity(tmp_path):
     assert all(torch.equal(a.tensor, b.tensor) and a.sha256 == b.sha256 for a, b in zip(views, alone, strict=True))
 
 
-def test_the_first_bad_file_is_reported(tmp_path):
+def test_the_first_bad_file_is_reported(tmp_path: Path) -> None:
     paths = [write_image(tmp_path / f"{k}.png") for k in range(6)]
     write(paths[2], b"")
     write(paths[4], b"")
@@ -672,18 +673,18 @@ def test_the_first_bad_file_is_reported(tmp_path):
         load_views(paths, AS_IS, workers=4)
 
 
-def test_an_interrupt_does_not_wait_for_the_other_images(tmp_path, monkeypatch):
+def test_an_interrupt_does_not_wait_for_the_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [write_image(tmp_path / f"{k}.png") for k in range(40)]
     decoded = []
 
-    def slow_decode(data, name):
+    def slow_decode(data: bytes, name: str) -> DecodedImage:
         time.sleep(0.02)
         decoded.append(name)
         return decode_image(data, name)
 
     monkeypatch.setattr("mast3r_sfm.images.loading.decode_image", slow_decode)
 
-    def interrupt(steps):
+    def interrupt(steps: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -691,7 +692,7 @@ def test_an_interrupt_does_not_wait_for_the_other_images(tmp_path, monkeypatch):
     assert len(decoded) < 40
 
 
-def test_heavy_crops_give_one_warning(tmp_path, caplog):
+def test_heavy_crops_give_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     square_crop = ImageSizing.for_model(224, 16, accept_squares=False)
     paths = [write_image(tmp_path / f"{k}.png", size) for k, size in enumerate([(640, 360), (640, 480), (900, 300)])]
     with caplog.at_level(logging.WARNING):
@@ -702,14 +703,16 @@ def test_heavy_crops_give_one_warning(tmp_path, caplog):
     assert "3 image(s), up to 67 %" in caplog.text and "2.png" in caplog.text
 
 
-def test_published_crops_give_no_warning(tmp_path, caplog):
+def test_published_crops_give_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = [write_image(tmp_path / f"{k}.png", size) for k, size in enumerate([(700, 700), (640, 480), (1920, 1080)])]
     with caplog.at_level(logging.WARNING):
         load_views(paths)
     assert not caplog.records
 
 
-def test_large_photos_and_odd_exif_do_not_warn(tmp_path, recwarn, monkeypatch):
+def test_large_photos_and_odd_exif_do_not_warn(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", W * H - 1)  # over the limit that warns, under that which refuses
     load_views([write(tmp_path / "large.png", PNG)], AS_IS)
     assert not recwarn.list
@@ -722,7 +725,7 @@ def test_large_photos_and_odd_exif_do_not_warn(tmp_path, recwarn, monkeypatch):
 # ---------------------------------------------------------------- finding files
 
 
-def test_a_folder_in_natural_order(tmp_path, caplog):
+def test_a_folder_in_natural_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in (
         "img10.jpg",
         "img2.JPG",
@@ -749,7 +752,7 @@ def test_a_folder_in_natural_order(tmp_path, caplog):
     assert "skipped 2 file(s)" in caplog.text and "clip.mp4, raw.dng" in caplog.text
 
 
-def test_files_globs_and_repetition(tmp_path, monkeypatch):
+def test_files_globs_and_repetition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("p2.jpg", "p10.jpg", "q.jpg", "r[1].jpg", "r1.jpg"):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
@@ -777,7 +780,7 @@ BAD_INPUTS = {
 
 
 @pytest.mark.parametrize("name", BAD_INPUTS)
-def test_bad_inputs_name_themselves_and_the_suffixes(name, tmp_path):
+def test_bad_inputs_name_themselves_and_the_suffixes(name: str, tmp_path: Path) -> None:
     for folder in ("empty", "texts", "folders/inner"):
         (tmp_path / folder).mkdir(parents=True)
     for file in ("texts/1.txt", "texts/2.txt", "good.jpg", "folders/inner/a.jpg"):

@@ -63,7 +63,12 @@ def test_pairs_equal_the_plain_call(model: Model, batch_size: int | None) -> Non
 def test_every_image_is_encoded_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     encode = model.network.encode
-    monkeypatch.setattr(model.network, "encode", lambda images: seen.append(len(images)) or encode(images))
+
+    def counted(images: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        return encode(images)
+
+    monkeypatch.setattr(model.network, "encode", counted)
     encoded = encode_views(model, make_views(SHAPES))
     list(predict_pairs(model, encoded, [(1, 0), (3, 0), (3, 1)]))
     assert sum(seen) == len(SHAPES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,16 +12,12 @@ import pytest
 import torch
 
 from mast3r_sfm.errors import InputError, ReconstructionError
+from mast3r_sfm.matching import match_pair
+from mast3r_sfm.matching.maps import seed_grid
 from mast3r_sfm.matching.nearest import nearest_neighbours
-from mast3r_sfm.matching.reciprocal import (
-    _match_fused,
-    match_maps,
-    match_pair,
-    merge_matches,
-    reciprocal_matches,
-    seed_grid,
-)
-from mast3r_sfm.types import PairPrediction, ViewPrediction
+from mast3r_sfm.matching.pairs import _match_fused
+from mast3r_sfm.matching.reciprocal import match_maps, merge_matches, reciprocal_matches
+from mast3r_sfm.types import Correspondences, PairPrediction, ViewPrediction
 
 DATA = Path(__file__).parent / "data"
 
@@ -131,31 +128,40 @@ def test_too_small_for_seeds_gives_no_match() -> None:
     assert len(matches) == 0 and matches.xy_i.shape == (0, 2)
 
 
+def _bare(count: int) -> list[PairPrediction]:
+    """Pairs (k, k + 1) without descriptors."""
+    view = ViewPrediction(torch.zeros(16, 16, 3), torch.ones(16, 16))
+    return [PairPrediction(k, k + 1, view, view, view, view) for k in range(count)]
+
+
 def test_model_without_descriptors_is_refused() -> None:
-    bare = ViewPrediction(torch.zeros(16, 16, 3), torch.ones(16, 16))
     with pytest.raises(InputError, match="no descriptors"):
-        match_pair(PairPrediction(0, 1, bare, bare, bare, bare))
+        match_pair(_bare(1)[0])
 
 
 @pytest.mark.parametrize(("fits", "asked_for"), [(5, [5]), (2, [5, 2, 3, 1, 2]), (1, [5, 2, 1, 1, 3, 1, 2, 1, 1])])
-def test_out_of_memory_matches_fewer_pairs_at_once(fits: int, asked_for: list[int], monkeypatch) -> None:
+def test_out_of_memory_matches_fewer_pairs_at_once(
+    fits: int, asked_for: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes: list[int] = []
 
-    def tight(predictions: list[int], subsample: int) -> list[tuple[int, int]]:
+    def tight(predictions: Sequence[PairPrediction], subsample: int) -> list[Correspondences]:
+        assert subsample == 4
         sizes.append(len(predictions))
         if len(predictions) > fits:
             raise torch.cuda.OutOfMemoryError("stand-in")
-        return [(prediction, subsample) for prediction in predictions]
+        nowhere = torch.zeros(0, 2, dtype=torch.int32)
+        return [Correspondences(pair.i, pair.j, nowhere, nowhere, torch.zeros(0)) for pair in predictions]
 
     monkeypatch.setitem(sys.modules, "mast3r_sfm.matching.reciprocal_cuda", SimpleNamespace(match_batch=tight))
-    assert _match_fused(list(range(5)), 4) == [(k, 4) for k in range(5)]
+    assert [(found.i, found.j) for found in _match_fused(_bare(5), 4)] == [(k, k + 1) for k in range(5)]
     assert sizes == asked_for
 
 
-def test_out_of_memory_for_one_pair_says_what_to_do(monkeypatch) -> None:
+def test_out_of_memory_for_one_pair_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:
         raise torch.cuda.OutOfMemoryError("stand-in")
 
     monkeypatch.setitem(sys.modules, "mast3r_sfm.matching.reciprocal_cuda", SimpleNamespace(match_batch=never))
     with pytest.raises(ReconstructionError, match="--subsample"):
-        _match_fused([0, 1], 8)
+        _match_fused(_bare(2), 8)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 import torch.nn.functional as F
 from triton_interpreter import interpreted, outside, run_interpreted
 
-from mast3r_sfm.matching.reciprocal import _match_one
+from mast3r_sfm.matching.reciprocal import match_plain
 from mast3r_sfm.types import PairPrediction, ViewPrediction
+
+if TYPE_CHECKING:
+    from mast3r_sfm.matching.nearest_triton import SeedList
 
 pytest.importorskip("triton", reason="Triton comes with torch's CUDA builds")
 
@@ -30,7 +36,9 @@ def _flat(height: int, width: int, depth: int, seed: int) -> torch.Tensor:
     return F.normalize(_random(1, 1, depth, 0) + noise, dim=-1)
 
 
-def _search(maps: list[torch.Tensor], rows: torch.Tensor, lengths: list[int], queries: int = 16):
+def _search(
+    maps: list[torch.Tensor], rows: torch.Tensor, lengths: list[int], queries: int = 16
+) -> tuple[torch.Tensor, SeedList]:
     """Nearest pixels of `rows` (2, S), from map 0 in map 1 and from 1 in 0: found (2, S) and the list of moved."""
     from mast3r_sfm.matching import nearest_triton as search
 
@@ -47,7 +55,7 @@ def _search(maps: list[torch.Tensor], rows: torch.Tensor, lengths: list[int], qu
 @interpreted
 @pytest.mark.parametrize("depth", [6, 24, 32, 100])
 @pytest.mark.parametrize("make", [_random, _flat])
-def test_search_equals_brute_force(make, depth: int) -> None:
+def test_search_equals_brute_force(make: Callable[[int, int, int, int], torch.Tensor], depth: int) -> None:
     maps = [make(11, 17, depth, depth), make(20, 13, depth, depth + 1)]
     generator = torch.Generator().manual_seed(3)
     rows = torch.stack([torch.randint(11 * 17, (12,), generator=generator) for _ in maps]).int()
@@ -118,7 +126,9 @@ def _pair(i: int, j: int, maps: list[torch.Tensor]) -> PairPrediction:
     ("shape_i", "shape_j", "count"),
     [((16, 16), (16, 16), 2), ((13, 22), (21, 15), 1), ((16, 16), (4, 16), 1), ((4, 4), (4, 4), 1)],
 )
-def test_batch_of_pairs_equals_the_plain_matching(shape_i, shape_j, count, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_of_pairs_equals_the_plain_matching(
+    shape_i: tuple[int, int], shape_j: tuple[int, int], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mast3r_sfm.matching import nearest_triton as search
     from mast3r_sfm.matching.reciprocal_cuda import match_batch
 
@@ -129,7 +139,7 @@ def test_batch_of_pairs_equals_the_plain_matching(shape_i, shape_j, count, monke
         pairs.append(_pair(0, number + 1, maps))
     fast = match_batch(pairs, 8)
     for found, pair in zip(fast, pairs, strict=True):
-        plain = _match_one(pair, 8)
+        plain = match_plain(pair, 8)
         assert torch.equal(found.xy_i, plain.xy_i) and torch.equal(found.xy_j, plain.xy_j)
         torch.testing.assert_close(found.conf, plain.conf)
         assert (found.i, found.j) == (pair.i, pair.j)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import TypeVar
 
 import golden_rule
 import numpy as np
@@ -174,7 +175,7 @@ def test_golden_networks(name: str) -> None:
             if f"{case}.{direction}.pts3d1" not in golden:
                 continue
             key = f"{case}.{direction}"
-            grids = [network.grid(tuple(images[v].shape[-2:])) for v in (a, b)]
+            grids = [network.grid((images[v].shape[-2], images[v].shape[-1])) for v in (a, b)]
             lists = network.decode_tokens(tokens[a], tokens[b], *grids)
             heads = network.downstream_head1, network.downstream_head2
             for side in range(2):
@@ -327,6 +328,7 @@ def test_fused_points(depth: str, scale: float) -> None:
     torch.manual_seed(0)
     hidden, hidden_bias = torch.randn(2, 24, 5, 7).half() * scale, torch.randn(24).half() * scale
     last = torch.nn.Conv2d(24, 4, 1)
+    assert last.bias is not None
     last.weight.data, last.bias.data = last.weight.half(), last.bias.half() * scale
     depth_mode, conf_mode = Activation(depth, -np.inf, np.inf), Activation("exp", 1.0, np.inf)
     points, conf = torch.full((2, 5, 7, 3), torch.nan), torch.full((2, 5, 7), torch.nan)
@@ -353,7 +355,10 @@ def test_fused_activations_keep_what_is_not_finite() -> None:
     assert int(out.isnan().sum()) == 1
 
 
-def _half(module: torch.nn.Module) -> torch.nn.Module:
+Layer = TypeVar("Layer", bound=torch.nn.Module)
+
+
+def _half(module: Layer) -> Layer:
     copied = copy.deepcopy(module)
     for part in copied.modules():
         if not isinstance(part, LayerNorm):

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.options import SceneGraph
-from mast3r_sfm.scene_graph import connected_components, make_pairs, read_pairs, similarity_from_tokens
+from mast3r_sfm.scene_graph import Pair, connected_components, make_pairs, read_pairs, similarity_from_tokens
 
 COMPLETE_UP_TO = SceneGraph.COMPLETE_UP_TO
 GOLDEN = json.loads((Path(__file__).parent / "data" / "scene_graphs.json").read_text())
@@ -22,7 +23,7 @@ def line_similarity(*positions: float) -> np.ndarray:
     return 1 - np.abs(x[:, None] - x) / (np.ptp(x) + 1)
 
 
-def unordered(pairs):
+def unordered(pairs: Iterable[Pair]) -> list[list[int]]:
     return sorted([min(pair), max(pair)] for pair in pairs)
 
 
@@ -45,11 +46,11 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("graph, num_images", BY_HAND)
-def test_by_hand(graph, num_images):
+def test_by_hand(graph: str, num_images: int) -> None:
     assert make_pairs(graph, num_images) == BY_HAND[graph, num_images]
 
 
-def test_retrieval_by_hand():
+def test_retrieval_by_hand() -> None:
     similarity = line_similarity(0, 1, 2, 10, 11)
     # keys: 0, then 4, the farthest. Others to their nearest key: 1-0, 2-0, 3-4.
     assert make_pairs("retrieval-2-0", 5, similarity) == [(0, 4), (0, 1), (0, 2), (3, 4)]
@@ -62,7 +63,7 @@ def test_retrieval_by_hand():
     assert make_pairs("retrieval-3-0", 5, similarity, seed=8) == make_pairs("retrieval-3-0", 5, similarity, seed=3)
 
 
-def test_auto():
+def test_auto() -> None:
     assert make_pairs("auto", COMPLETE_UP_TO) == make_pairs("complete", COMPLETE_UP_TO)
     n = COMPLETE_UP_TO + 1
     assert (
@@ -78,7 +79,7 @@ def test_auto():
 @pytest.mark.parametrize(
     "graph", ["complete", "swin-4", "logwin-2-noncyclic", "oneref-3", "retrieval-3-2", "pairs:a b"]
 )
-def test_a_parsed_graph_reads_as_it_was_written(graph):
+def test_a_parsed_graph_reads_as_it_was_written(graph: str) -> None:
     assert str(SceneGraph.parse(graph)) == graph
     assert SceneGraph.parse(SceneGraph.parse(graph)) == SceneGraph.parse(graph)
 
@@ -89,7 +90,7 @@ GOLDEN_GRAPHS = [(graph, int(n)) for graph, by_size in GOLDEN["graphs"].items() 
 
 
 @pytest.mark.parametrize("graph, num_images", GOLDEN_GRAPHS)
-def test_published_graphs(graph, num_images):
+def test_published_graphs(graph: str, num_images: int) -> None:
     expected = GOLDEN["graphs"][graph][str(num_images)]
     similarity = np.array(GOLDEN["retrieval_similarity"][str(num_images)])
     if expected.get("error"):
@@ -111,7 +112,7 @@ ALL_GRAPHS += ["retrieval", "retrieval-50-50", "retrieval-3-2", "retrieval-0-3",
 
 @pytest.mark.parametrize("num_images", [1, 2, 3, 5, 8, 13, 30])
 @pytest.mark.parametrize("graph", ALL_GRAPHS)
-def test_no_self_pairs_and_no_repetition(graph, num_images):
+def test_no_self_pairs_and_no_repetition(graph: str, num_images: int) -> None:
     features = np.random.default_rng(num_images).normal(size=(num_images, 5))
     similarity = 1 / (1 + np.linalg.norm(features[:, None] - features, axis=-1))
     pairs = make_pairs(graph, num_images, similarity)
@@ -123,13 +124,13 @@ def test_no_self_pairs_and_no_repetition(graph, num_images):
     assert pairs == make_pairs(graph, num_images, similarity.copy())
 
 
-def test_identical_images_are_paired_too():
+def test_identical_images_are_paired_too() -> None:
     # all equally near: keys 0, 1, 2 in turn, everything else to key 0
     assert make_pairs("retrieval-3-0", 5, np.ones((5, 5))) == [(0, 1), (0, 2), (1, 2), (0, 3), (0, 4)]
     assert len(connected_components(30, make_pairs("retrieval", 30, np.ones((30, 30))))) == 1
 
 
-def test_windows_far_larger_than_the_set():
+def test_windows_far_larger_than_the_set() -> None:
     start = time.perf_counter()
     for graph in ("swin-1000000000", "logwin-1000000000", "swin-1000000000-noncyclic"):
         assert unordered(make_pairs(graph, 7)) == unordered(make_pairs("complete", 7))
@@ -137,7 +138,7 @@ def test_windows_far_larger_than_the_set():
     assert make_pairs("logwin-1000000000-noncyclic", 7) == make_pairs("logwin-3-noncyclic", 7)
 
 
-def test_components():
+def test_components() -> None:
     assert connected_components(6, [(1, 3), (5, 3), (4, 0)]) == [[1, 3, 5], [0, 4], [2]]
     assert connected_components(3, []) == [[0], [1], [2]]
     assert connected_components(4, [(3, 2), (1, 0)]) == [[0, 1], [2, 3]]
@@ -154,13 +155,13 @@ MALFORMED += ["swin-2\n", "auto-3", "swin-٣"]
 
 @pytest.mark.parametrize("graph", MALFORMED)
 @pytest.mark.parametrize("num_images", [1, 6])
-def test_malformed_graphs_list_the_accepted_forms(graph, num_images):
+def test_malformed_graphs_list_the_accepted_forms(graph: str, num_images: int) -> None:
     with pytest.raises(InputError, match=r"complete, swin\[-k\].*retrieval\[-Na-k\], pairs:FILE, auto") as caught:
         make_pairs(graph, num_images, np.eye(num_images))
     assert "\n" not in str(caught.value)
 
 
-def test_graphs_that_leave_no_pair():
+def test_graphs_that_leave_no_pair() -> None:
     with pytest.raises(InputError, match="retrieval-0-1` makes no pair of 5 images"):
         make_pairs("retrieval-0-1", 5, np.eye(5))
     with pytest.raises(InputError, match="no images"):
@@ -169,7 +170,7 @@ def test_graphs_that_leave_no_pair():
 
 
 @pytest.mark.parametrize("similarity", [None, np.eye(4), np.ones(5), np.full((5, 5), np.nan)])
-def test_retrieval_without_a_fitting_similarity_is_a_bug_of_the_caller(similarity):
+def test_retrieval_without_a_fitting_similarity_is_a_bug_of_the_caller(similarity: np.ndarray | None) -> None:
     with pytest.raises(ValueError, match="similarity matrix"):
         make_pairs("retrieval-2-2", 5, similarity)
 
@@ -179,7 +180,7 @@ def test_retrieval_without_a_fitting_similarity_is_a_bug_of_the_caller(similarit
 NAMES = [Path("a/one.jpg"), Path("a/two.jpg"), Path("b/two.jpg"), Path("my photo.png"), Path("a/one#2.jpg")]
 
 
-def test_pairs_file(tmp_path):
+def test_pairs_file(tmp_path: Path) -> None:
     path = tmp_path / "pairs.txt"
     path.write_text(
         "\ufeff# a comment, and a blank line\n"
@@ -211,7 +212,7 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize("text", BAD_LINES)
-def test_bad_lines_of_a_pairs_file_are_named(text, tmp_path):
+def test_bad_lines_of_a_pairs_file_are_named(text: str, tmp_path: Path) -> None:
     path = tmp_path / "pairs.txt"
     path.write_text(text)
     with pytest.raises(InputError, match=BAD_LINES[text]) as caught:
@@ -219,7 +220,7 @@ def test_bad_lines_of_a_pairs_file_are_named(text, tmp_path):
     assert str(path) in str(caught.value)
 
 
-def test_bad_pairs_files(tmp_path):
+def test_bad_pairs_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.txt`: cannot be read \(No such file"):
         make_pairs(f"pairs:{tmp_path}/nowhere.txt", 5)
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0")
@@ -245,7 +246,7 @@ def made_tokens(seed: int = 0) -> list[torch.Tensor]:
     return tokens
 
 
-def test_similarity_falls_with_overlap():
+def test_similarity_falls_with_overlap() -> None:
     similarity = similarity_from_tokens(made_tokens())
     assert similarity.shape == (6, 6) and similarity.dtype == np.float64
     np.testing.assert_array_equal(similarity, similarity.T)
@@ -258,14 +259,14 @@ def test_similarity_falls_with_overlap():
     assert similarity[0, 1] > similarity[0, 2] + 0.1 > similarity[0, 3] + 0.1
 
 
-def test_similarity_of_copies_is_1():
+def test_similarity_of_copies_is_1() -> None:
     tokens = made_tokens()
     similarity = similarity_from_tokens([*tokens, tokens[2], tokens[4].flip(0)])
     assert similarity[2, 6] == pytest.approx(1, abs=1e-5) and similarity[4, 7] == pytest.approx(1, abs=1e-5)
     np.testing.assert_allclose(similarity[2, :6], similarity[6, :6], atol=1e-5)
 
 
-def test_similarity_ignores_order_offset_and_scale():
+def test_similarity_ignores_order_offset_and_scale() -> None:
     tokens = made_tokens()
     expected = similarity_from_tokens(tokens)
     order = [3, 1, 5, 0, 4, 2]
@@ -279,7 +280,7 @@ def test_similarity_ignores_order_offset_and_scale():
     np.testing.assert_allclose(similarity_from_tokens([t.half() for t in tokens]), expected, atol=0.01)
 
 
-def test_similarity_weighs_rare_directions():
+def test_similarity_weighs_rare_directions() -> None:
     # a loud channel that all images share alike must not hide what tells them apart
     tokens = made_tokens()
     loud = 30 * torch.randn(60, 1, generator=torch.Generator().manual_seed(2)) * torch.eye(32)[:1]
@@ -287,7 +288,7 @@ def test_similarity_weighs_rare_directions():
     assert all(similarity[i, i + 1] > similarity[i, j] for i in range(4) for j in range(i + 2, 6))
 
 
-def test_similarity_of_images_of_different_sizes():
+def test_similarity_of_images_of_different_sizes() -> None:
     a, b, c = made_tokens()[:3]
     similarity = similarity_from_tokens([a, b[:35], c[::2]])
     # the 35 tokens left of image 1 are all in image 0; of image 2 only every second token is left
@@ -295,7 +296,7 @@ def test_similarity_of_images_of_different_sizes():
     assert similarity_from_tokens([a]).tolist() == [[1.0]]
 
 
-def test_blank_images_are_not_told_apart_by_rounding():
+def test_blank_images_are_not_told_apart_by_rounding() -> None:
     generator = torch.Generator().manual_seed(0)
     blank = [3.3 + 1e-6 * torch.randn(12, 32, generator=generator) for _ in range(3)]
     off_diagonal = similarity_from_tokens(blank)[~np.eye(3, dtype=bool)]
@@ -303,14 +304,14 @@ def test_blank_images_are_not_told_apart_by_rounding():
     np.testing.assert_array_equal(similarity_from_tokens([torch.zeros(4, 8)] * 2), np.eye(2))
 
 
-def test_similarity_in_parts_is_the_same(monkeypatch):
+def test_similarity_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = similarity_from_tokens(made_tokens())
     monkeypatch.setattr("mast3r_sfm.scene_graph._COSINES_AT_ONCE", 1)
     np.testing.assert_allclose(similarity_from_tokens(made_tokens()), expected, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_similarity_finds_the_views_that_overlap():
+def test_similarity_finds_the_views_that_overlap() -> None:
     # circles of 24 rendered views: the four most similar hold nearly the overlap of the four best
     from mast3r_sfm.model.checkpoint import load_model
     from synthetic.ideal import visible_in

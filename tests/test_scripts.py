@@ -514,7 +514,9 @@ def locked(*names: str) -> dict[str, str]:
     for name in names:
         for line in (ROOT / name).read_text().splitlines():
             if line and not line.startswith("#"):
-                package, version, _marker = re.fullmatch(r"([a-z0-9-]+)==(\S+)( ; .+)?", line).groups()  # type: ignore[union-attr]
+                pinned = re.fullmatch(r"([a-z0-9-]+)==(\S+)( ; .+)?", line)
+                assert pinned, f"{name}: {line} is no pinned version"
+                package, version, _marker = pinned.groups()
                 assert package not in versions, f"{package} is pinned twice"
                 versions[package] = version
     return versions

@@ -7,7 +7,7 @@ import torch
 from triton_interpreter import interpreted, outside, run_interpreted
 
 from synthetic.pairs import plan_pairs
-from synthetic.shading import render_rays
+from synthetic.rendering import render_rays
 
 pytest.importorskip("triton", reason="Triton comes with torch's CUDA builds")
 

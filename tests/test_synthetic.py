@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from synthetic import (
+    RenderedScene,
     correspond,
     ideal_correspondences,
     ideal_pair_prediction,
@@ -22,7 +23,7 @@ from synthetic.draws import Draws
 from synthetic.layout import BOX, FACE_FLOOR, FACE_X0, ROUND, SKY, ObjectColumns, Scenes
 from synthetic.photo import develop, draw_effects
 from synthetic.raycast import MISS, cast, cast_to_ground, normals, shortlist
-from synthetic.shading import render_rays, render_rays_culled
+from synthetic.rendering import render_rays, render_rays_culled
 
 BALL = (1.0, 0.0, -1.0, 0.0)
 CYLINDER = (1.0, 0.0, 0.0, 0.0)
@@ -30,18 +31,23 @@ CONE = (0.25, 0.5, 0.25, 0.0)
 CUBE = (1.0, 0.0, 1.0, 0.0)
 GABLE = (0.5, 0.5, 1.0, 0.0)
 
+Profile = tuple[float, float, float, float]
+Triple = tuple[float, float, float]
+
 
 @pytest.fixture(scope="module")
-def room():
+def room() -> RenderedScene:
     return render_orbit(3, 3, (96, 72), 40, outdoor=False, effects=0)
 
 
 @pytest.fixture(scope="module")
-def open_ground():
+def open_ground() -> RenderedScene:
     return render_orbit(13, 2, (96, 72), 25, outdoor=True, effects=0)
 
 
-def scene_of(shape, profile, centre=(0.0, 0.0, 5.0), half=(1.0, 1.0, 1.0)) -> Scenes:
+def scene_of(
+    shape: float, profile: Profile, centre: Triple = (0.0, 0.0, 5.0), half: Triple = (1.0, 1.0, 1.0)
+) -> Scenes:
     """One primitive in a room of 20 m, nothing else."""
     scenes = compose(Draws(0, 1), torch.tensor([False]))
     objects = torch.zeros_like(scenes.objects)
@@ -55,7 +61,7 @@ def scene_of(shape, profile, centre=(0.0, 0.0, 5.0), half=(1.0, 1.0, 1.0)) -> Sc
     return scenes._replace(objects=objects, half=torch.full((1, 3), 10.0))
 
 
-def hit(scenes, origin, direction):
+def hit(scenes: Scenes, origin: Triple, direction: Triple) -> tuple[float, int, list[float]]:
     """Distance, surface and normal of one ray."""
     o, d = (torch.tensor(x, dtype=torch.float32).reshape(1, 1, 3) for x in (origin, direction))
     t, surface = cast(scenes, o, d, cast_to_ground(scenes, o, d))
@@ -82,7 +88,9 @@ def hit(scenes, origin, direction):
         (BOX, GABLE, (5, 0, 5), (-1, 0, 0), 4.5, (2 / math.sqrt(5), -1 / math.sqrt(5), 0)),
     ],
 )
-def test_hits_worked_by_hand(shape, profile, origin, direction, t, normal):
+def test_hits_worked_by_hand(
+    shape: float, profile: Profile, origin: Triple, direction: Triple, t: float, normal: Triple | None
+) -> None:
     found_t, surface, found_normal = hit(scene_of(shape, profile), origin, direction)
     assert surface == 0
     assert found_t == pytest.approx(t, abs=1e-4)
@@ -90,15 +98,16 @@ def test_hits_worked_by_hand(shape, profile, origin, direction, t, normal):
         assert found_normal == pytest.approx(normal, abs=1e-3)
 
 
-def test_rays_that_miss_reach_the_wall_and_the_floor():
+def test_rays_that_miss_reach_the_wall_and_the_floor() -> None:
     scenes = scene_of(ROUND, CONE)
-    assert hit(scenes, (0.3, -0.9, 0), (0, 0, 1))[:2] == (pytest.approx(10.0), FACE_X0 + 5)
+    t, surface, _ = hit(scenes, (0.3, -0.9, 0), (0, 0, 1))
+    assert t == pytest.approx(10.0) and surface == FACE_X0 + 5
     t, surface, normal = hit(scenes, (3, 0, 0), (0, 1, 0))
-    assert (t, surface) == (pytest.approx(10.0), FACE_FLOOR)
+    assert t == pytest.approx(10.0) and surface == FACE_FLOOR
     assert normal == pytest.approx((0, -1, 0))
 
 
-def test_ground_hits_lie_on_the_ground():
+def test_ground_hits_lie_on_the_ground() -> None:
     from synthetic.layout import terrain_height
 
     scenes = compose(Draws(5, 4), torch.ones(4, dtype=torch.bool))
@@ -117,7 +126,7 @@ def test_ground_hits_lie_on_the_ground():
     assert off[near].abs().max() < 5e-3
 
 
-def test_a_shortlist_changes_nothing():
+def test_a_shortlist_changes_nothing() -> None:
     scenes = compose(Draws(8, 1), torch.tensor([True]))
     d = torch.nn.functional.normalize(
         torch.randn(1, 200, 3, generator=torch.Generator().manual_seed(1)) * 0.1 + torch.tensor([0.0, 0.1, 1.0]), dim=-1
@@ -134,7 +143,9 @@ def test_a_shortlist_changes_nothing():
 
 
 @pytest.mark.parametrize(("name", "seed", "outdoor"), [("room", 3, False), ("open_ground", 13, True)])
-def test_other_devices_trace_the_same_image_without_culling(name, seed, outdoor, request, monkeypatch):
+def test_other_devices_trace_the_same_image_without_culling(
+    name: str, seed: int, outdoor: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     culled = request.getfixturevalue(name)
     monkeypatch.setattr(orbit, "renderer_for", lambda device: render_rays)
     monkeypatch.setattr(orbit, "RAYS_AT_ONCE", 96 * 50)  # the last tile is smaller
@@ -144,7 +155,7 @@ def test_other_devices_trace_the_same_image_without_culling(name, seed, outdoor,
     assert (whole.rgb.int() - culled.rgb.int()).abs().max() <= 1
 
 
-def test_same_seed_same_scene_and_other_seed_another(room):
+def test_same_seed_same_scene_and_other_seed_another(room: RenderedScene) -> None:
     again = render_orbit(3, 3, (96, 72), 40, outdoor=False, effects=0, views=[1])
     assert torch.equal(again.rgb[0], room.rgb[1])
     assert torch.equal(again.depth[0], room.depth[1])
@@ -153,13 +164,13 @@ def test_same_seed_same_scene_and_other_seed_another(room):
     assert (other.depth[0] - room.depth[0]).abs().mean() > 0.05
 
 
-def test_rooms_are_closed_and_the_sky_has_no_depth(room, open_ground):
+def test_rooms_are_closed_and_the_sky_has_no_depth(room: RenderedScene, open_ground: RenderedScene) -> None:
     assert room.depth.min() > 0
     assert (open_ground.depth == 0).any()
     assert (open_ground.depth > 0).float().mean() > 0.3
 
 
-def test_cameras_are_rigid_and_go_round():
+def test_cameras_are_rigid_and_go_round() -> None:
     scene = render_orbit(11, 6, (32, 24), 360, outdoor=False)
     R = scene.world_from_cam[:, :3, :3]
     assert torch.allclose(R @ R.transpose(1, 2), torch.eye(3, dtype=torch.float64).expand(6, 3, 3), atol=1e-5)
@@ -171,7 +182,7 @@ def test_cameras_are_rigid_and_go_round():
     assert steps.min() > 35 and steps.max() < 85
 
 
-def _lift(scene, view, x, y):
+def _lift(scene: RenderedScene, view: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """World points (M, 3) of pixels, in numpy and straight from the definitions."""
     K, pose = scene.K[view].numpy(), scene.world_from_cam[view].numpy()
     z = scene.depth[view].numpy()[y, x].astype(np.float64)
@@ -180,7 +191,7 @@ def _lift(scene, view, x, y):
 
 
 @pytest.mark.parametrize("name", ["room", "open_ground"])
-def test_correspondences_are_the_same_point_seen_twice(name, request):
+def test_correspondences_are_the_same_point_seen_twice(name: str, request: pytest.FixtureRequest) -> None:
     scene = request.getfixturevalue(name)
     found = ideal_correspondences(scene, 0, 1, subsample=4)
     assert len(found) > 60
@@ -197,7 +208,7 @@ def test_correspondences_are_the_same_point_seen_twice(name, request):
     assert (np.diff(key) > 0).all()
 
 
-def test_occluded_pixels_are_not_visible(room):
+def test_occluded_pixels_are_not_visible(room: RenderedScene) -> None:
     seen = visible_in(room, 0, 2)
     assert 0.1 < seen.float().mean() < 0.98
     H, W = room.shape
@@ -207,7 +218,7 @@ def test_occluded_pixels_are_not_visible(room):
     assert inside.any()  # some are hidden, not only outside the image
 
 
-def test_ideal_prediction_without_noise_is_exact_in_both_cameras(room):
+def test_ideal_prediction_without_noise_is_exact_in_both_cameras(room: RenderedScene) -> None:
     exact = ideal_pair_prediction(room, 0, 1, depth_noise=0.0)
     assert torch.allclose(exact.i_in_i.points[..., 2], room.depth[0], atol=1e-4)
     one_from_zero = torch.linalg.inv(room.world_from_cam[1]) @ room.world_from_cam[0]
@@ -217,7 +228,7 @@ def test_ideal_prediction_without_noise_is_exact_in_both_cameras(room):
     assert exact.i_in_i.conf[seen].min() > exact.i_in_i.conf[~seen].max()
 
 
-def test_ideal_noise_has_the_asked_size_and_is_smooth(room):
+def test_ideal_noise_has_the_asked_size_and_is_smooth(room: RenderedScene) -> None:
     noisy = ideal_pair_prediction(room, 0, 1, depth_noise=0.05, seed=1)
     error = torch.log(noisy.i_in_i.points[..., 2] / room.depth[0])
     assert 0.02 < error.std() < 0.07
@@ -227,7 +238,7 @@ def test_ideal_noise_has_the_asked_size_and_is_smooth(room):
 
 
 @pytest.mark.parametrize("name", ["room", "open_ground"])
-def test_ideal_predictions_of_a_batch_are_those_of_its_pairs(name, request):
+def test_ideal_predictions_of_a_batch_are_those_of_its_pairs(name: str, request: pytest.FixtureRequest) -> None:
     scene = request.getfixturevalue(name)
     pairs, seeds = [(0, 1), (1, 0), (scene.num_views - 1, 0)], [5, 6, 7]
     batch = ideal_pair_predictions(scene, pairs, 0.03, seeds)
@@ -240,7 +251,7 @@ def test_ideal_predictions_of_a_batch_are_those_of_its_pairs(name, request):
 
 
 @pytest.mark.parametrize("name", ["room", "open_ground"])
-def test_ideal_confidences_tell_what_is_seen_in_double_precision(name, request):
+def test_ideal_confidences_tell_what_is_seen_in_double_precision(name: str, request: pytest.FixtureRequest) -> None:
     scene = request.getfixturevalue(name)
     found = ideal_pair_prediction(scene, 0, 1)
     for conf, view, other in ((found.i_in_i.conf, 0, 1), (found.j_in_i.conf, 1, 0)):
@@ -250,7 +261,7 @@ def test_ideal_confidences_tell_what_is_seen_in_double_precision(name, request):
         assert ((conf == 10) == visible_in(scene, view, other)).float().mean() > 0.999
 
 
-def test_pairs_correspond_in_space_and_colour():
+def test_pairs_correspond_in_space_and_colour() -> None:
     shapes = ((48, 64), (48, 64))
     pairs = render_pairs(21, 6, (64, 48), unrelated=False, max_angle_deg=40)
     pixels = torch.arange(0, 48 * 64, 7).expand(6, -1)
@@ -267,7 +278,7 @@ def test_pairs_correspond_in_space_and_colour():
     assert (apart[both] <= 2).float().mean() > 0.95
 
 
-def test_pairs_hold_pairs_without_overlap():
+def test_pairs_hold_pairs_without_overlap() -> None:
     pairs = render_pairs(3, 60, (16, 16))
     strangers = ~pairs.related
     assert 0 < strangers.sum() < 15
@@ -278,7 +289,7 @@ def test_pairs_hold_pairs_without_overlap():
     assert pairs.images1.min() >= -1 and pairs.images1.max() <= 1
 
 
-def test_photo_effects_keep_a_clean_image_and_change_a_noisy_one():
+def test_photo_effects_keep_a_clean_image_and_change_a_noisy_one() -> None:
     colour = torch.rand(1, 2, 256, 3, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.02
     clean, noisy = (draw_effects(Draws(1, 1), 2, strength) for strength in (0.0, 1.0))
     a, b = develop(colour, clean, (16, 16)), develop(colour, noisy, (16, 16))

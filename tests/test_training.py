@@ -1,26 +1,27 @@
 """Training: losses that mean what they say, an optimiser that orthogonalises, a run that learns and can be resumed."""
 
 import copy
+import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mast3r_sfm.model.checkpoint import load_model
 from mast3r_sfm.model.network import HeadOutput, TwoViewNetwork
-from synthetic import RESERVED_SEEDS, render_pairs
-from synthetic.pairs import plan_pairs
-
-
-@pytest.fixture(autouse=True, scope="module")
-def importable():
-    """`training` is a package beside the library, not part of it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[1]))
-        yield
-
+from synthetic import RESERVED_SEEDS, PairBatch, render_pairs
+from synthetic.pairs import PairPlan, plan_pairs, render_plan
+from training.evaluate import BATCH, FIRST_SEED, Case, evaluate_case
+from training.graphs import GraphedStep
+from training.losses import Losses, LossOptions, Shapes, draw_samples, pair_losses
+from training.optimiser import Optimiser, OptimiserOptions, orthogonalise
+from training.schedule import RESOLUTIONS, Resolution, batch_for, choose_shapes, learning_rate
+from training.speed import use_fast_heads
+from training.train import RunOptions, Worker, train, train_step, training_seed
+from training.weights import load_trainable, new_network
 
 SHAPE = (32, 40)
 SHAPES = (SHAPE, SHAPE)
@@ -44,42 +45,40 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def config_file(tmp_path_factory):
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "config.json"
     path.write_text(json.dumps(TINY))
     return path
 
 
 @pytest.fixture(scope="module")
-def pairs():
+def pairs() -> PairBatch:
     return render_pairs(7, 6, (SHAPE[1], SHAPE[0]), unrelated=False, max_angle_deg=30)
 
 
-def outputs(points, conf=2.0, desc=None, desc_conf=1.0):
+def outputs(
+    points: torch.Tensor, conf: float = 2.0, desc: torch.Tensor | None = None, desc_conf: float = 1.0
+) -> tuple[HeadOutput, HeadOutput]:
     """Outputs of both views from points (B, 2, P, 3) and descriptors (B, 2, P, D)."""
     B, _, P, _ = points.shape
     if desc is None:
         desc = torch.nn.functional.normalize(torch.ones(B, 2, P, 4), dim=-1)
 
-    def view(v):
+    def view(v: int) -> HeadOutput:
         maps = points[:, v].unflatten(1, SHAPE), torch.full((B, *SHAPE), conf)
         return HeadOutput(*maps, desc[:, v].unflatten(1, SHAPE), torch.full((B, *SHAPE), desc_conf))
 
     return view(0), view(1)
 
 
-def losses_of(pairs, points, **more):
-    from training.losses import LossOptions, draw_samples, pair_losses
-
+def losses_of(pairs: PairBatch, points: torch.Tensor, **more: Any) -> Losses:
     options = LossOptions(num_samples=256)
     torch.manual_seed(0)
     samples = draw_samples(len(points), SHAPES, options, torch.device("cpu"))
     return pair_losses(*outputs(points, **more), pairs, samples, SHAPES, options)
 
 
-def test_true_points_have_no_error_and_scale_costs_only_its_logarithm(pairs):
-    from training.losses import LossOptions
-
+def test_true_points_have_no_error_and_scale_costs_only_its_logarithm(pairs: PairBatch) -> None:
     truth = pairs.points.clone()
     truth[pairs.depth == 0] = torch.tensor([0.0, 0.0, 500.0])  # the sky is far
     exact, doubled = losses_of(pairs, truth), losses_of(pairs, 2 * truth)
@@ -92,7 +91,7 @@ def test_true_points_have_no_error_and_scale_costs_only_its_logarithm(pairs):
     assert turned.regression > exact.regression + 0.5
 
 
-def test_confidence_pays_where_points_are_right_and_costs_where_they_are_wrong(pairs):
+def test_confidence_pays_where_points_are_right_and_costs_where_they_are_wrong(pairs: PairBatch) -> None:
     truth = pairs.points.clone()
     truth[pairs.depth == 0] = torch.tensor([0.0, 0.0, 500.0])
     assert losses_of(pairs, truth, conf=5.0).regression < losses_of(pairs, truth, conf=1.5).regression
@@ -100,7 +99,7 @@ def test_confidence_pays_where_points_are_right_and_costs_where_they_are_wrong(p
     assert losses_of(pairs, wrong, conf=5.0).regression > losses_of(pairs, wrong, conf=1.5).regression
 
 
-def test_matching_rewards_descriptors_of_the_point_seen(pairs):
+def test_matching_rewards_descriptors_of_the_point_seen(pairs: PairBatch) -> None:
     points = pairs.points
     # random Fourier features of the point in space: alike if and only if the points are near
     torch.manual_seed(1)
@@ -113,7 +112,7 @@ def test_matching_rewards_descriptors_of_the_point_seen(pairs):
     assert shuffled.matching > constant.matching
 
 
-def test_without_overlap_low_descriptor_confidence_is_best():
+def test_without_overlap_low_descriptor_confidence_is_best() -> None:
     pairs = render_pairs(7, 4, (SHAPE[1], SHAPE[0]), unrelated=False)._replace(related=torch.zeros(4, dtype=torch.bool))
     best = min(
         (float(losses_of(pairs, pairs.points, desc_conf=q).matching), q) for q in (0.1, 0.25, 0.5, 1.0, 5.0, 20.0)
@@ -121,9 +120,7 @@ def test_without_overlap_low_descriptor_confidence_is_best():
     assert best[1] == 0.5  # alpha / unmatched loss
 
 
-def test_samples_lie_in_the_image_and_half_of_them_in_blocks():
-    from training.losses import LossOptions, draw_samples
-
+def test_samples_lie_in_the_image_and_half_of_them_in_blocks() -> None:
     samples = draw_samples(3, SHAPES, LossOptions(), torch.device("cpu"))
     assert samples.first.shape == (3, 1024) and samples.second.shape == (3, 256)
     assert samples.first.min() >= 0 and samples.first.max() < SHAPE[0] * SHAPE[1]
@@ -132,31 +129,26 @@ def test_samples_lie_in_the_image_and_half_of_them_in_blocks():
     assert x.max() - x.min() == 7 and y.max() - y.min() == 7
 
 
-def test_orthogonalised_updates_have_singular_values_near_one():
-    from training.optimiser import orthogonalise
-
+def test_orthogonalised_updates_have_singular_values_near_one() -> None:
     update = orthogonalise(torch.randn(3, 16, 40, generator=torch.Generator().manual_seed(0)), 5)
     values = torch.linalg.svdvals(update)
     assert values.min() > 0.6 and values.max() < 1.3
 
 
-def test_optimiser_lowers_a_loss_and_survives_a_bad_gradient(config_file):
-    from training.optimiser import Optimiser, OptimiserOptions
-    from training.weights import new_network
-
+def test_optimiser_lowers_a_loss_and_survives_a_bad_gradient(config_file: Path) -> None:
     network = new_network(config_file, torch.device("cpu"))
     optimiser = Optimiser(network, OptimiserOptions())
-    qkv = network.enc_blocks[0].attn.qkv.weight  # Muon's
-    bias = network.enc_blocks[0].attn.qkv.bias  # AdamW's
+    qkv = network.get_parameter("enc_blocks.0.attn.qkv.weight")  # Muon's
+    bias = network.get_parameter("enc_blocks.0.attn.qkv.bias")  # AdamW's
     target = qkv.detach() + 0.02
 
-    def loss():
+    def loss() -> tuple[torch.Tensor, torch.Tensor]:
         return (qkv - target).square().sum(), (bias - 1).square().sum()
 
     before = [float(value.detach()) for value in loss()]
     for _ in range(10):
         optimiser.zero_grad()
-        sum(loss()).backward()
+        torch.stack(loss()).sum().backward()
         optimiser.step(5e-2)
     after = [float(value.detach()) for value in loss()]
     assert after[0] < 0.8 * before[0] and after[1] < 0.5 * before[1]
@@ -166,15 +158,13 @@ def test_optimiser_lowers_a_loss_and_survives_a_bad_gradient(config_file):
     assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
 
 
-def test_adamw_part_is_adamw(config_file):
-    from training.optimiser import Optimiser, OptimiserOptions
-    from training.weights import new_network
-
+def test_adamw_part_is_adamw(config_file: Path) -> None:
     network = new_network(config_file, torch.device("cpu"))
     network.enc_norm.weight.data.fill_(2.0)
     optimiser = Optimiser(network, OptimiserOptions(clip=1e9))
     for gradient in (3.0, 1.0):
         optimiser.zero_grad()
+        assert network.enc_norm.weight.grad is not None
         network.enc_norm.weight.grad.fill_(gradient)
         optimiser.step(0.1)
     # by hand, betas 0.9 and 0.95: the first step is lr; then mean (0.9 x 0.3 + 0.1) / 0.19 = 1.94737
@@ -182,10 +172,7 @@ def test_adamw_part_is_adamw(config_file):
     assert float(network.enc_norm.weight[0].detach()) == pytest.approx(2.0 - 0.1 - 0.087996, abs=1e-5)
 
 
-def test_fast_heads_compute_the_same(config_file):
-    from training.speed import use_fast_heads
-    from training.weights import new_network
-
+def test_fast_heads_compute_the_same(config_file: Path) -> None:
     network = new_network(config_file, torch.device("cpu"))
     images = torch.randn(2, 2, 3, *SHAPE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -197,9 +184,7 @@ def test_fast_heads_compute_the_same(config_file):
         assert torch.allclose(a.desc, b.desc, atol=1e-5)
 
 
-def test_schedule_warms_up_then_falls_and_shapes_suit_the_patches():
-    from training.schedule import RESOLUTIONS, batch_for, choose_shapes, learning_rate
-
+def test_schedule_warms_up_then_falls_and_shapes_suit_the_patches() -> None:
     assert learning_rate(1.0, 0, 0.0, 100) == pytest.approx(0.01)
     assert learning_rate(1.0, 500, 0.5, 100) == pytest.approx(0.51)
     assert learning_rate(1.0, 500, 1.0, 100) == pytest.approx(0.02)
@@ -213,9 +198,7 @@ def test_schedule_warms_up_then_falls_and_shapes_suit_the_patches():
     assert sum(resolution.weight for resolution in RESOLUTIONS) == pytest.approx(1)
 
 
-def test_training_seeds_are_never_reserved_and_never_shared():
-    from training.train import RunOptions, Worker, training_seed
-
+def test_training_seeds_are_never_reserved_and_never_shared() -> None:
     cpu = torch.device("cpu")
     seeds = [
         training_seed(RunOptions(Path(), Path(), 1.0, seed=run), step, Worker(rank, count, cpu))
@@ -227,12 +210,7 @@ def test_training_seeds_are_never_reserved_and_never_shared():
     assert min(seeds) >= RESERVED_SEEDS
 
 
-def test_a_short_run_learns_and_goes_on_from_its_own_checkpoint(config_file, tmp_path):
-    from training.losses import LossOptions, pair_losses
-    from training.schedule import Resolution
-    from training.train import RunOptions, train, train_step
-    from training.weights import load_trainable, new_network
-
+def test_a_short_run_learns_and_goes_on_from_its_own_checkpoint(config_file: Path, tmp_path: Path) -> None:
     held_out = plan_pairs(99, 12, max_angle_deg=40)
     options = LossOptions(num_samples=256)
 
@@ -280,29 +258,21 @@ def test_a_short_run_learns_and_goes_on_from_its_own_checkpoint(config_file, tmp
     assert loss_of(load_trainable(tmp_path / "second", torch.device("cpu"))) == pytest.approx(after, rel=0.02)
 
 
-def test_evaluation_finds_a_perfect_network_perfect():
-    from training.evaluate import Case, evaluate_case
+def test_evaluation_finds_a_perfect_network_perfect() -> None:
+    points_of_both = render_plan(plan_pairs(FIRST_SEED, BATCH, 20.0, False), SHAPES).points
+    basis = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) * 3
+    orders = itertools.cycle(((0, 1), (1, 0)))  # asked once for each order of the two views
 
-    class Oracle(torch.nn.Module):
+    def oracle(first: torch.Tensor, second: torch.Tensor) -> list[HeadOutput]:
         """Knows the scene: the images are not looked at."""
-
-        def forward(self, first, second):
-            views = []
-            for v in range(2):
-                points = self.points[:, v if self.forward_order else 1 - v].unflatten(1, SHAPE)
-                waves = torch.nn.functional.normalize((points @ self.basis).cos(), dim=-1)
-                views.append(HeadOutput(points, torch.ones(points.shape[:3]), waves, torch.full(points.shape[:3], 9.0)))
-            self.forward_order = not self.forward_order
-            return views
-
-    from synthetic.pairs import plan_pairs, render_plan
-    from training.evaluate import BATCH, FIRST_SEED
+        views = []
+        for v in next(orders):
+            points = points_of_both[:, v].unflatten(1, SHAPE)
+            waves = torch.nn.functional.normalize((points @ basis).cos(), dim=-1)
+            views.append(HeadOutput(points, torch.ones(points.shape[:3]), waves, torch.full(points.shape[:3], 9.0)))
+        return views
 
     case = Case("near", SHAPE, (0.0, 20.0))
-    oracle = Oracle()
-    oracle.points = render_plan(plan_pairs(FIRST_SEED, BATCH, 20.0, False), SHAPES).points
-    oracle.basis = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) * 3
-    oracle.forward_order = True
     figures = evaluate_case(oracle, case, 4, torch.device("cpu"))
     assert figures.error_own == pytest.approx(0, abs=1e-5) and figures.raw_other == pytest.approx(0, abs=1e-5)
     assert figures.right_share > 0.9 and figures.confident_right_share > 0.8
@@ -310,13 +280,7 @@ def test_evaluation_finds_a_perfect_network_perfect():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_recorded_steps_compute_what_plain_ones_do(config_file):
-    from training.graphs import GraphedStep
-    from training.losses import Losses, LossOptions, Shapes, pair_losses
-    from training.optimiser import Optimiser, OptimiserOptions
-    from training.train import train_step
-    from training.weights import new_network
-
+def test_recorded_steps_compute_what_plain_ones_do(config_file: Path) -> None:
     device = torch.device("cuda")
     options = LossOptions(num_samples=256, matching_weight=0)  # the pixels to match are drawn anew by every step
     wide, tall = (SHAPE, SHAPE), (SHAPE, SHAPE[::-1])
@@ -326,7 +290,7 @@ def test_recorded_steps_compute_what_plain_ones_do(config_file):
         network = new_network(config_file, device)
         optimiser = Optimiser(network, OptimiserOptions())
 
-        def plain(plan, shapes: Shapes) -> Losses:
+        def plain(plan: PairPlan, shapes: Shapes) -> Losses:
             return train_step(network, plan.to(device), shapes, options, pair_losses)
 
         step = GraphedStep(plain, device) if recorded else plain

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,8 +100,8 @@ def plane_scene(matches: tuple[Correspondences, ...] = ()) -> Reconstruction:
     return Reconstruction(tuple(plane_view(k, pose) for k, pose in enumerate(POSES)), matches)
 
 
-def changed(scene: Reconstruction, index: int, **fields: object) -> Reconstruction:
-    views = [dataclasses.replace(v, **fields) if v.index == index else v for v in scene.views]  # type: ignore[arg-type]
+def changed(scene: Reconstruction, index: int, **fields: Any) -> Reconstruction:
+    views = [dataclasses.replace(v, **fields) if v.index == index else v for v in scene.views]
     return Reconstruction(tuple(views), scene.matches)
 
 
@@ -118,9 +119,9 @@ def test_frame_and_scale_do_not_matter() -> None:
     comparison = compare(native, Reconstruction(tuple(moved), ()))
     assert comparison.scale == pytest.approx(2.5, rel=1e-6)
     assert comparison.agrees
-    for view in comparison.views:
-        assert view.rotation_deg < 1e-5
-        assert max(view.depth, view.position, view.focal) < 1e-6
+    for difference in comparison.views:
+        assert difference.rotation_deg < 1e-5
+        assert max(difference.depth, difference.position, difference.focal) < 1e-6
 
 
 def test_one_turned_camera_is_found_and_the_others_are_not_blamed() -> None:
@@ -310,8 +311,8 @@ def test_verify_agrees_with_the_same_method_and_not_with_another_scene(
 
     rgb = np.zeros((2, 80, 96, 3), dtype=np.uint8)
     depth = np.linspace(1, 2, 2 * 80 * 96, dtype=np.float32).reshape(2, 80, 96)
-    cameras = {"poses": np.stack(POSES[:2]), "K": np.stack([K, K])}
-    np.savez(tmp_path / "scene.npz", depth=depth, conf=depth, cleaned=depth, rgb=rgb, **cameras)
+    poses, both_K = np.stack(POSES[:2]), np.stack([K, K])
+    np.savez(tmp_path / "scene.npz", depth=depth, conf=depth, cleaned=depth, rgb=rgb, poses=poses, K=both_K)
     assert verify(tmp_path) == 6
     assert "The engines differ on 2 images." in capsys.readouterr().out
 

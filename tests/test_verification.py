@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mast3r_sfm.matching.geometric_check import disagreement, verify_batch, verify_matches
+from mast3r_sfm.matching import verify_batch, verify_matches
+from mast3r_sfm.matching.geometric_check import disagreement
 from mast3r_sfm.options import VerificationLimits
 from mast3r_sfm.types import Correspondences, PairPrediction, ViewPrediction
 

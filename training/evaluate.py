@@ -13,19 +13,24 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 import torch
 
-from mast3r_sfm.matching.reciprocal import match_pair
+from mast3r_sfm.matching import match_pair
+from mast3r_sfm.matching.maps import descriptors, flat_to_xy, xy_to_flat
 from mast3r_sfm.model.checkpoint import load_model
-from mast3r_sfm.model.network import HeadOutput, TwoViewNetwork
+from mast3r_sfm.model.network import HeadOutput
 from mast3r_sfm.types import PairPrediction, ViewPrediction
 from synthetic.pairs import PairBatch, correspond, plan_pairs, render_plan
 
 logger = logging.getLogger("training")
+
+PairNetwork = Callable[[torch.Tensor, torch.Tensor], Sequence[HeadOutput]]
+"""Images (B, 3, H, W) of the first and the second views -> what is predicted of both in the first camera."""
 
 FIRST_SEED = 10_000
 """Held-out seeds start here; all lie below `RESERVED_SEEDS`."""
@@ -93,7 +98,7 @@ def _errors(predicted: torch.Tensor, pairs: PairBatch, k: int) -> tuple[float, f
 
 
 @torch.no_grad()
-def evaluate_case(network: TwoViewNetwork, case: Case, num_pairs: int, device: torch.device) -> Figures:
+def evaluate_case(network: PairNetwork, case: Case, num_pairs: int, device: torch.device) -> Figures:
     """Figures of a network over the first `num_pairs` held-out pairs of a case."""
     shapes = (case.shape, case.shape)
     errors: list[tuple[float, float, float, float]] = []
@@ -111,15 +116,15 @@ def evaluate_case(network: TwoViewNetwork, case: Case, num_pairs: int, device: t
                 predicted = torch.stack([outputs[v].points[k].float().flatten(0, 1) for v in range(2)])
                 errors.append(_errors(predicted, pairs, k))
             found = match_pair(prediction)
-            confs.append(float(prediction.j_in_i.desc_conf.mean()))  # type: ignore[union-attr]
+            confs.append(float(descriptors(prediction.j_in_i)[1].mean()))
             strong = found.conf > CONF_THRESHOLD
             matches, confident = matches + len(found), confident + int(strong.sum())
             if case.unrelated:
                 continue
             one = PairBatch(*(tensor[k : k + 1] for tensor in pairs))
-            flat = (found.xy_i[:, 1].long() * case.shape[1] + found.xy_i[:, 0].long())[None]
+            flat = xy_to_flat(found.xy_i, case.shape[1])[None]
             target, visible = (x[0] for x in correspond(one, 0, flat, shapes))
-            true_xy = torch.stack([target % case.shape[1], target // case.shape[1]], 1)
+            true_xy = flat_to_xy(target, case.shape[1])
             near = ((found.xy_j - true_xy).float().norm(dim=1) <= RIGHT_PX) & visible
             right, counted = right + int(near.sum()), counted + int(visible.sum())
             confident_right += int((near & strong).sum())

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from synthetic import render_orbit
+
 SEED = 302
 ITEMS = ("round table", "chair", "planter", "vessels", "shelf")
 NUM_VIEWS = 10
@@ -33,8 +35,6 @@ JPEG_QUALITY = 90
 
 def render_view(view: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """rgb (H, W, 3) uint8, K (3, 3) and world_from_cam (4, 4) of one view of the demo scene."""
-    from synthetic import render_orbit
-
     torch.set_num_threads(1)
     fov_deg = math.degrees(2 * math.atan(0.5 * max(SIZE) / FOCAL_PX))
     scene = render_orbit(

@@ -1,6 +1,7 @@
 """Trains the bundled model on rendered pairs, for a given time.
 
     python -m training.train --init src/mast3r_sfm/data/small --seconds 480 --output run1
+
     torchrun --nproc-per-node 2 -m training.train --init run1 --seconds 480 --output run2
 
 The output is a model folder in hub layout (fp16, three shards), which `--init` takes again, with `train.log`
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -283,14 +285,14 @@ def _write_run(options: RunOptions, worker: Worker, steps: int, pairs: int, seco
     "--cuda-graphs/--no-cuda-graphs", default=True, show_default=True, help="Record a step and replay it (GPUs only)."
 )
 @click.option("--evaluate", "evaluation_pairs", default=64, show_default=True, help="Held-out pairs; 0: none.")
-def main(evaluation_pairs: int, long_edges: tuple[int, ...], **arguments: object) -> None:
+def main(evaluation_pairs: int, long_edges: tuple[int, ...], **arguments: Any) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     resolutions = tuple(r for r in RESOLUTIONS if not long_edges or max(r.shapes[0]) in long_edges)
     if not resolutions:
         raise click.BadParameter(
             f"{long_edges}: known are {[max(r.shapes[0]) for r in RESOLUTIONS]}", param_hint="--long-edge"
         )
-    options = RunOptions(resolutions=resolutions, **arguments)  # type: ignore[arg-type]
+    options = RunOptions(resolutions=resolutions, **arguments)
     network = train(options)
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -22,8 +22,7 @@ from mast3r_sfm.device import lack_of_memory_explained
 from mast3r_sfm.errors import InputError, NotFiniteError, ReconstructionError
 from mast3r_sfm.images.loading import ImageSizing, find_images, load_views
 from mast3r_sfm.inference import encode_views, predict_pairs
-from mast3r_sfm.matching.geometric_check import verify_matches
-from mast3r_sfm.matching.reciprocal import match_pair
+from mast3r_sfm.matching import match_pair, verify_matches
 from mast3r_sfm.model.checkpoint import Model, in_bfloat16
 from mast3r_sfm.options import Precision, ReconstructionOptions, SceneGraph
 from mast3r_sfm.pairwise import predict_pairwise

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mast3r_sfm.matching.reciprocal import xy_to_flat
+from mast3r_sfm.matching.maps import xy_to_flat
 from mast3r_sfm.options import VerificationLimits
 from mast3r_sfm.types import Correspondences, PairPrediction, ViewPrediction
 

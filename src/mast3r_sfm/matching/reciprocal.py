@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
-from mast3r_sfm.device import current, has_triton
-from mast3r_sfm.errors import InputError, ReconstructionError
+from mast3r_sfm.matching.maps import MAX_ITERATIONS, descriptors, flat_to_xy, passes, seed_grid
 from mast3r_sfm.matching.nearest import nearest_neighbours
-from mast3r_sfm.types import Correspondences, PairPrediction, ViewPrediction
-
-MAX_ITERATIONS = 10
-
-
-def seed_grid(height: int, width: int, subsample: int, device: torch.device | None = None) -> torch.Tensor:
-    """(n,) int64 flat indices of the pixels at S//2, S//2 + S, ... on both axes, row-major."""
-    half = subsample // 2
-    rows = torch.arange(half, max(height, half), subsample, device=device)
-    columns = torch.arange(half, max(width, half), subsample, device=device)
-    return (rows[:, None] * width + columns).flatten()
+from mast3r_sfm.types import Correspondences, PairPrediction
 
 
 def reciprocal_matches(
@@ -74,46 +61,8 @@ def merge_matches(p: torch.Tensor, q: torch.Tensor, size_b: int, *values: torch.
     return tuple(value[chosen] for value in (p, q, *values))
 
 
-def match_pair(prediction: PairPrediction, subsample: int = 8) -> Correspondences:
-    """Matches of a symmetric prediction (spec: matching, sections 4 and 5); empty if nothing is reciprocal.
-
-    Both predictions of each view take part, with seeds in either view; a match's confidence is the
-    geometric mean of its two descriptor confidences. Raises InputError for a model without descriptors.
-    """
-    return match_pairs([prediction], subsample)[0]
-
-
-def match_pairs(predictions: Sequence[PairPrediction], subsample: int = 8) -> list[Correspondences]:
-    """`match_pair` of several pairs; on a CUDA device with Triton, all of them at once if its memory allows it.
-
-    Raises ReconstructionError if it does not suffice for one.
-    """
-    if not predictions:
-        return []
-    _require_descriptors(predictions[0])
-    if predictions[0].i_in_i.conf.is_cuda and has_triton():
-        with current(predictions[0].i_in_i.conf.device):
-            return _match_fused(predictions, subsample)
-    return [_match_one(prediction, subsample) for prediction in predictions]
-
-
-def _match_fused(predictions: Sequence[PairPrediction], subsample: int) -> list[Correspondences]:
-    from mast3r_sfm.matching.reciprocal_cuda import match_batch
-
-    half = len(predictions) // 2
-    try:
-        return match_batch(predictions, subsample)
-    except torch.cuda.OutOfMemoryError as error:
-        if not half:
-            raise ReconstructionError(
-                "the GPU's memory does not suffice to match a single pair; use a smaller `image_size`, "
-                "a larger `subsample`, or `device='cpu'`"
-            ) from error
-    # not in the handler: the exception keeps the tensors of the failed attempt
-    return [*_match_fused(predictions[:half], subsample), *_match_fused(predictions[half:], subsample)]
-
-
-def _match_one(prediction: PairPrediction, subsample: int) -> Correspondences:
+def match_plain(prediction: PairPrediction, subsample: int) -> Correspondences:
+    """`matching.match_pair` with plain torch functions, on any device."""
     parts: list[list[torch.Tensor]] = [[], [], [], []]
     for view_i, view_j in passes(prediction):
         (desc_i, conf_i), (desc_j, conf_j) = descriptors(view_i), descriptors(view_j)
@@ -124,29 +73,3 @@ def _match_one(prediction: PairPrediction, subsample: int) -> Correspondences:
     p, q, *confs = (torch.cat(part) for part in parts)
     p, q, qi, qj = merge_matches(p, q, height_j * width_j, *confs)
     return Correspondences(prediction.i, prediction.j, flat_to_xy(p, width_i), flat_to_xy(q, width_j), (qi * qj).sqrt())
-
-
-def passes(prediction: PairPrediction) -> tuple[tuple[ViewPrediction, ViewPrediction], ...]:
-    """The two decodings of a pair, each as (view i, view j)."""
-    return (prediction.i_in_i, prediction.j_in_i), (prediction.i_in_j, prediction.j_in_j)
-
-
-def descriptors(view: ViewPrediction) -> tuple[torch.Tensor, torch.Tensor]:
-    """Descriptors (H, W, D) and their confidence (H, W) of a MASt3R prediction."""
-    assert view.desc is not None and view.desc_conf is not None  # checked where predictions come in
-    return view.desc, view.desc_conf
-
-
-def flat_to_xy(index: torch.Tensor, width: int) -> torch.Tensor:
-    """Flat pixel indices (M,) -> (M, 2) int32 (x, y)."""
-    return torch.stack([index % width, index // width], -1).to(torch.int32)
-
-
-def xy_to_flat(xy: torch.Tensor, width: int) -> torch.Tensor:
-    """(M, 2) pixels (x, y) -> (M,) int64 flat indices."""
-    return xy[:, 1].long() * width + xy[:, 0].long()
-
-
-def _require_descriptors(prediction: PairPrediction) -> None:
-    if prediction.i_in_i.desc is None:
-        raise InputError("`model_name`: this model predicts no descriptors to match; use a MASt3R model")

@@ -1,4 +1,4 @@
-"""Reciprocal matching of a batch of pairs on a CUDA device: the results of `matching`, without waiting for the host.
+"""Reciprocal matching of a batch of pairs on a CUDA device: the results of `reciprocal`, without waiting for the host.
 
 All 10 iterations are issued for the seeds of every pair, pass and direction at once; an iteration lists the seeds
 that are still moving for the next one, so those that have converged cost nothing.
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
+from mast3r_sfm.matching.maps import MAX_ITERATIONS, descriptors, flat_to_xy, passes, seed_grid
 from mast3r_sfm.matching.nearest_triton import DescriptorMaps, SeedList, make_workspace, nearest, pack_maps, to_device
-from mast3r_sfm.matching.reciprocal import MAX_ITERATIONS, descriptors, flat_to_xy, passes, seed_grid
 from mast3r_sfm.types import Correspondences, PairPrediction
 
 _MAPS = 4  # of a pair: i and j, in two passes

@@ -1,0 +1,56 @@
+"""From the predictions of pairs to their matches; here the search is chosen: the plain one or that for CUDA devices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from mast3r_sfm.device import current, has_triton
+from mast3r_sfm.errors import InputError, ReconstructionError
+from mast3r_sfm.matching.reciprocal import match_plain
+from mast3r_sfm.types import Correspondences, PairPrediction
+
+
+def match_pair(prediction: PairPrediction, subsample: int = 8) -> Correspondences:
+    """Matches of a symmetric prediction (spec: matching, sections 4 and 5); empty if nothing is reciprocal.
+
+    Both predictions of each view take part, with seeds in either view; a match's confidence is the
+    geometric mean of its two descriptor confidences. Raises InputError for a model without descriptors.
+    """
+    return match_pairs([prediction], subsample)[0]
+
+
+def match_pairs(predictions: Sequence[PairPrediction], subsample: int = 8) -> list[Correspondences]:
+    """`match_pair` of several pairs; on a CUDA device with Triton, all of them at once if its memory allows it.
+
+    Raises ReconstructionError if it does not suffice for one.
+    """
+    if not predictions:
+        return []
+    _require_descriptors(predictions[0])
+    if predictions[0].i_in_i.conf.is_cuda and has_triton():
+        with current(predictions[0].i_in_i.conf.device):
+            return _match_fused(predictions, subsample)
+    return [match_plain(prediction, subsample) for prediction in predictions]
+
+
+def _match_fused(predictions: Sequence[PairPrediction], subsample: int) -> list[Correspondences]:
+    from mast3r_sfm.matching.reciprocal_cuda import match_batch
+
+    half = len(predictions) // 2
+    try:
+        return match_batch(predictions, subsample)
+    except torch.cuda.OutOfMemoryError as error:
+        if not half:
+            raise ReconstructionError(
+                "the GPU's memory does not suffice to match a single pair; use a smaller `image_size`, "
+                "a larger `subsample`, or `device='cpu'`"
+            ) from error
+    # not in the handler: the exception keeps the tensors of the failed attempt
+    return [*_match_fused(predictions[:half], subsample), *_match_fused(predictions[half:], subsample)]
+
+
+def _require_descriptors(prediction: PairPrediction) -> None:
+    if prediction.i_in_i.desc is None:
+        raise InputError("`model_name`: this model predicts no descriptors to match; use a MASt3R model")
