@@ -16,7 +16,7 @@ from mast3r_sfm.inference import encode_views, predict_batches
 from mast3r_sfm.matching import reciprocal as matching
 from mast3r_sfm.matching.reciprocal import _match_one, match_pairs
 from mast3r_sfm.model.checkpoint import load_model
-from mast3r_sfm.model.network import fused, rope
+from mast3r_sfm.model.network import operations
 from mast3r_sfm.pipeline import ReconstructionOptions, reconstruct
 from mast3r_sfm.types import Correspondences, Reconstruction
 from synthetic import render_orbit
@@ -32,7 +32,7 @@ def _views(count: int, size: tuple[int, int] = (160, 120), degrees: float = 60):
 def plain_paths() -> Iterator[None]:
     """The same device and precision without fused kernels and without a recorded alignment."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (matching, fused, rope):
+        for module in (matching, operations):
             patch.setattr(module, "has_triton", lambda: False)
         patch.setattr(solver, "record", lambda stage: stage.step)
         yield
