@@ -17,7 +17,7 @@ from mast3r_sfm.matching import match_pairs
 from mast3r_sfm.matching import pairs as matching_pairs
 from mast3r_sfm.matching.reciprocal import match_plain
 from mast3r_sfm.model.checkpoint import load_model
-from mast3r_sfm.model.network import fused, rope
+from mast3r_sfm.model.network import operations
 from mast3r_sfm.pipeline import ReconstructionOptions, reconstruct
 from mast3r_sfm.reconstruction import Reconstruction
 from mast3r_sfm.types import Correspondences, View
@@ -34,7 +34,7 @@ def _views(count: int, size: tuple[int, int] = (160, 120), degrees: float = 60) 
 def plain_paths() -> Iterator[None]:
     """The same device and precision without fused kernels and without a recorded alignment."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (matching_pairs, fused, rope):
+        for module in (matching_pairs, operations):
             patch.setattr(module, "has_triton", lambda: False)
         patch.setattr(solver, "record", lambda stage: stage.step)
         yield

@@ -15,10 +15,12 @@ from triton_interpreter import interpreted, outside, run_interpreted
 
 from mast3r_sfm.device import has_triton
 from mast3r_sfm.model.config import PRESETS, Activation, ModelConfig
-from mast3r_sfm.model.network import TwoViewNetwork, dpt, fused
+from mast3r_sfm.model.network import TwoViewNetwork, dpt, operations, operations_plain, two_view
 from mast3r_sfm.model.network.blocks import LayerNorm
-from mast3r_sfm.model.network.dpt import _interpolation
-from mast3r_sfm.model.network.heads import activate_confidence, activate_points, unpatchify
+from mast3r_sfm.model.network.heads import Head
+from mast3r_sfm.model.network.maps import activate_confidence, activate_points, unpatchify
+from mast3r_sfm.model.network.operations import choose_operations
+from mast3r_sfm.model.network.operations_plain import PlainOperations, _interpolation
 from mast3r_sfm.model.network.rope import rope_table, rotate
 
 DATA = Path(__file__).parent / "data"
@@ -31,6 +33,7 @@ SHAPES = {
 }
 NETWORKS = ["net_catmlpdpt", "net_catconv", "net_dust3r_dpt", "net_dust3r_linear"]
 TOKENS, MAPS = 5e-6, 2e-5  # tolerances, relative to the array's maximum
+PLAIN = PlainOperations()
 
 
 def test_golden_rule_check_values() -> None:
@@ -114,19 +117,19 @@ def test_every_patch_size_gives_maps_of_the_image_size(head: str, patch_size: in
 
 @pytest.mark.parametrize("head", ["catmlp+dpt", "catconv", "dpt", "linear"])
 @torch.inference_mode()
-def test_heads_read_the_depths_that_they_name(head: str) -> None:
+def test_heads_read_the_layers_that_they_name(head: str) -> None:
     torch.manual_seed(0)
     network = TwoViewNetwork(_tiny(head)).eval()
     tokens = network.encode(torch.randn(2, 3, 32, 48))
-    layers, _ = network.decode_tokens(tokens[:1], tokens[1:], (2, 3), (2, 3))
-    named = {depth: layers[depth] for depth in network.downstream_head1.depths}
-    for all_depths, only_named in zip(
-        network.downstream_head1(layers, (2, 3)), network.downstream_head1(named, (2, 3)), strict=True
+    every, _ = network.decode_tokens(tokens[:1], tokens[1:], (2, 3), (2, 3), PLAIN)
+    named = {layer: every[layer] for layer in network.downstream_head1.layers}
+    for all_layers, only_named in zip(
+        network.downstream_head1(every, (2, 3), PLAIN), network.downstream_head1(named, (2, 3), PLAIN), strict=True
     ):
-        assert (all_depths is None and only_named is None) or torch.equal(all_depths, only_named)
-    for unread in set(range(len(layers))) - named.keys():
-        layers[unread] = torch.full_like(layers[unread], torch.nan)
-    assert bool(network.downstream_head1(layers, (2, 3)).points.isfinite().all())
+        assert (all_layers is None and only_named is None) or torch.equal(all_layers, only_named)
+    for unread in set(range(len(every))) - named.keys():
+        every[unread] = torch.full_like(every[unread], torch.nan)
+    assert bool(network.downstream_head1(every, (2, 3), PLAIN).points.isfinite().all())
 
 
 @torch.inference_mode()
@@ -135,7 +138,7 @@ def test_full_size_maps_of_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatc
     network = TwoViewNetwork(_tiny("dpt")).eval()
     images = torch.randn(2, 3, 3, 32, 48)
     whole = network(*images)
-    monkeypatch.setattr(dpt, "_PIXEL_BYTES", 2 * 2 * dpt.LAST * 32 * 48 * 4)  # two of three images
+    monkeypatch.setattr(operations_plain, "_PIXEL_BYTES", 2 * 2 * dpt.LAST * 32 * 48 * 4)  # two of three images
     for a, b in zip(whole, network(*images), strict=True):
         torch.testing.assert_close(b.points, a.points, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(b.conf, a.conf, rtol=1e-4, atol=1e-5)
@@ -154,6 +157,11 @@ def _check(actual: torch.Tensor, expected: np.ndarray, tolerance: float, what: s
     assert actual.shape == expected.shape, what
     error = np.abs(actual.numpy() - expected).max() / np.abs(expected).max()
     assert error <= tolerance, f"{what}: relative error {error:.2e}"
+
+
+def _raw_points(head: Head, layers: dict[int, torch.Tensor], grid: tuple[int, int]) -> torch.Tensor:
+    patch = head.config.patch_size
+    return PLAIN.raw_points(head.dpt(layers, grid, PLAIN), (grid[0] * patch, grid[1] * patch), *head.dpt.last_convs)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -175,8 +183,8 @@ def test_golden_networks(name: str) -> None:
             if f"{case}.{direction}.pts3d1" not in golden:
                 continue
             key = f"{case}.{direction}"
-            grids = [network.grid((images[v].shape[-2], images[v].shape[-1])) for v in (a, b)]
-            lists = network.decode_tokens(tokens[a], tokens[b], *grids)
+            grid_a, grid_b = (network.grid((images[v].shape[-2], images[v].shape[-1])) for v in (a, b))
+            lists = network.decode_tokens(tokens[a], tokens[b], grid_a, grid_b, PLAIN)
             heads = network.downstream_head1, network.downstream_head2
             for side in range(2):
                 layers = lists[side]
@@ -186,9 +194,9 @@ def test_golden_networks(name: str) -> None:
                         check(f"{key}.dec{side + 1}_layer{layer}", layers[layer], TOKENS)
                 head = heads[side]
                 if f"{key}.dpt_raw{side + 1}" in golden:
-                    raw = head.raw_points(layers, grids[side]).permute(0, 3, 1, 2)
+                    raw = _raw_points(head, layers, grids[side]).permute(0, 3, 1, 2)
                     check(f"{key}.dpt_raw{side + 1}", raw[:, :, ::2, ::2], MAPS)
-                out = head(layers, grids[side])
+                out = head(layers, grids[side], PLAIN)
                 for field, full in (("pts3d", out.points), ("conf", out.conf), ("desc", out.desc),
                                     ("desc_conf", out.desc_conf)):  # fmt: skip
                     golden_key = f"{key}.{field}{side + 1}"
@@ -242,6 +250,66 @@ def test_published_state_dicts(key: str) -> None:
     assert aliases == golden["aliases"]
 
 
+# ------------------------------------------------------------------ choice of the operations
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_operations_are_plain_where_fused_kernels_cannot_be(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(operations, "has_triton", lambda: True)
+    assert type(choose_operations(gpu, dtype)) is PlainOperations  # gradients are enabled
+    with torch.inference_mode():
+        assert type(choose_operations(torch.device("cpu"), dtype)) is PlainOperations
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.compiler, "is_compiling", lambda: True)
+            assert type(choose_operations(gpu, dtype)) is PlainOperations
+        monkeypatch.setattr(operations, "has_triton", lambda: False)
+        assert type(choose_operations(gpu, dtype)) is PlainOperations
+
+
+@pytest.mark.skipif(not has_triton(), reason="Triton is not installed")
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_operations_of_inference_on_a_gpu(context: type) -> None:
+    from mast3r_sfm.model.network.operations_triton import FusedOperations, FusedRotation
+
+    with context():
+        chosen = {dtype: type(choose_operations(torch.device("cuda", 0), dtype)) for dtype in
+                  (torch.float32, torch.float16, torch.bfloat16)}  # fmt: skip
+    assert chosen == {
+        torch.float32: FusedRotation, torch.float16: FusedOperations, torch.bfloat16: FusedOperations,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("head", ["catmlp+dpt", "catconv"])
+@torch.inference_mode()
+def test_operations_are_chosen_once_a_call_and_handed_down(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+
+    class Recorded(PlainOperations):
+        def __getattribute__(self, name: str) -> object:
+            used.append(name)
+            return super().__getattribute__(name)
+
+    chosen = []
+
+    def choose(device: torch.device, dtype: torch.dtype) -> Recorded:
+        chosen.append((device.type, dtype))
+        return Recorded()
+
+    monkeypatch.setattr(two_view, "choose_operations", choose)
+    network = TwoViewNetwork(_tiny(head)).eval()
+    tokens = network.encode(torch.randn(2, 3, 32, 48))
+    assert chosen == [("cpu", torch.float32)]
+    network.decode(tokens[:1], tokens[1:], (32, 48), (32, 48))
+    assert chosen == [("cpu", torch.float32)] * 2
+    blocks, decoders = 1, 2 * network.config.dec_depth
+    assert used.count("rotate") == blocks + 3 * decoders
+    assert used.count("add_and_normalise") == blocks + 2 * decoders
+    assert used.count("normalise") == blocks + 2 * decoders + 2
+    assert used.count("descriptors") == 2
+    assert used.count("points_and_conf") == (2 if "dpt" in head else 0)
+
+
 # ------------------------------------------------------------------ fused kernels, in Triton's interpreter
 @outside
 @pytest.mark.skipif(not has_triton(), reason="Triton is not installed")
@@ -284,6 +352,52 @@ def test_fused_bias_residuals_and_relu() -> None:
         for relu in (False, True):
             out = fused_triton.add_bias(x.clone(), bias, residuals, relu)
             torch.testing.assert_close(out, (expected.relu() if relu else expected).half(), rtol=2e-3, atol=1e-3)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@torch.inference_mode()
+def test_fused_rotation(dtype: torch.dtype) -> None:
+    from mast3r_sfm.model.network.operations_triton import FusedRotation
+
+    torch.manual_seed(0)
+    table = rope_table((2, 3), 16, 100.0, torch.device("cpu"))
+    heads = torch.randn(2, 6, 9, 16).to(dtype)[:, :, :6]  # a token's other heads lie between, as the values do
+    expected = rotate(heads, table)
+    found = FusedRotation().rotate(heads, table)
+    assert found.dtype == dtype
+    rtol, atol = (2e-3, 1e-3) if dtype == torch.float16 else (1e-5, 1e-6)
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "conv",
+    [
+        torch.nn.Conv2d(24, 16, 1),
+        torch.nn.Conv2d(24, 24, 3, padding=1),
+        torch.nn.Conv2d(24, 16, 3, stride=2, padding=1),
+        torch.nn.Conv2d(24, 16, 3, padding=1, bias=False),
+        torch.nn.ConvTranspose2d(24, 16, 4, stride=4),
+        torch.nn.ConvTranspose2d(24, 16, (2, 3), stride=(2, 3)),
+    ],
+    ids=str,
+)
+@torch.inference_mode()
+def test_fused_convolutions(conv: torch.nn.Conv2d | torch.nn.ConvTranspose2d) -> None:
+    from mast3r_sfm.model.network.operations_triton import FusedOperations
+
+    torch.manual_seed(0)
+    conv = copy.deepcopy(conv).half()
+    x = torch.randn(2, 24, 5, 3).half().to(memory_format=torch.channels_last)
+    exact = copy.deepcopy(conv).float()(x.float())
+    found = FusedOperations().convolve(conv, x)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found.float(), exact, rtol=5e-3, atol=5e-3)
+    if isinstance(conv, torch.nn.Conv2d):
+        residual = torch.randn_like(found)
+        found = FusedOperations().convolve(conv, x, residual, relu=True)
+        torch.testing.assert_close(found.float(), (exact + residual.float()).relu(), rtol=5e-3, atol=5e-3)
 
 
 @interpreted
@@ -375,17 +489,19 @@ def _as_accurate(found: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor) 
 
 @interpreted
 @torch.inference_mode()
-def test_fused_blocks_are_as_accurate_as_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_blocks_are_as_accurate_as_plain_ones() -> None:
+    from mast3r_sfm.model.network.operations_triton import FusedOperations
+
     torch.manual_seed(0)
     network = TwoViewNetwork(_tiny("linear")).eval()
     x, y, tokens = torch.randn(2, 6, 24), torch.randn(2, 6, 24), torch.randn(2, 6, 32)
     rope, wide = (rope_table((2, 3), width // 2, 100.0, x.device) for width in (24, 32))
     decoder, encoder = network.dec_blocks[0], network.enc_blocks[0]
-    exact = decoder(x, y, rope, rope), encoder(tokens, wide)
-    decoder, encoder = _half(decoder), _half(encoder)
-    plain = decoder(x, y, rope, rope), encoder(tokens, wide)
-    monkeypatch.setattr(fused, "enabled", lambda x, dtype: dtype == torch.float16)
-    for found, *references in zip((decoder(x, y, rope, rope), encoder(tokens, wide)), plain, exact, strict=True):
+    exact = decoder(x, y, rope, rope, PLAIN), encoder(tokens, wide, PLAIN)
+    decoder, encoder, ops = _half(decoder), _half(encoder), FusedOperations()
+    plain = decoder(x, y, rope, rope, PLAIN), encoder(tokens, wide, PLAIN)
+    fused = decoder(x, y, rope, rope, ops), encoder(tokens, wide, ops)
+    for found, *references in zip(fused, plain, exact, strict=True):
         assert found.dtype == torch.float32 and _as_accurate(found, *references)
 
 
@@ -393,14 +509,15 @@ def test_fused_blocks_are_as_accurate_as_plain_ones(monkeypatch: pytest.MonkeyPa
 @torch.inference_mode()
 def test_fused_head_is_as_accurate_as_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """An odd grid, and full-size maps one image at a time."""
+    from mast3r_sfm.model.network.operations_triton import FusedOperations
+
     torch.manual_seed(0)
     head = TwoViewNetwork(_tiny("catmlp+dpt")).eval().downstream_head1
-    tokens = {depth: torch.randn(2, 3, 24 if depth else 32) for depth in head.depths}
-    exact = head(tokens, (3, 1))
+    tokens = {layer: torch.randn(2, 3, 24 if layer else 32) for layer in head.layers}
+    exact = head(tokens, (3, 1), PLAIN)
     head = _half(head)
-    tokens = {depth: value.half() for depth, value in tokens.items()}
-    plain = head(tokens, (3, 1))
-    monkeypatch.setattr(fused, "enabled", lambda x, dtype: dtype == torch.float16)
-    monkeypatch.setattr(dpt, "_PIXEL_BYTES", 1)
-    for found, *references in zip(head(tokens, (3, 1)), plain, exact, strict=True):
+    tokens = {layer: value.half() for layer, value in tokens.items()}
+    plain = head(tokens, (3, 1), PLAIN)
+    monkeypatch.setattr(operations_plain, "_PIXEL_BYTES", 1)
+    for found, *references in zip(head(tokens, (3, 1), FusedOperations()), plain, exact, strict=True):
         assert found.dtype == torch.float32 and found.is_contiguous() and _as_accurate(found, *references)

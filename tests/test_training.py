@@ -19,7 +19,7 @@ from training.graphs import GraphedStep
 from training.losses import Losses, LossOptions, Shapes, draw_samples, pair_losses
 from training.optimiser import Optimiser, OptimiserOptions, orthogonalise
 from training.schedule import RESOLUTIONS, Resolution, batch_for, choose_shapes, learning_rate
-from training.speed import use_fast_heads
+from training.speed import compile_regions, use_fast_heads
 from training.train import RunOptions, Worker, train, train_step, training_seed
 from training.weights import load_trainable, new_network
 
@@ -182,6 +182,33 @@ def test_fast_heads_compute_the_same(config_file: Path) -> None:
     for a, b in zip(expected, found, strict=True):
         assert torch.allclose(a.points, b.points, atol=1e-4)
         assert torch.allclose(a.desc, b.desc, atol=1e-5)
+
+
+def test_compiled_regions_compute_the_same_and_serve_all_shapes(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced as for a GPU, but run by torch itself: no C++ compiler is needed."""
+    versions: list[Any] = []
+
+    def backend(graph: Any, example_inputs: Any) -> Any:
+        versions.append(graph)
+        return graph
+
+    compiler = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, dynamic: compiler(function, dynamic=dynamic, backend=backend)
+    )
+    with torch.fx.experimental._config.patch(use_duck_shape=False):  # type: ignore[attr-defined]  # made at run time
+        network = new_network(config_file, torch.device("cpu"))
+        generator = torch.Generator().manual_seed(0)
+        images = [torch.randn(2, 2, 3, *shape, generator=generator) for shape in (SHAPE, SHAPE[::-1])]
+        expected = [network(first, second) for first, second in images]
+        compile_regions(network)
+        for (first, second), outputs in zip(images, expected, strict=True):
+            for a, b in zip(outputs, network(first, second), strict=True):
+                assert torch.allclose(a.points, b.points, atol=1e-5) and torch.allclose(a.desc, b.desc, atol=1e-5)
+                assert b.points.requires_grad
+            assert 2 <= len(versions) <= 3  # the encoder's block, and the decoder's at most twice; no more later on
 
 
 def test_schedule_warms_up_then_falls_and_shapes_suit_the_patches() -> None:

@@ -13,7 +13,10 @@ from torch import nn
 
 from mast3r_sfm.model.network import TwoViewNetwork
 from mast3r_sfm.model.network.blocks import DecoderBlock, EncoderBlock
-from mast3r_sfm.model.network.heads import HalfResolutionPoints, unpatchify
+from mast3r_sfm.model.network.heads import HalfResolutionPoints
+from mast3r_sfm.model.network.maps import unpatchify
+from mast3r_sfm.model.network.operations import Operations
+from mast3r_sfm.model.network.operations_plain import PlainOperations
 from mast3r_sfm.model.network.rope import RopeTable
 
 
@@ -80,24 +83,27 @@ def allow_any_shape() -> None:
 def compile_regions(network: TwoViewNetwork) -> None:
     """Compiles the transformer blocks, each kind once for all layers and for all image shapes.
 
+    The compiler fuses torch's own operations by itself, so a compiled block gets these whatever the network chose.
     The heads stay as they are: their reshapes of unknown sizes are more than the compiler can order.
     """
     encoder = torch.compile(EncoderBlock.forward, dynamic=True)
     decoder = torch.compile(DecoderBlock.forward, dynamic=True)
+    plain = PlainOperations()
     twins: dict[int, RopeTable] = {}
 
-    def encode(block: EncoderBlock, x: torch.Tensor, rope: RopeTable) -> torch.Tensor:
-        return encoder(block, x.contiguous(), rope)  # the first block's tokens come transposed: no second version
+    def encode(block: EncoderBlock, x: torch.Tensor, rope: RopeTable, ops: Operations) -> torch.Tensor:
+        # the first block's tokens come transposed: made contiguous, they need no second version
+        return encoder(block, x.contiguous(), rope, plain)
 
     def decode(
-        block: DecoderBlock, x: torch.Tensor, y: torch.Tensor, rope_x: RopeTable, rope_y: RopeTable
+        block: DecoderBlock, x: torch.Tensor, y: torch.Tensor, rope_x: RopeTable, rope_y: RopeTable, ops: Operations
     ) -> torch.Tensor:
         if rope_x.cos is rope_y.cos:  # one table for both views would be another version than two tables
             key = id(rope_x.cos)
             if key not in twins:
                 twins[key] = RopeTable(rope_x.cos.clone(), rope_x.sin.clone())
             rope_y = twins[key]
-        return decoder(block, x, y, rope_x, rope_y)
+        return decoder(block, x, y, rope_x, rope_y, plain)
 
     compiled: dict[type, Callable[..., Any]] = {EncoderBlock: encode, DecoderBlock: decode}
     for module in network.modules():

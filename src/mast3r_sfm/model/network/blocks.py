@@ -7,11 +7,12 @@ costs little and keeps most of the accuracy of a half-precision trunk.
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from mast3r_sfm.model.network import fused
-from mast3r_sfm.model.network.rope import RopeTable, rotate
+from mast3r_sfm.model.network.operations import Operations
+from mast3r_sfm.model.network.rope import RopeTable
 
 
 class LayerNorm(nn.LayerNorm):
@@ -19,27 +20,6 @@ class LayerNorm(nn.LayerNorm):
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=1e-6)
-
-
-def normalise(x: torch.Tensor, norm: LayerNorm, dtype: torch.dtype) -> torch.Tensor:
-    """norm(x) in `dtype`, that of the weights it goes to."""
-    if fused.enabled(x, dtype):
-        from mast3r_sfm.model.network import fused_triton
-
-        return fused_triton.normalise(x, norm, dtype)
-    return norm(x).to(dtype)
-
-
-def add_and_normalise(
-    x: torch.Tensor, delta: torch.Tensor, norm: LayerNorm, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A residual junction: (x + delta, norm(x + delta) in `dtype`); x itself is not changed."""
-    if fused.enabled(x, dtype):
-        from mast3r_sfm.model.network import fused_triton
-
-        return fused_triton.add_and_normalise(x, delta, norm, dtype)
-    x = x + delta
-    return x, norm(x).to(dtype)
 
 
 class Mlp(nn.Module):
@@ -54,10 +34,15 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x.to(self.fc1.weight.dtype))))
 
 
+def _split_heads(x: torch.Tensor, count: int) -> torch.Tensor:
+    """(B, N, heads * head_dim) -> (B, N, heads, head_dim), a view."""
+    return rearrange(x, "b n (heads d) -> b n heads d", heads=count)
+
+
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """softmax(q k^T / sqrt(head_dim)) v over (B, N, heads, head_dim) -> (B, N, heads * head_dim)."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    q, k, v = (rearrange(x, "b n heads d -> b heads n d") for x in (q, k, v))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)")
 
 
 class SelfAttention(nn.Module):
@@ -69,9 +54,9 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: torch.Tensor, rope: RopeTable) -> torch.Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3 * self.num_heads, -1))
-        q, k = rotate(qkv[:, :, : 2 * self.num_heads], rope).chunk(2, 2)
+    def forward(self, x: torch.Tensor, rope: RopeTable, ops: Operations) -> torch.Tensor:
+        qkv = _split_heads(self.qkv(x), 3 * self.num_heads)
+        q, k = ops.rotate(qkv[:, :, : 2 * self.num_heads], rope).chunk(2, 2)
         return self.proj(_attend(q, k, qkv[:, :, 2 * self.num_heads :]))
 
 
@@ -86,13 +71,11 @@ class CrossAttention(nn.Module):
         self.projv = nn.Linear(width, width)
         self.proj = nn.Linear(width, width)
 
-    def _heads(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.num_heads, -1))
-
-    def forward(self, x: torch.Tensor, y: torch.Tensor, rope_x: RopeTable, rope_y: RopeTable) -> torch.Tensor:
-        q = rotate(self._heads(self.projq(x)), rope_x)
-        k = rotate(self._heads(self.projk(y)), rope_y)
-        return self.proj(_attend(q, k, self._heads(self.projv(y))))
+    def forward(
+        self, x: torch.Tensor, y: torch.Tensor, rope_x: RopeTable, rope_y: RopeTable, ops: Operations
+    ) -> torch.Tensor:
+        q, k, v = (_split_heads(p, self.num_heads) for p in (self.projq(x), self.projk(y), self.projv(y)))
+        return self.proj(_attend(ops.rotate(q, rope_x), ops.rotate(k, rope_y), v))
 
 
 class EncoderBlock(nn.Module):
@@ -105,10 +88,10 @@ class EncoderBlock(nn.Module):
         self.norm2 = LayerNorm(width)
         self.mlp = Mlp(width, 4 * width)
 
-    def forward(self, x: torch.Tensor, rope: RopeTable) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, rope: RopeTable, ops: Operations) -> torch.Tensor:
         dtype = self.attn.qkv.weight.dtype
-        attended = self.attn(normalise(x, self.norm1, dtype), rope)
-        x, h = add_and_normalise(x, attended, self.norm2, dtype)
+        attended = self.attn(ops.normalise(x, self.norm1, dtype), rope, ops)
+        x, h = ops.add_and_normalise(x, attended, self.norm2, dtype)
         return x + self.mlp(h)
 
 
@@ -125,10 +108,12 @@ class DecoderBlock(nn.Module):
         self.norm3 = LayerNorm(width)
         self.mlp = Mlp(width, 4 * width)
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor, rope_x: RopeTable, rope_y: RopeTable) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, y: torch.Tensor, rope_x: RopeTable, rope_y: RopeTable, ops: Operations
+    ) -> torch.Tensor:
         dtype = self.attn.qkv.weight.dtype
-        attended = self.attn(normalise(x, self.norm1, dtype), rope_x)
-        x, h = add_and_normalise(x, attended, self.norm2, dtype)
-        attended = self.cross_attn(h, normalise(y, self.norm_y, dtype), rope_x, rope_y)
-        x, h = add_and_normalise(x, attended, self.norm3, dtype)
+        attended = self.attn(ops.normalise(x, self.norm1, dtype), rope_x, ops)
+        x, h = ops.add_and_normalise(x, attended, self.norm2, dtype)
+        attended = self.cross_attn(h, ops.normalise(y, self.norm_y, dtype), rope_x, rope_y, ops)
+        x, h = ops.add_and_normalise(x, attended, self.norm3, dtype)
         return x + self.mlp(h)

@@ -220,24 +220,24 @@ def write_points(
 @triton.jit(do_not_specialize=["columns"])
 def _descriptors_kernel(  # type: ignore[no-untyped-def]
     local, desc, conf, columns, low, span,
-    DEPTH: tl.constexpr, CHANNELS: tl.constexpr, SIDE: tl.constexpr, SIGMOID: tl.constexpr,
+    DESC_DIM: tl.constexpr, CHANNELS: tl.constexpr, SIDE: tl.constexpr, SIGMOID: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK pixels of one token; a token's features are (CHANNELS, SIDE, SIDE), the confidence behind DEPTH others."""
+    """BLOCK pixels of one token; its features are (CHANNELS, SIDE, SIDE), the confidence behind DESC_DIM others."""
     area: tl.constexpr = SIDE * SIDE
     token = tl.program_id(0).to(tl.int64)
     pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     channel = tl.arange(0, BLOCK_C)[:, None]
     valid = pixel < area
-    inside = valid[None, :] & (channel < DEPTH)
+    inside = valid[None, :] & (channel < DESC_DIM)
     features = local + token * CHANNELS * area + pixel
     value = tl.load(features[None, :] + channel * area, mask=inside, other=0.0).to(tl.float32)
     norm = tl.sqrt(tl.sum(value * value, 0))
     row = token // columns * SIDE + pixel // SIDE  # counted through all images
     place = row * (columns * SIDE) + token % columns * SIDE + pixel % SIDE
-    tl.store(desc + place[None, :] * DEPTH + channel, value / norm[None, :], mask=inside)
-    if CHANNELS > DEPTH:
-        raw = tl.load(features + DEPTH * area, mask=valid, other=0.0).to(tl.float32)
+    tl.store(desc + place[None, :] * DESC_DIM + channel, value / norm[None, :], mask=inside)
+    if CHANNELS > DESC_DIM:
+        raw = tl.load(features + DESC_DIM * area, mask=valid, other=0.0).to(tl.float32)
         tl.store(conf + place, _confidence(raw, low, span, SIGMOID), mask=valid)
 
 
@@ -255,7 +255,7 @@ def descriptors(
     block = 64
     _descriptors_kernel[(batch * tokens, triton.cdiv(side * side, block))](
         local, desc, desc if conf is None else conf, grid[1], mode.low, mode.high - mode.low,
-        DEPTH=desc_dim, CHANNELS=desc_dim + (conf is not None), SIDE=side, SIGMOID=mode.name == "sigmoid",
+        DESC_DIM=desc_dim, CHANNELS=desc_dim + (conf is not None), SIDE=side, SIGMOID=mode.name == "sigmoid",
         BLOCK=block, BLOCK_C=triton.next_power_of_2(desc_dim), num_warps=4,
     )  # fmt: skip
     return desc, conf

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from mast3r_sfm.model.config import Activation, ModelConfig
-from mast3r_sfm.model.network import fused
+from mast3r_sfm.model.config import ModelConfig
 from mast3r_sfm.model.network.blocks import Mlp
-from mast3r_sfm.model.network.dpt import DPT, Tokens, upsample
+from mast3r_sfm.model.network.dpt import DPT, Tokens
+from mast3r_sfm.model.network.maps import activate_confidence, activate_points, unpatchify
+from mast3r_sfm.model.network.operations import Operations
 
 _POINT_CHANNELS = 4  # x, y, z, confidence
 _CATCONV_CHANNELS = 25
@@ -25,32 +25,6 @@ class HeadOutput(NamedTuple):
     conf: torch.Tensor
     desc: torch.Tensor | None
     desc_conf: torch.Tensor | None
-
-
-def unpatchify(features: torch.Tensor, grid: tuple[int, int], side: int) -> torch.Tensor:
-    """(B, N, C * side^2) token features -> (B, rows * side, columns * side, C), channels last.
-
-    Channel c * side^2 + dy * side + dx of token (y, x) becomes feature c of pixel (y side + dy, x side + dx).
-    """
-    rows, columns = grid
-    blocks = features.reshape(features.shape[0], rows, columns, -1, side, side)
-    return blocks.permute(0, 1, 4, 2, 5, 3).reshape(features.shape[0], rows * side, columns * side, -1)
-
-
-def activate_points(raw: torch.Tensor, mode: Activation) -> torch.Tensor:
-    """(..., 3) raw -> points; the norm is mapped, the direction kept."""
-    if mode.name == "linear":
-        return raw
-    norm = raw.norm(dim=-1, keepdim=True)
-    direction = raw / norm.clamp(min=1e-8)
-    return direction * (torch.expm1(norm) if mode.name == "exp" else norm.square())
-
-
-def activate_confidence(raw: torch.Tensor, mode: Activation) -> torch.Tensor:
-    """Raw -> confidence in [low, high]."""
-    if mode.name == "exp":
-        return mode.low + raw.exp().clamp(max=mode.high - mode.low)
-    return (mode.high - mode.low) * raw.sigmoid() + mode.low
 
 
 class HalfResolutionPoints(nn.Module):
@@ -91,8 +65,8 @@ class Head(nn.Module):
             self.head_local_features = Mlp(width, 4 * width, channels * config.patch_size**2)
 
     @property
-    def depths(self) -> tuple[int, ...]:
-        """The depths of the tokens that this head reads."""
+    def layers(self) -> tuple[int, ...]:
+        """The layers whose tokens this head reads."""
         config = self.config
         ends = () if config.head_type in ("linear", "dpt") else (0,)
         hooks = self.dpt.hooks if hasattr(self, "dpt") else ()
@@ -102,65 +76,37 @@ class Head(nn.Module):
         """(B, N, enc + dec) tokens of the encoder and of the last decoder block."""
         return torch.cat([tokens[0], tokens[self.config.dec_depth]], -1)
 
-    def raw_points(self, tokens: Tokens, grid: tuple[int, int]) -> torch.Tensor:
-        """(B, H, W, 4) float32: x, y, z and confidence before the activations."""
-        patch = self.config.patch_size
-        if self.config.head_type in ("dpt", "catmlp+dpt"):
-            maps = self.dpt(tokens, grid, (grid[0] * patch, grid[1] * patch)).permute(0, 2, 3, 1)
-        elif self.config.head_type == "catconv":
-            maps = self.head_pts3d(self._ends(tokens), grid).permute(0, 2, 3, 1)
-        else:
-            last = tokens[self.config.dec_depth]
-            maps = unpatchify(self.proj(last.to(self.proj.weight.dtype)), grid, patch)
-        return maps.float()
-
-    def points_and_conf(self, tokens: Tokens, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def points_and_conf(
+        self, tokens: Tokens, grid: tuple[int, int], ops: Operations
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, H, W, 3) points and (B, H, W) confidence, float32."""
         config = self.config
-        if hasattr(self, "dpt") and fused.enabled(tokens[0], self.dpt.last_convs[1].weight.dtype):
-            return self._fused_points_and_conf(tokens, grid)
-        raw = self.raw_points(tokens, grid)
+        patch = config.patch_size
+        if config.head_type in ("dpt", "catmlp+dpt"):
+            size = (grid[0] * patch, grid[1] * patch)
+            features, (hidden, last) = self.dpt(tokens, grid, ops), self.dpt.last_convs
+            return ops.points_and_conf(features, size, hidden, last, config.depth_mode, config.conf_mode)
+        if config.head_type == "catconv":
+            raw = self.head_pts3d(self._ends(tokens), grid).permute(0, 2, 3, 1).float()
+        else:
+            decoded = tokens[config.dec_depth].to(self.proj.weight.dtype)
+            raw = unpatchify(self.proj(decoded), grid, patch).float()
         return activate_points(raw[..., :3], config.depth_mode), activate_confidence(raw[..., 3], config.conf_mode)
 
-    def _fused_points_and_conf(self, tokens: Tokens, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The last layers of the DPT and the activations in one pass, into maps of the whole batch."""
-        from mast3r_sfm.model.network import fused_triton
-
-        config, dpt = self.config, self.dpt
-        size = (grid[0] * config.patch_size, grid[1] * config.patch_size)
-        features = dpt.features(tokens, grid)
-        points = features.new_empty((len(features), *size, 3), dtype=torch.float32)
-        conf = features.new_empty((len(features), *size), dtype=torch.float32)
-        hidden_conv, last = dpt.last_convs
-        assert hidden_conv.bias is not None
-        start = 0
-        for chunk in dpt.chunks(features, size):
-            part = slice(start, start + len(chunk))
-            hidden = F.conv2d(upsample(chunk, size), hidden_conv.weight, None, padding=1)
-            fused_triton.write_points(
-                hidden, hidden_conv.bias, last, config.depth_mode, config.conf_mode, points[part], conf[part]
-            )
-            start = part.stop
-        return points, conf
-
-    def descriptors(self, tokens: Tokens, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def descriptors(
+        self, tokens: Tokens, grid: tuple[int, int], ops: Operations
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, H, W, D) unit descriptors and their confidence (B, H, W), if they have one of their own; float32."""
         config = self.config
         assert config.desc_dim is not None
         conf_mode = (config.desc_conf_mode or config.conf_mode) if config.two_confs else None
         local = self.head_local_features(self._ends(tokens))
-        if fused.enabled(local, local.dtype):
-            from mast3r_sfm.model.network import fused_triton
+        return ops.descriptors(local, grid, config.patch_size, config.desc_dim, conf_mode)
 
-            return fused_triton.descriptors(local, grid, config.patch_size, config.desc_dim, conf_mode)
-        local = unpatchify(local, grid, config.patch_size).float()
-        desc = F.normalize(local[..., : config.desc_dim], dim=-1, eps=0.0)
-        return desc, None if conf_mode is None else activate_confidence(local[..., config.desc_dim], conf_mode)
-
-    def forward(self, tokens: Tokens, grid: tuple[int, int]) -> HeadOutput:
-        """`tokens`: at least those of `depths`; `grid` (rows, columns)."""
-        points, conf = self.points_and_conf(tokens, grid)
+    def forward(self, tokens: Tokens, grid: tuple[int, int], ops: Operations) -> HeadOutput:
+        """`tokens`: at least those of `layers`; `grid` (rows, columns)."""
+        points, conf = self.points_and_conf(tokens, grid, ops)
         if self.config.desc_dim is None:
             return HeadOutput(points, conf, None, None)
-        desc, desc_conf = self.descriptors(tokens, grid)
+        desc, desc_conf = self.descriptors(tokens, grid, ops)
         return HeadOutput(points, conf, desc, conf if desc_conf is None else desc_conf)

@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 import torch
 
-from mast3r_sfm.device import has_triton
-
 
 class RopeTable(NamedTuple):
     """Rotation of every token of a grid: `cos` and `sin`, (N, head_dim) float32.
@@ -36,15 +34,7 @@ def rope_table(grid: tuple[int, int], head_dim: int, base: float, device: torch.
 
 
 def rotate(heads: torch.Tensor, table: RopeTable) -> torch.Tensor:
-    """Rotates the vectors of heads (B, N, heads, head_dim); angles in float32, result in the vectors' own dtype.
-
-    In inference on CUDA with Triton the vectors themselves are overwritten, in one pass over the memory.
-    """
-    if heads.is_cuda and not heads.requires_grad and not torch.compiler.is_compiling() and has_triton():
-        from mast3r_sfm.model.network.rope_triton import rotate_in_place
-
-        rotate_in_place(heads, table)
-        return heads
+    """Rotates the vectors of heads (B, N, heads, head_dim); angles in float32, result in the vectors' own dtype."""
     swapped = heads.unflatten(-1, (2, 2, -1)).flip(-2).flatten(-3)
     cos, sin = table.cos[:, None], table.sin[:, None]
     return torch.addcmul(heads * cos, swapped.to(sin.dtype), sin).to(heads.dtype)

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from mast3r_sfm.model.config import ModelConfig
-from mast3r_sfm.model.network.blocks import DecoderBlock, EncoderBlock, LayerNorm, normalise
+from mast3r_sfm.model.network.blocks import DecoderBlock, EncoderBlock, LayerNorm
 from mast3r_sfm.model.network.heads import Head, HeadOutput
+from mast3r_sfm.model.network.operations import Operations, choose_operations
 from mast3r_sfm.model.network.rope import RopeTable, rope_table
 
 
@@ -52,14 +53,18 @@ class TwoViewNetwork(nn.Module):
     def _rope(self, grid: tuple[int, int], width: int, heads: int, device: torch.device) -> RopeTable:
         return rope_table(grid, width // heads, self.config.rope_base, device)
 
+    def _operations(self, device: torch.device) -> Operations:
+        return choose_operations(device, self.decoder_embed.weight.dtype)
+
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) images in [-1, 1] -> (B, N, enc_embed_dim) float32 tokens."""
         config = self.config
         grid = self.grid((images.shape[-2], images.shape[-1]))
         rope = self._rope(grid, config.enc_embed_dim, config.enc_num_heads, images.device)
+        ops = self._operations(images.device)
         x = self.patch_embed(images).float()
         for block in self.enc_blocks:
-            x = block(x, rope)
+            x = block(x, rope, ops)
         return self.enc_norm(x)
 
     def decode_tokens(
@@ -68,11 +73,12 @@ class TwoViewNetwork(nn.Module):
         tokens2: torch.Tensor,
         grid1: tuple[int, int],
         grid2: tuple[int, int],
-        depths: Collection[int] | None = None,
+        ops: Operations,
+        layers: Collection[int] | None = None,
     ) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
-        """Encoder tokens of both views -> their tokens by depth, as the heads read them, in the type of the weights.
+        """Encoder tokens of both views -> their tokens by layer, as the heads read them, in the type of the weights.
 
-        Depth 0 is the encoder's (not projected), the last is normalised; of those between, `depths` are kept
+        Layer 0 is the encoder's (not projected), the last is normalised; of those between, `layers` are kept
         (None: all).
         """
         config = self.config
@@ -83,12 +89,13 @@ class TwoViewNetwork(nn.Module):
         kept1, kept2 = {0: tokens1.to(dtype)}, {0: tokens2.to(dtype)}
         x1 = self.decoder_embed(kept1[0]).float()
         x2 = self.decoder_embed(kept2[0]).float()
-        for depth, (block1, block2) in enumerate(zip(self.dec_blocks, self.dec_blocks2, strict=True), 1):
-            x1, x2 = block1(x1, x2, rope1, rope2), block2(x2, x1, rope2, rope1)  # both from the layer before
-            if (depths is None or depth in depths) and depth < config.dec_depth:
-                kept1[depth], kept2[depth] = x1.to(dtype), x2.to(dtype)
-        kept1[config.dec_depth] = normalise(x1, self.dec_norm, dtype)
-        kept2[config.dec_depth] = normalise(x2, self.dec_norm, dtype)
+        for layer, (block1, block2) in enumerate(zip(self.dec_blocks, self.dec_blocks2, strict=True), 1):
+            # both from the layer before
+            x1, x2 = block1(x1, x2, rope1, rope2, ops), block2(x2, x1, rope2, rope1, ops)
+            if (layers is None or layer in layers) and layer < config.dec_depth:
+                kept1[layer], kept2[layer] = x1.to(dtype), x2.to(dtype)
+        kept1[config.dec_depth] = ops.normalise(x1, self.dec_norm, dtype)
+        kept2[config.dec_depth] = ops.normalise(x2, self.dec_norm, dtype)
         return kept1, kept2
 
     def decode(
@@ -97,10 +104,11 @@ class TwoViewNetwork(nn.Module):
         """Encoder tokens (B, N, width) of views 1 and 2, shapes (H, W) -> maps of both, all in camera 1's frame."""
         grid1, grid2 = self.grid(shape1), self.grid(shape2)
         head1, head2 = self.downstream_head1, self.downstream_head2
-        kept1, kept2 = self.decode_tokens(tokens1, tokens2, grid1, grid2, head1.depths)
-        out1 = head1(kept1, grid1)
+        ops = self._operations(tokens1.device)
+        kept1, kept2 = self.decode_tokens(tokens1, tokens2, grid1, grid2, ops, head1.layers)
+        out1 = head1(kept1, grid1, ops)
         kept1.clear()  # not held beside the other head's activations
-        return out1, head2(kept2, grid2)
+        return out1, head2(kept2, grid2, ops)
 
     def forward(self, images1: torch.Tensor, images2: torch.Tensor) -> tuple[HeadOutput, HeadOutput]:
         """(B, 3, H, W) images of views 1 and 2, in shapes of their own -> maps of both in camera 1's frame."""
