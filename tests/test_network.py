@@ -183,8 +183,8 @@ def test_golden_networks(name: str) -> None:
             if f"{case}.{direction}.pts3d1" not in golden:
                 continue
             key = f"{case}.{direction}"
-            grid_a, grid_b = (network.grid((images[v].shape[-2], images[v].shape[-1])) for v in (a, b))
-            lists = network.decode_tokens(tokens[a], tokens[b], grid_a, grid_b, PLAIN)
+            grids = [network.grid((images[v].shape[-2], images[v].shape[-1])) for v in (a, b)]
+            lists = network.decode_tokens(tokens[a], tokens[b], grids[0], grids[1], PLAIN)
             heads = network.downstream_head1, network.downstream_head2
             for side in range(2):
                 layers = lists[side]
