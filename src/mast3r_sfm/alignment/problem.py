@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mast3r_sfm.alignment.kinematic_tree import KinematicTree, build_tree, groups
+from mast3r_sfm.alignment.kinematic_tree import KinematicTree, build_tree
 from mast3r_sfm.alignment.packing import (
     FallbackChunks,
     MatchChunks,
@@ -19,6 +19,7 @@ from mast3r_sfm.alignment.packing import (
 )
 from mast3r_sfm.canonical import block_grid
 from mast3r_sfm.errors import ReconstructionError
+from mast3r_sfm.graphs import connected_components
 from mast3r_sfm.options import AlignmentConfig
 from mast3r_sfm.types import CanonicalView, Correspondences, FallbackPrediction
 
@@ -90,7 +91,7 @@ def build_problem(
         )
     views = np.array([(position[m.i], position[m.j]) for m in pairs], dtype=np.int64).reshape(-1, 2)
     scores = _scores(views, [len(m) for m in pairs], len(canonical))
-    _require_connected(scores, canonical)
+    _require_connected(views, canonical)
     shapes = [_checked_shape(view, config.subsample) for view in canonical]
     median_depths = torch.stack([view.core_depth.median() for view in canonical])
     for view, median in zip(canonical, median_depths.tolist(), strict=True):
@@ -135,8 +136,9 @@ def _scores(views: np.ndarray, counts: Sequence[int], n: int) -> np.ndarray:
     return scores
 
 
-def _require_connected(scores: np.ndarray, canonical: Sequence[CanonicalView]) -> None:
-    found = groups(scores)
+def _require_connected(pairs: np.ndarray, canonical: Sequence[CanonicalView]) -> None:
+    """`pairs` (P, 2) are positions in `canonical`."""
+    found = connected_components(len(canonical), pairs)
     if len(found) > 1:
         shown = "; ".join(", ".join(str(canonical[k].index) for k in group) for group in found)
         raise ReconstructionError(
