@@ -172,7 +172,7 @@ class CanonicalView:
 
     relative_depth  (H, W) float32 depth divided by the depth of the centre of its S x S block
     conf            (H, W) float32 merged confidence
-    core_depth      (H / S, W / S) float32 depth at the block centres
+    core_depth      (rows, columns) of blocks, ceil(H / S) x ceil(W / S), float32: depth at their centres
     focal_px        base focal, network pixels
     """
 
