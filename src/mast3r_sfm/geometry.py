@@ -21,3 +21,25 @@ def points_of_depth(depth: np.ndarray, K: np.ndarray) -> np.ndarray:
 def to_world(points: np.ndarray, world_from_cam: np.ndarray) -> np.ndarray:
     """Points (..., 3) of a camera's frame in the world's, for a pose (4, 4)."""
     return points @ world_from_cam[:3, :3].T + world_from_cam[:3, 3]
+
+
+def rotation_angles_deg(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(n,) angles in degrees between rotation matrices (n, 3, 3), exact for small ones.
+
+    From the chord, ||a - b|| = 2 sqrt(2) sin(angle / 2): the arc cosine of the trace cannot resolve small angles.
+    """
+    chord = np.linalg.norm(a - b, axis=(-2, -1)) / (2 * np.sqrt(2))
+    return np.degrees(2 * np.arcsin(np.clip(chord, 0, 1)))
+
+
+def similarity_transform(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """Scale, rotation (3, 3) and translation (3,) that map points (n, 3) onto others best.
+
+    Source: S. Umeyama, "Least-squares estimation of transformation parameters between two point patterns", PAMI 13(4).
+    """
+    a, b = source - source.mean(0), target - target.mean(0)
+    u, s, vt = np.linalg.svd(b.T @ a)
+    sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
+    rotation = (u * sign) @ vt
+    scale = float((s * sign).sum() / max((a**2).sum(), 1e-300))
+    return scale, rotation, target.mean(0) - scale * rotation @ source.mean(0)
