@@ -20,12 +20,14 @@ from mast3r_sfm.alignment import (
     losses,
     reprojection_errors,
 )
-from mast3r_sfm.alignment import segments as segment_sums
-from mast3r_sfm.alignment.adam import BETAS, EPS, CosineAdam
+from mast3r_sfm.alignment.execution import segments as segment_sums
+from mast3r_sfm.alignment.execution import slabs
+from mast3r_sfm.alignment.execution.adam import BETAS, EPS, CosineAdam
+from mast3r_sfm.alignment.execution.segments import SegmentSum
+from mast3r_sfm.alignment.objectives import CoarseObjective, FineObjective
 from mast3r_sfm.alignment.parameters import SceneModel
 from mast3r_sfm.alignment.problem import AlignmentProblem
-from mast3r_sfm.alignment.segments import SegmentSum
-from mast3r_sfm.alignment.solver import CoarseObjective, FineObjective, Stage
+from mast3r_sfm.alignment.solver import Stage
 from mast3r_sfm.canonical import anchor_index, depth_offsets
 from mast3r_sfm.errors import InputError, ReconstructionError
 from mast3r_sfm.pairwise import sample_fallback
@@ -73,21 +75,6 @@ def test_adam_equals_torch() -> None:
         torch.testing.assert_close(ours, theirs.detach(), rtol=2e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("exponent", [1.0, 0.5, 1.1, 1.5])
-def test_robust_distance_has_unit_slope_at_zero_and_the_right_derivative(exponent: float) -> None:
-    distance = torch.tensor([0.0, 1e-3, 0.3, 2.0, 50.0], dtype=torch.float64)
-    value, slope = torch.empty_like(distance), torch.empty_like(distance)
-    losses.robust_distance(distance.clone(), exponent, value=value, slope=slope)
-    b = 0.0 if exponent == 1 else (1 / exponent) ** (1 / (exponent - 1))
-    torch.testing.assert_close(value, (distance + b) ** exponent - b**exponent, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close((slope * distance)[1:], exponent * (distance[1:] + b) ** (exponent - 1))
-    assert value[0] == pytest.approx(0) and slope[0].isfinite()
-    if exponent != 1:
-        assert exponent * b ** (exponent - 1) == pytest.approx(1)
-    for g, expected in ((1.5, 0.444444), (0.5, 0.25), (1.1, 0.385543)):
-        assert losses.robust_offset(g) == pytest.approx(expected, abs=1e-6)
-
-
 def test_a_chain_of_poses_is_the_product_along_the_tree() -> None:
     scene = load_scene("swin6")
     problem = problem_of(scene, dataclasses.replace(PUBLISHED, tree="mst"))
@@ -104,11 +91,11 @@ def test_a_chain_of_poses_is_the_product_along_the_tree() -> None:
         torch.testing.assert_close(chained[view], expected[view], rtol=1e-5, atol=1e-4)
 
 
-# --- losses and gradients against a transcription of the specification --------------------------------------------
+# --- losses and gradients against their definitions ---------------------------------------------------------------
 
 
 class Transcription:
-    """The losses as the specification writes them: per image and pair, in float64, for autograd."""
+    """Losses of parameters by their definitions, and a plain forward model: per image and pair, for autograd."""
 
     def __init__(self, scene: GoldenScene, problem: AlignmentProblem, config: AlignmentConfig) -> None:
         self.scene, self.problem, self.config = scene, problem, config
@@ -121,19 +108,56 @@ class Transcription:
                 self.sides[a, b] = (
                     xy.double(),
                     anchor_index(xy, (H, W), 8),
-                    depth_offsets(view.relative_depth, xy, 8).double(),
+                    depth_offsets(view.relative_depth, xy, 8).double() - 1,
                     m.conf.double(),
                 )
 
-    def unit_depth(self, a: int, b: int, p: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Depths of a's pixels that are matched with b, with the start's intrinsics and relief, at size 1."""
+    def unit_depths(self, a: int, b: int, p: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Depths of a's pixels that are matched with b, with the start's intrinsics and core depths, at size 1."""
         view, (_, anchor, offset, _) = self.views[a], self.sides[a, b]
         zoom = p["log_focals"][a % len(p["log_focals"])].detach().exp() / view.focal_px
         median = view.core_depth.median().double()
         core = median * (zoom - 1) + view.core_depth.double().view(-1)
-        return core[anchor] * (1 + (offset - 1) / zoom)
+        return losses.observed_depths(core[anchor], offset, 1 / zoom)
 
     def __call__(self, p: dict[str, torch.Tensor], fine: bool) -> torch.Tensor:
+        cameras, depths, inverse_zooms = self.forward(p)
+
+        def every(view: int, pixels: torch.Tensor) -> losses.Cameras:
+            return cameras.of(torch.full((len(pixels),), view))
+
+        def world(a: int, b: int) -> torch.Tensor:
+            xy, anchor, offset, _ = self.sides[a, b]
+            z = losses.observed_depths(depths[a][anchor], offset, inverse_zooms[a])
+            return losses.world_points(xy, z, every(a, xy))
+
+        good = [key for key, side in self.sides.items() if side[3].max() > self.config.matching_conf_thr]
+        # a loss is a weighted mean over the matches of all pairs, so those of a pair count with their sum of weights
+        terms = []
+        for a, b in good:
+            xy, _, _, conf = self.sides[a, b]
+            if fine:
+                loss = losses.fine_loss(xy, world(b, a), every(a, xy), conf, 0.5)
+            else:
+                units = losses.relative_units(self.unit_depths(a, b, p), self.unit_depths(b, a, p))
+                relative = self.config.relative_distances
+                loss = losses.coarse_loss(world(a, b), world(b, a), conf, 1.5, units if relative else None)
+            terms.append((loss, conf.sum()))
+        loss = weighted_mean(terms)
+        terms = []
+        for a, b in (key for key in self.sides if key not in good):
+            prediction = self.scene.prediction(b, a, a)
+            points = prediction.points[::8, ::8].reshape(-1, 3).double()
+            confs = prediction.conf[::8, ::8].reshape(-1).double()
+            for other in (key[1] for key in self.sides if key[0] == a):
+                anchor = self.sides[a, other][1]
+                predicted, conf = points[anchor], confs[anchor]
+                fallback = losses.fallback_loss(world(a, other), predicted, every(b, predicted), conf, 1.1)
+                terms.append((fallback, conf.sum()))
+        return loss + 0.01 * weighted_mean(terms) if terms else loss
+
+    def forward(self, p: dict[str, torch.Tensor]) -> tuple[losses.Cameras, list[torch.Tensor], list[torch.Tensor]]:
+        """Cameras, and per view the depths of the anchors and base focal / focal."""
         n, views = len(self.views), self.views
         m = len(p["log_focals"])
         s = p["log_sizes"].exp()
@@ -148,62 +172,28 @@ class Transcription:
         P = {root: (T[root], p["translations"][root])}
         for a, b in edges:
             P[b] = (P[a][0] @ T[b], P[a][0] @ p["translations"][b] + P[a][1])
-        K, cam2w, d, fb = [], [], [], []
+        K, R, c, depths, inverse_zooms = [], [], [], [], []
         for i in range(n):
             H, W = views[i].conf.shape
-            fb.append(views[i].focal_px)
-            med = views[i].core_depth.median().double()
+            base_focal, median = views[i].focal_px, views[i].core_depth.median().double()
             diag = math.hypot(H, W)
             f = p["log_focals"][i % m].exp().clamp(0.25 * diag, 10 * diag)
             cx, cy = p["principal_points"][i % m] * torch.tensor([W, H])
             zero, one = torch.zeros(()), torch.ones(())
             K.append(torch.stack([f, zero, cx, zero, f, cy, zero, zero, one]).view(3, 3))
-            zc = s[i] * med * f / fb[i]
+            zc = s[i] * median * f / base_focal
             v = zc * torch.stack([W / f * (0.5 - cx / W), H / f * (0.5 - cy / H), one])
-            cam2w.append((P[i][0], G * (P[i][1] - P[i][0] @ v)))
-            k = p["relief"][i][: views[i].core_depth.numel()]
-            d.append(G * (zc + (k - 1) * med * s[i]))
+            R.append(P[i][0])
+            c.append(G * (P[i][1] - P[i][0] @ v))
+            k = p["normalized_core_depths"][i][: views[i].core_depth.numel()]
+            depths.append(G * (zc + (k - 1) * median * s[i]))
+            inverse_zooms.append(base_focal / f)
+        return losses.Cameras(torch.stack(K), torch.stack(R), torch.stack(c)), depths, inverse_zooms
 
-        def world(a: int, b: int) -> torch.Tensor:
-            xy, anchor, offset, _ = self.sides[a, b]
-            f = K[a][0, 0]
-            z = d[a][anchor] * (1 + (offset - 1) * fb[a] / f)
-            cam = torch.cat([z[:, None] * (xy - K[a][:2, 2]) / f, z[:, None]], 1)
-            return cam @ cam2w[a][0].T + cam2w[a][1]
 
-        def rho(x: torch.Tensor, y: torch.Tensor, g: float) -> torch.Tensor:
-            b = (1 / g) ** (1 / (g - 1))
-            return ((x - y).norm(dim=1) + b) ** g - b**g
-
-        threshold = self.config.matching_conf_thr
-        good = [key for key, side in self.sides.items() if side[3].max() > threshold]
-        bad = [key for key in self.sides if key not in good]
-        total = weight = torch.zeros(())
-        for a, b in good:
-            xy, _, _, conf = self.sides[a, b]
-            if fine:
-                h = (world(b, a) - cam2w[a][1]) @ cam2w[a][0] @ K[a].T
-                uv = (h[:, :2] / h[:, 2:].clamp_min(1e-3)).clamp(-1000, 2000)
-                total = total + (conf * rho(xy, uv, 0.5)).sum()
-            else:
-                unit = self.unit_depth(a, b, p).square() + self.unit_depth(b, a, p).square()
-                depth = (unit / 2).sqrt()[:, None] if self.config.relative_distances else 1.0
-                total = total + (conf * rho(world(a, b) / depth, world(b, a) / depth, 1.5)).sum()
-            weight = weight + conf.sum()
-        loss = total / weight
-        if bad:
-            total = weight = torch.zeros(())
-            for a, b in bad:
-                prediction = self.scene.prediction(b, a, a)
-                points = prediction.points[::8, ::8].reshape(-1, 3).double()
-                conf = prediction.conf[::8, ::8].reshape(-1).double()
-                for other in (key[1] for key in self.sides if key[0] == a):
-                    anchor = self.sides[a, other][1]
-                    target = points[anchor] @ cam2w[b][0].T + cam2w[b][1]
-                    total = total + (conf[anchor] * rho(world(a, other), target, 1.1)).sum()
-                    weight = weight + conf[anchor].sum()
-            loss = loss + 0.01 * total / weight
-        return loss
+def weighted_mean(terms: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Of (value, weight)."""
+    return sum(value * weight for value, weight in terms) / sum(weight for _, weight in terms)
 
 
 def in_float64(value: Any) -> Any:
@@ -230,9 +220,7 @@ def float64_default() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("name", "shared", "relative"), [("fallback4", False, False), ("mixed4", False, True), ("shared4", True, True)]
 )
-def test_losses_and_gradients_equal_the_transcription(
-    name: str, shared: bool, relative: bool, fine: bool, turned: bool
-) -> None:
+def test_objectives_equal_the_transcription(name: str, shared: bool, relative: bool, fine: bool, turned: bool) -> None:
     scene = load_scene(name)
     config = dataclasses.replace(
         PUBLISHED,
@@ -250,7 +238,7 @@ def test_losses_and_gradients_equal_the_transcription(
             part += spread * torch.randn(part.shape, generator=generator)
         coarse = CoarseObjective(problem, config, theta)
         if fine:
-            for name_, spread in {"log_focals": 0.1, "principal_points": 0.02, "relief": 0.05}.items():
+            for name_, spread in {"log_focals": 0.1, "principal_points": 0.02, "normalized_core_depths": 0.05}.items():
                 theta[model.slices[name_]] += spread * torch.randn(
                     theta[model.slices[name_]].shape, generator=generator
                 )
@@ -278,7 +266,7 @@ def test_slabs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = [
         objective(theta) for objective in (CoarseObjective(problem, config, theta), FineObjective(problem, config))
     ]
-    monkeypatch.setattr(losses, "_SLAB", {"cpu": 3 * 256})
+    monkeypatch.setattr(slabs, "_SLAB", {"cpu": 3 * 256})
     parts = [
         objective(theta) for objective in (CoarseObjective(problem, config, theta), FineObjective(problem, config))
     ]
@@ -440,10 +428,10 @@ def test_runs_repeat_to_the_bit_and_report_progress() -> None:
     config = AlignmentConfig(niter_coarse=25, niter_fine=12)
     problem = problem_of(scene, config)
     calls = []
-    first, second = align(problem, config, lambda *args: calls.append(args)), align(problem, config)
+    first, second = align(problem, config, calls.append), align(problem, config)
     assert torch.equal(first.world_from_cam, second.world_from_cam)
     assert all(torch.equal(a, b) for a, b in zip(first.core_depths, second.core_depths, strict=True))
-    assert calls == [("coarse", 10, 25), ("coarse", 20, 25), ("coarse", 25, 25), ("fine", 10, 12), ("fine", 12, 12)]
+    assert calls == [10, 10, 5, 10, 2]  # 25 coarse and 12 fine iterations
     assert [depth.shape for depth in first.core_depths] == [view.core_depth.shape for view in scene.canonical_views]
 
 

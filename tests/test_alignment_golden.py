@@ -18,8 +18,9 @@ from mast3r_sfm.alignment import (
     align,
     build_problem,
 )
+from mast3r_sfm.alignment.objectives import CoarseObjective, FineObjective
 from mast3r_sfm.alignment.parameters import SceneModel
-from mast3r_sfm.alignment.solver import CoarseObjective, FineObjective, run_stage
+from mast3r_sfm.alignment.solver import run_stage
 from mast3r_sfm.pairwise import sample_fallback
 from mast3r_sfm.types import FallbackPrediction
 
@@ -29,7 +30,7 @@ PARAMETERS = {
     "log_sizes": "log_sizes",
     "log_focals": "log_focals",
     "principal_points": "pps",
-    "relief": "core",
+    "normalized_core_depths": "core",
 }
 
 
@@ -134,7 +135,7 @@ def test_problem(name: str) -> None:
     assert np.array_equal(problem.sizes.numpy(), golden["imsizes"])
     assert relative_error(problem.base_focals, golden["base_focals"]) <= 1e-5
     # observations of a view, pair by pair in the order of first appearance
-    matches, per_view = problem.matches, problem.relief.shape[1]
+    matches, per_view = problem.matches, problem.normalized_core_depths.shape[1]
     for view in range(scene.num_views):
         order = golden[f"anchor_order{view}"].tolist()
         pixels: list[torch.Tensor | None] = []

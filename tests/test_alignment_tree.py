@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from golden_scene import ALIGNMENT_SCENES, load_scene
 
-from mast3r_sfm.alignment.kinematic_tree import build_tree, groups
+from mast3r_sfm.alignment.kinematic_tree import build_tree
 
 ANCHORS = np.full(10, 100)
 
@@ -49,10 +49,6 @@ def test_every_view_has_one_parent_that_comes_first(mode: str, n: int) -> None:
 def test_one_view_is_its_own_tree() -> None:
     tree = build_tree(np.zeros((1, 1)), ANCHORS[:1], "hclust-ward")
     assert (tree.root, tree.edges) == (0, ())
-
-
-def test_groups_come_largest_first() -> None:
-    assert groups(symmetric(6, {(1, 4): 3, (4, 5): 1, (0, 2): 9})) == [[1, 4, 5], [0, 2], [3]]
 
 
 @pytest.mark.parametrize("name", ALIGNMENT_SCENES)

@@ -163,5 +163,5 @@ def test_out_of_memory_for_one_pair_says_what_to_do(monkeypatch: pytest.MonkeyPa
         raise torch.cuda.OutOfMemoryError("stand-in")
 
     monkeypatch.setitem(sys.modules, "mast3r_sfm.matching.reciprocal_cuda", SimpleNamespace(match_batch=never))
-    with pytest.raises(ReconstructionError, match="--subsample"):
+    with pytest.raises(ReconstructionError, match="`subsample`"):
         _match_fused(_bare(2), 8)

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from mast3r_sfm.errors import InputError
+from mast3r_sfm.graphs import connected_components
 from mast3r_sfm.options import SceneGraph
-from mast3r_sfm.scene_graph import Pair, connected_components, make_pairs, read_pairs, similarity_from_tokens
+from mast3r_sfm.scene_graph import Pair, make_pairs, read_pairs, similarity_from_tokens
 
 COMPLETE_UP_TO = SceneGraph.COMPLETE_UP_TO
 GOLDEN = json.loads((Path(__file__).parent / "data" / "scene_graphs.json").read_text())
@@ -140,8 +141,11 @@ def test_windows_far_larger_than_the_set() -> None:
 
 def test_components() -> None:
     assert connected_components(6, [(1, 3), (5, 3), (4, 0)]) == [[1, 3, 5], [0, 4], [2]]
+    assert connected_components(6, [(1, 4), (4, 5), (0, 2)]) == [[1, 4, 5], [0, 2], [3]]
     assert connected_components(3, []) == [[0], [1], [2]]
     assert connected_components(4, [(3, 2), (1, 0)]) == [[0, 1], [2, 3]]
+    assert connected_components(0, []) == []
+    assert connected_components(3, [(0, 1), (1, 0), (0, 1)]) == [[0, 1], [2]]
     chain = [(i + 1, i) for i in range(4999)]
     assert connected_components(5000, chain) == [list(range(5000))]
 

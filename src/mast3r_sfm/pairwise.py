@@ -11,12 +11,13 @@ import torch
 
 from mast3r_sfm.canonical import CanonicalAccumulator
 from mast3r_sfm.errors import ReconstructionError
+from mast3r_sfm.graphs import connected_components
 from mast3r_sfm.inference import encode_views, predict_batches, predict_pairs
 from mast3r_sfm.matching import match_pairs, verify_batch
 from mast3r_sfm.model.checkpoint import Model
 from mast3r_sfm.options import ReconstructionOptions, VerificationLimits
 from mast3r_sfm.progress import StageTimer
-from mast3r_sfm.scene_graph import connected_components, make_pairs, similarity_from_tokens
+from mast3r_sfm.scene_graph import make_pairs, similarity_from_tokens
 from mast3r_sfm.types import (
     CanonicalView,
     Correspondences,

@@ -33,7 +33,7 @@ def make_pairs(
     seed        the first key image is image seed % n; the others follow from it
     names       file names of the images, for `pairs:FILE`
 
-    One image has no pairs: the list is empty. The pairs may leave the images unconnected: `connected_components`.
+    One image has no pairs: the list is empty. The pairs may leave the images unconnected: see `graphs`.
     Raises InputError for a graph or file that is malformed, does not fit `num_images` or leaves no pair.
     """
     if num_images < 1:
@@ -97,24 +97,6 @@ def read_pairs(path: str | Path, num_images: int, names: Sequence[str | Path] | 
             raise InputError(f"{where}: {text!r} pairs image {i} with itself; remove the line")
         pairs.append((i, j))
     return pairs
-
-
-def connected_components(num_images: int, pairs: Iterable[Pair]) -> list[list[int]]:
-    """The groups of images that pairs connect, each ascending; the largest first, equal ones by their first image."""
-    group = list(range(num_images))
-
-    def root(i: int) -> int:
-        while group[i] != i:
-            group[i] = group[group[i]]
-            i = group[i]
-        return i
-
-    for i, j in pairs:
-        group[root(i)] = root(j)
-    members: dict[int, list[int]] = {}
-    for i in range(num_images):
-        members.setdefault(root(i), []).append(i)
-    return sorted(members.values(), key=lambda images: (-len(images), images[0]))
 
 
 @torch.inference_mode()

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
+from mast3r_sfm.alignment.execution.packing import MatchChunks
+from mast3r_sfm.alignment.execution.segments import SegmentSum
+from mast3r_sfm.alignment.execution.slabs import slabs
 from mast3r_sfm.alignment.kinematic_tree import KinematicTree, span
-from mast3r_sfm.alignment.losses import slabs
-from mast3r_sfm.alignment.packing import MatchChunks
 from mast3r_sfm.alignment.parameters import SceneModel
-from mast3r_sfm.alignment.segments import SegmentSum
 from mast3r_sfm.errors import ReconstructionError
 
 _ROUNDS = 6
@@ -37,9 +37,9 @@ class Similarities:
 
 
 def place_along_tree(model: SceneModel, points: torch.Tensor, theta: torch.Tensor) -> None:
-    """Sets poses and sizes in the flat vector `theta`; intrinsics and relief are those it holds.
+    """Sets poses and sizes in the flat vector `theta`; intrinsics and normalised depths are those it holds.
 
-    points  as of `PointLoss`, (C, 8, L): both ends of every match in their cameras, the second negated
+    points  as of `CoarseLoss`, (C, 8, L): both ends of every match in their cameras, the second negated
 
     The views are joined along the spanning tree with the most matches. Raises ReconstructionError if the points
     of a match are not finite.
@@ -74,6 +74,7 @@ def place_along_tree(model: SceneModel, points: torch.Tensor, theta: torch.Tenso
     for a, b in problem.tree.edges:
         relative_rotations[b] = rotations[a].T @ rotations[b]
         relative_positions[b] = rotations[a].T @ (positions[b] - positions[a])
+    # roma gives the same float32 quaternions, but its import loads torch's compiler: two seconds and 150 MB
     parameters.quaternions.copy_(torch.from_numpy(Rotation.from_matrix(relative_rotations).as_quat()))
     parameters.translations.copy_(torch.from_numpy(relative_positions))
     parameters.log_sizes.copy_(torch.from_numpy(np.log(sizes)))
@@ -93,9 +94,9 @@ def _similarities(
     if not pairs:
         return {}
     device = points.device
-    number = torch.full((len(matches.pairs),), -1, device=device)
-    number[torch.tensor(pairs, device=device)] = torch.arange(len(pairs), device=device)
-    owner = number[matches.chunk_pair]
+    position_of = torch.full((len(matches.pairs),), -1, device=device)
+    position_of[torch.tensor(pairs, device=device)] = torch.arange(len(pairs), device=device)
+    owner = position_of[matches.chunk_pair]
     chunks = (owner >= 0).nonzero()[:, 0]
     # the last row stays zero
     owner = torch.cat([owner[chunks], owner.new_tensor([-1])])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.cluster.hierarchy import linkage
 from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
+from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 from scipy.spatial.distance import squareform
 
 
@@ -28,13 +28,6 @@ class KinematicTree:
         for parent, child in self.edges:
             parents[child] = parent
         return parents
-
-
-def groups(scores: np.ndarray) -> list[list[int]]:
-    """The connected groups of views, largest first, then by lowest view; `scores` (n, n) > 0 joins two views."""
-    count, label = connected_components(csr_matrix(scores > 0), directed=False)
-    found = [np.flatnonzero(label == k).tolist() for k in range(count)]
-    return sorted(found, key=lambda group: (-len(group), group[0]))
 
 
 def build_tree(scores: np.ndarray, num_anchors: np.ndarray, mode: str) -> KinematicTree:

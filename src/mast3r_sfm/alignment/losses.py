@@ -1,12 +1,10 @@
-"""The losses between points of the alignment with their gradients, over chunks of matches.
+"""The losses of the alignment: what is minimised, as formulas.
 
-Spec: alignment, section 9; the loss between pixels is in `projection`. Each returns the loss and its gradient
-with respect to per-view matrices and per-anchor depths; how those follow from the parameters is left to
-autograd, which then sees no tensor with as many rows as there are matches. All sums run in a fixed order, so
-results repeat on every device.
+Each loss is a mean of robust distances, weighted by the confidences of the matches. These are plain functions that
+autograd can differentiate, to be read and to be tested against. With a million matches they would be slow, so an
+iteration evaluates the same values and gradients by the code in `execution`.
 
-Symmetrised pair lists contain every pair twice with the same terms; here every pair occurs once, which leaves
-the normalised losses as they are.
+All functions take M points, and what belongs to a view is given once per point: `cameras.of(views)`.
 """
 
 from __future__ import annotations
@@ -15,197 +13,161 @@ from dataclasses import dataclass
 
 import torch
 
-from mast3r_sfm.alignment.packing import CHUNK, FallbackChunks, MatchChunks
+MIN_DEPTH = 1e-3
+"""Points are projected as if they were at least this far in front of the camera, scene units."""
 
-_TINY = 1e-20
-# matches in flight; the projection loss has temporaries of 200 bytes a match
-_SLAB = {"cpu": 1 << 16, "cuda": 1 << 21}
+PIXEL_RANGE = (-1000.0, 2000.0)
+"""Projections are clamped to this range, pixels."""
 
 
 @dataclass(frozen=True)
-class CameraMatrices:
-    """What the losses read of n views with A anchors each; also the form of their gradients.
+class Cameras:
+    """Pinhole cameras, one per view or one per point.
 
-    world_from_pixel  (n, 3, 3) R K^-1, of directions
-    pixel_from_world  (n, 3, 3) K R^T, of directions
-    rotations         (n, 3, 3) R, world from camera; None in a gradient that does not depend on it
-    centres           (n, 3) camera centres, world
-    inverse_zooms     (n,) base focal / focal
-    depths            (n, A) of the anchors, scene units
+    K          (..., 3, 3) intrinsics, pixels
+    rotations  (..., 3, 3) R, world from camera
+    centres    (..., 3) c, world
     """
 
-    world_from_pixel: torch.Tensor
-    pixel_from_world: torch.Tensor | None
-    rotations: torch.Tensor | None
+    K: torch.Tensor
+    rotations: torch.Tensor
     centres: torch.Tensor
-    inverse_zooms: torch.Tensor
-    depths: torch.Tensor
+
+    def of(self, views: torch.Tensor) -> Cameras:
+        """The cameras of `views` (M,), one per point."""
+        return Cameras(self.K[views], self.rotations[views], self.centres[views])
 
 
 def robust_offset(exponent: float) -> float:
-    """b of the robust distance (d + b)^g - b^g with unit slope at d = 0."""
+    """b = (1/g)^(1/(g-1)) of the robust distance with exponent g; 0 for g = 1 (docs/method.md, Robust distance)."""
     return 0.0 if exponent == 1 else (1 / exponent) ** (1 / (exponent - 1))
 
 
-def robust_distance(distance: torch.Tensor, exponent: float, value: torch.Tensor, slope: torch.Tensor) -> None:
-    """Writes rho(d) to `value` and rho'(d) / d, which is finite at 0, to `slope`; overwrites `distance`."""
+def robust_distance(x: torch.Tensor, y: torch.Tensor, exponent: float) -> torch.Tensor:
+    """(M, k), (M, k) -> (M,): a distance that grows like the power g for far points, for g < 1 ever more slowly.
+
+        rho(x, y) = (|x - y| + b)^g - b^g,    b = (1/g)^(1/(g-1))
+
+    b is chosen such that the slope at distance 0 is one for every g. (docs/method.md, Robust distance)
+    """
     offset = robust_offset(exponent)
-    inverse = torch.clamp_min(distance, _TINY, out=value).reciprocal_().mul_(exponent)
-    distance += offset
-    torch.pow(distance, exponent - 1, out=slope)  # +-0.5 are a square root
-    distance *= slope
-    slope *= inverse
-    torch.sub(distance, offset**exponent, out=value)
+    distance = torch.linalg.vector_norm(x - y, dim=1)
+    return (distance + offset) ** exponent - offset**exponent
 
 
-class PointLoss:
-    """3-D loss: robust distance between the two world points of every match.
+def observed_depths(anchor_depths: torch.Tensor, offsets: torch.Tensor, inverse_zooms: torch.Tensor) -> torch.Tensor:
+    """(M,) depths z of pixels, scene units: the depth of the pixel's anchor, corrected as predicted.
 
-    points  (C, 8, L): the matched points of side 0 in its camera and 1, then the same of side 1, negated
-            (see `constant_points`)
+        z = d (1 + o fb/f)
+
+    anchor_depths  (M,) d
+    offsets        (M,) o: depth of the pixel / depth of the anchor - 1, as predicted
+    inverse_zooms  (M,) fb/f: focal length of the prediction / focal length of the camera, because the longer the lens
+                   that took an image, the flatter is the scene that it shows
     """
-
-    def __init__(self, matches: MatchChunks, points: torch.Tensor, exponent: float) -> None:
-        self._matches = matches
-        self._points = points
-        self._exponent = exponent
-        self._slabs = slabs(len(points), points)
-        chunks = slab_size(self._slabs)
-        # temporaries are kept: a new one of this size costs more in page faults than its arithmetic
-        self._residual = points.new_empty(chunks, 3, points.shape[2])
-        self._planes = points.new_empty(4, chunks, points.shape[2])
-        self._gradient = points.new_empty(len(points), 8, 3)
-
-    def __call__(
-        self, rotations: torch.Tensor, centres: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Loss (0-d), and its gradients with respect to the arguments.
-
-        rotations  (n, 3, 3) world from camera, times the scale of the view
-        centres    (n, 3)
-        """
-        n, matches = len(centres), self._matches
-        # a row vector times this is a world point: R^T above c^T
-        transforms = torch.cat([rotations.transpose(1, 2), centres[:, None]], 1).view(n, 12)
-        of_pair = transforms.index_select(0, matches.pairs.view(-1)).view(-1, 8, 3)
-        losses = []
-        for slab in self._slabs:
-            points, weight = self._points[slab], matches.weight[slab]
-            residual, (square, distance, slope, value) = self._residual[: len(points)], self._planes[:, : len(points)]
-            of_chunk = of_pair.index_select(0, matches.chunk_pair[slab])
-            torch.bmm(of_chunk.transpose(1, 2), points, out=residual)
-            norm(residual, out=distance, scratch=square)
-            robust_distance(distance, self._exponent, value=value, slope=slope)
-            losses.append(value.mul_(weight).sum())
-            residual *= slope.mul_(weight)[:, None]
-            torch.bmm(points, residual.transpose(1, 2), out=self._gradient[slab])
-        by_pair = matches.sum_by_pair(self._gradient)
-        by_view = matches.sum_by_view(by_pair.view(-1, 12)).view(n, 4, 3)
-        return total(losses), by_view[:, :3].transpose(1, 2), by_view[:, 3]
+    return anchor_depths * (1 + offsets * inverse_zooms)
 
 
-def constant_points(
-    matches: MatchChunks, rays: torch.Tensor, unit_depths: torch.Tensor, inverse_zooms: torch.Tensor, relative: bool
+def world_points(pixels: torch.Tensor, depths: torch.Tensor, cameras: Cameras) -> torch.Tensor:
+    """(M, 3) the points seen at `pixels` (M, 2) at `depths` (M,) by `cameras`, one per point.
+
+    X = R z K^-1 (x, y, 1) + c
+    """
+    homogeneous = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
+    in_camera = depths[:, None] * _times(torch.linalg.inv(cameras.K), homogeneous)
+    return _times(cameras.rotations, in_camera) + cameras.centres
+
+
+def project(points: torch.Tensor, cameras: Cameras) -> torch.Tensor:
+    """(M, 3) world -> (M, 2) pixels of `cameras`, one per point. Points behind a camera stay finite.
+
+    pi(X) = clamp(h_xy / max(h_z, MIN_DEPTH), PIXEL_RANGE),    h = K R^T (X - c)
+    """
+    h = _times(cameras.K @ cameras.rotations.transpose(1, 2), points - cameras.centres)
+    return (h[:, :2] / h[:, 2:].clamp_min(MIN_DEPTH)).clamp(*PIXEL_RANGE)
+
+
+def coarse_loss(
+    points_i: torch.Tensor,
+    points_j: torch.Tensor,
+    conf: torch.Tensor,
+    exponent: float,
+    units: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The `points` of a `PointLoss`: matched points in their cameras, for views of scale 1.
+    """How far apart in the world the two points of a match lie (docs/method.md, Coarse loss).
 
-    rays           (n, 3, 3) K^-1
-    unit_depths    (n, A) depths of the anchors at scale 1
-    inverse_zooms  (n,)
-    relative       divide both ends of a match, and the 1, by the root mean square of their depths: the loss then
-                   measures distances relative to the depth, as the errors of a prediction grow with it
+        L = sum_k c_k rho(X_k / u_k, Y_k / u_k) / sum_k c_k
+
+    points_i, points_j  (M, 3) X and Y: the points of the two matched pixels, world
+    conf                (M,) c: confidence of the match
+    units               (M,) u: the unit of length of each match, see `relative_units`; None: scene units
     """
-    observed = matches.observed
-    num_chunks, _, length = observed.anchor.shape
-    points = unit_depths.new_empty(num_chunks, 2, 4, length)
-    for slab in slabs(num_chunks, points):
-        views = matches.pairs.index_select(0, matches.chunk_pair[slab])  # (chunks, 2)
-        of_side = rays[views]
-        offset = observed.offset[slab] * inverse_zooms[views][..., None] + 1
-        depth = unit_depths.view(-1)[observed.anchor[slab].long()].mul_(offset)
-        own = points[slab]
-        torch.matmul(of_side[..., :2], observed.pixel[slab], out=own[:, :, :3])
-        own[:, :, :3].add_(of_side[..., 2:]).mul_(depth[:, :, None])
-        own[:, :, 3] = 1
-        own[:, 1].neg_()
-        if relative:
-            own *= depth.square().mean(1).clamp_min_(_TINY).rsqrt_()[:, None, None]
-    return points.view(num_chunks, 8, -1)
+    if units is not None:
+        points_i, points_j = points_i / units[:, None], points_j / units[:, None]
+    return _weighted_mean(robust_distance(points_i, points_j, exponent), conf)
+
+
+def relative_units(unit_depths_i: torch.Tensor, unit_depths_j: torch.Tensor) -> torch.Tensor:
+    """(M,) the root mean square of the depths at which the two views of a match see it, if both views had size 1.
+
+        u = sqrt((z_i^2 + z_j^2) / 2)
+
+    Distances in these units are relative to the depth, as the errors of a prediction grow with it.
+    """
+    return ((unit_depths_i.square() + unit_depths_j.square()) / 2).sqrt()
+
+
+def fine_loss(
+    pixels: torch.Tensor, partners: torch.Tensor, cameras: Cameras, conf: torch.Tensor, exponent: float
+) -> torch.Tensor:
+    """How far a matched pixel is from where its partner's point appears in its view (docs/method.md, Fine loss).
+
+        L = sum_k c_k rho(p_k, pi_k(Y_k)) / sum_k c_k
+
+    Every match counts twice: once in either of its views.
+
+    pixels    (M, 2) p: the matched pixel
+    partners  (M, 3) Y: the point of the pixel that it is matched with, from the other view's depth, world
+    cameras   of the view of each pixel; `project` is pi
+    conf      (M,) c: confidence of the match
+    """
+    return _weighted_mean(robust_distance(pixels, project(partners, cameras), exponent), conf)
 
 
 def fallback_loss(
-    chunks: FallbackChunks, cameras: CameraMatrices, exponent: float
-) -> tuple[torch.Tensor, CameraMatrices]:
-    """Robust distance between the observed points of view a and where the prediction of view b puts them.
+    points: torch.Tensor, predicted: torch.Tensor, cameras: Cameras, conf: torch.Tensor, exponent: float
+) -> torch.Tensor:
+    """For pairs without a good match: how far the points of view a lie from where the network, asked for the pair
+    of a and b, put them in the camera of b (docs/method.md, Fallback loss).
 
-    Returns the loss (0-d) and its gradients. The predictions are taken at scale 1.
+        L = sum_k c_k rho(X_k, R_b q_k + c_b) / sum_k c_k
+
+    Both views of a pair take both roles. The predictions have no scale of their own: they are taken at scale 1.
+
+    points     (M, 3) X: the points of all matched pixels of a, world
+    predicted  (M, 3) q: the prediction for the block of each, in the camera of b
+    cameras    of b, for each point
+    conf       (M,) c: confidence of the prediction
     """
-    assert cameras.rotations is not None
-    n = len(cameras.centres)
-    centres = cameras.centres[:, None]
-    observing = torch.cat([cameras.world_from_pixel.transpose(1, 2), centres], 1).view(n, 12)
-    predicting = torch.cat([cameras.rotations.transpose(1, 2), centres], 1).view(n, 12)
-    a, b = chunks.entries.unbind(1)
-    zooms = cameras.inverse_zooms.index_select(0, a)[:, None]
-    of_entry = torch.cat([observing.index_select(0, a), predicting.index_select(0, b), zooms], 1)
-
-    num_chunks, length = chunks.weight.shape
-    gradient = centres.new_empty(num_chunks, 25)
-    anchor_gradient = centres.new_empty(num_chunks, length)
-    losses = []
-    for slab in slabs(num_chunks, centres):
-        pixel, offset = chunks.observed.pixel[slab], chunks.observed.offset[slab]
-        of_chunk = of_entry.index_select(0, chunks.chunk_entry[slab])
-        transform = of_chunk[:, :24].view(-1, 8, 3)
-        anchor = cameras.depths.view(-1).index_select(0, chunks.observed.anchor[slab].reshape(-1)).view_as(offset)
-        flattening = (offset * of_chunk[:, 24:]).add_(1)
-        depth, one = (anchor * flattening)[:, None], torch.ones_like(anchor)[:, None]
-        points = torch.cat([pixel * depth, depth, one, -chunks.target[slab], -one], 1)
-        residual = torch.bmm(transform.transpose(1, 2), points)
-        distance, slope, value = torch.empty(3, *anchor.shape, device=anchor.device, dtype=anchor.dtype)
-        norm(residual, out=distance, scratch=value)
-        robust_distance(distance, exponent, value=value, slope=slope)
-        weight = chunks.weight[slab]
-        losses.append(value.mul_(weight).sum())
-        residual *= slope.mul_(weight)[:, None]
-        gradient[slab, :24] = torch.bmm(points, residual.transpose(1, 2)).view(-1, 24)
-        grad_ray = torch.bmm(transform[:, :3], residual)
-        grad_depth = (grad_ray[:, :2] * pixel).sum(1) + grad_ray[:, 2]
-        torch.mul(grad_depth, flattening, out=anchor_gradient[slab])
-        gradient[slab, 24] = (grad_depth * anchor * offset).sum(1)
-    by_entry = chunks.sum_by_entry(gradient)
-    rows = by_entry.new_zeros(len(by_entry), 2, 25)
-    rows[:, 0, :12], rows[:, 0, 24] = by_entry[:, :12], by_entry[:, 24]
-    rows[:, 1, 12:24] = by_entry[:, 12:24]
-    by_view = chunks.sum_by_view(rows.view(-1, 25))
-    transforms = by_view[:, :24].view(n, 2, 4, 3)
-    return total(losses), CameraMatrices(
-        world_from_pixel=transforms[:, 0, :3].transpose(1, 2),
-        pixel_from_world=None,
-        rotations=transforms[:, 1, :3].transpose(1, 2),
-        centres=transforms[:, :, 3].sum(1),
-        inverse_zooms=by_view[:, 24],
-        depths=chunks.sum_by_anchor(anchor_gradient.view(-1)).view(n, -1),
-    )
+    in_world = _times(cameras.rotations, predicted) + cameras.centres
+    return _weighted_mean(robust_distance(points, in_world, exponent), conf)
 
 
-def norm(residual: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor) -> None:
-    """(C, k, L) -> (C, L); plane by plane, because a sum over a short middle dimension is slow on a CPU."""
-    torch.mul(residual[:, 0], residual[:, 0], out=out)
-    for k in range(1, residual.shape[1]):
-        out += torch.mul(residual[:, k], residual[:, k], out=scratch)
-    out.sqrt_()
+def principal_point_prior(principal_points: torch.Tensor, weight: float) -> torch.Tensor:
+    """Keeps principal points near the image centres.
+
+        L = weight * mean_i |p_i - (1/2, 1/2)|^2
+
+    principal_points  (m, 2) p in units of (W, H)
+    """
+    return weight / len(principal_points) * (principal_points - 0.5).square().sum()
 
 
-def total(losses: list[torch.Tensor]) -> torch.Tensor:
-    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+def _weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The weighted mean of values (M,); 0 of nothing."""
+    return (weights * values).sum() / weights.sum().clamp_min(1e-30)
 
 
-def slabs(num_chunks: int, like: torch.Tensor) -> list[slice]:
-    """Consecutive ranges of chunks, so that the temporaries stay small: in cache on a CPU, in memory on a GPU."""
-    step = max(1, _SLAB.get(like.device.type, _SLAB["cpu"]) // CHUNK)
-    return [slice(first, min(first + step, num_chunks)) for first in range(0, num_chunks, step)]
-
-
-def slab_size(ranges: list[slice]) -> int:
-    return max(part.stop - part.start for part in ranges)
+def _times(matrices: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """(M, 3, 3), (M, 3) -> (M, 3)"""
+    return (matrices @ vectors[:, :, None])[..., 0]

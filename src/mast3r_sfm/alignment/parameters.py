@@ -6,8 +6,8 @@ focal fb, the focal f, the normalised core depth k and the image centre o = (W/2
     depth   d = G s med (k - 1 + f / fb)
     centre  c = G t - G s R l,    l = med (f / fb) K^-1 o
 
-so changing the focal moves the camera along its axis while the relief stays, and the ray of the image centre
-is the lever between the pose of the chain and the camera.
+so changing the focal moves the camera along its axis while the differences of depth stay, and the ray of the image
+centre is the lever between the pose of the chain and the camera.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from mast3r_sfm.alignment.problem import AlignmentProblem
 class Parameters:
     """Views of one flat float vector, in this order. m is n, or 1 if the intrinsics are shared.
 
-    quaternions        (n, 4) xyzw, relative to the parent in the tree
-    translations       (n, 3)
-    log_sizes          (n,)
-    log_focals         (m,)
-    principal_points   (m, 2) in units of (W, H)
-    relief             (n, A) normalised core depth
+    quaternions             (n, 4) xyzw, relative to the parent in the tree
+    translations            (n, 3)
+    log_sizes               (n,)
+    log_focals              (m,)
+    principal_points        (m, 2) in units of (W, H)
+    normalized_core_depths  (n, A) k; starts as that of the problem
     """
 
     quaternions: torch.Tensor
@@ -38,7 +38,7 @@ class Parameters:
     log_sizes: torch.Tensor
     log_focals: torch.Tensor
     principal_points: torch.Tensor
-    relief: torch.Tensor
+    normalized_core_depths: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class SceneModel:
 
     def __init__(self, problem: AlignmentProblem, shared_intrinsics: bool) -> None:
         device = problem.device
-        n, num_anchors = problem.relief.shape
+        n, num_anchors = problem.normalized_core_depths.shape
         self.problem = problem
         self.num_views = n
         m = 1 if shared_intrinsics else n
@@ -75,7 +75,7 @@ class SceneModel:
             "log_sizes": (n,),
             "log_focals": (m,),
             "principal_points": (m, 2),
-            "relief": (n, num_anchors),
+            "normalized_core_depths": (n, num_anchors),
         }
         sizes = [int(np.prod(shape)) for shape in self.shapes.values()]
         ends = np.cumsum(sizes).tolist()
@@ -104,7 +104,7 @@ class SceneModel:
             weight = problem.mean_confs / problem.mean_confs.sum()
             start.log_focals[:] = (weight * problem.base_focals).sum().log()
         start.principal_points[:] = 0.5
-        start.relief[:] = problem.relief
+        start.normalized_core_depths[:] = problem.normalized_core_depths
         return theta
 
     def unpack(self, theta: torch.Tensor) -> Parameters:
@@ -142,10 +142,10 @@ class SceneModel:
             scales=scales,
         )
 
-    def depths(self, scales: torch.Tensor, zooms: torch.Tensor, relief: torch.Tensor) -> torch.Tensor:
+    def depths(self, scales: torch.Tensor, zooms: torch.Tensor, normalized_core_depths: torch.Tensor) -> torch.Tensor:
         """(n, A) depths of the anchors, scene units."""
         unit = scales * self.problem.median_depths
-        return torch.addcmul((unit * (zooms - 1))[:, None], unit[:, None], relief)
+        return torch.addcmul((unit * (zooms - 1))[:, None], unit[:, None], normalized_core_depths)
 
     def _rotations(self, quaternions: torch.Tensor) -> torch.Tensor:
         """(n, 4) xyzw of any length -> (n, 3, 3)

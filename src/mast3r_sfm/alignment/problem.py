@@ -9,16 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mast3r_sfm.alignment.kinematic_tree import KinematicTree, build_tree, groups
-from mast3r_sfm.alignment.packing import (
+from mast3r_sfm.alignment.execution.packing import (
     FallbackChunks,
     MatchChunks,
     observe,
     pack_fallback,
     pack_matches,
 )
+from mast3r_sfm.alignment.kinematic_tree import KinematicTree, build_tree
 from mast3r_sfm.canonical import block_grid
 from mast3r_sfm.errors import ReconstructionError
+from mast3r_sfm.graphs import connected_components
 from mast3r_sfm.options import AlignmentConfig
 from mast3r_sfm.types import CanonicalView, Correspondences, FallbackPrediction
 
@@ -29,16 +30,16 @@ logger = logging.getLogger(__name__)
 class AlignmentProblem:
     """n views with A anchors each (the largest number of any view; surplus anchors are never observed).
 
-    view_indices   `CanonicalView.index` of each view, which are numbered by position here
-    grids          (rows, columns) of the anchors of each view
-    sizes          (n, 2) float32 (W, H) pixels
-    base_focals    (n,) float32 pixels
-    median_depths  (n,) float32 median of the core depth
-    relief         (n, A) float32 core depth / median depth
-    mean_confs     (n,) float32 mean of the canonical confidence
-    num_matches    (n,) numpy int64: matches of each view, all pairs
-    scores         (n, n) numpy float32 number of matches of every pair
-    fallback       None if every pair is good
+    view_indices            `CanonicalView.index` of each view, which are numbered by position here
+    grids                   (rows, columns) of the anchors of each view
+    sizes                   (n, 2) float32 (W, H) pixels
+    base_focals             (n,) float32 pixels
+    median_depths           (n,) float32 median of `CanonicalView.core_depth`, the depth of the anchors
+    normalized_core_depths  (n, A) float32 core depth / median depth
+    mean_confs              (n,) float32 mean of the canonical confidence
+    num_matches             (n,) numpy int64: matches of each view, all pairs
+    scores                  (n, n) numpy float32 number of matches of every pair
+    fallback                None if every pair is good
     """
 
     view_indices: tuple[int, ...]
@@ -46,7 +47,7 @@ class AlignmentProblem:
     sizes: torch.Tensor
     base_focals: torch.Tensor
     median_depths: torch.Tensor
-    relief: torch.Tensor
+    normalized_core_depths: torch.Tensor
     mean_confs: torch.Tensor
     num_matches: np.ndarray
     scores: np.ndarray
@@ -60,7 +61,7 @@ class AlignmentProblem:
 
     @property
     def device(self) -> torch.device:
-        return self.relief.device
+        return self.normalized_core_depths.device
 
 
 def build_problem(
@@ -77,7 +78,7 @@ def build_problem(
 
     Raises ReconstructionError if the matches do not connect all views, or if a view has no positive depth.
     """
-    position = {view.index: k for k, view in enumerate(canonical)}
+    position_of = {view.index: k for k, view in enumerate(canonical)}
     pairs = [matches for matches in correspondences if len(matches)]
     if len(pairs) < len(correspondences):
         empty = [f"{matches.i}-{matches.j}" for matches in correspondences if not len(matches)]
@@ -88,9 +89,9 @@ def build_problem(
             ", ".join(empty[:10]),
             ", ..." if len(empty) > 10 else "",
         )
-    views = np.array([(position[m.i], position[m.j]) for m in pairs], dtype=np.int64).reshape(-1, 2)
+    views = np.array([(position_of[m.i], position_of[m.j]) for m in pairs], dtype=np.int64).reshape(-1, 2)
     scores = _scores(views, [len(m) for m in pairs], len(canonical))
-    _require_connected(scores, canonical)
+    _require_connected(views, canonical)
     shapes = [_checked_shape(view, config.subsample) for view in canonical]
     median_depths = torch.stack([view.core_depth.median() for view in canonical])
     for view, median in zip(canonical, median_depths.tolist(), strict=True):
@@ -99,7 +100,8 @@ def build_problem(
 
     num_anchors = np.array([(H // config.subsample) * (W // config.subsample) for H, W in shapes])
     per_view = max(view.core_depth.numel() for view in canonical)
-    sides = observe(canonical, pairs, position, per_view, config.subsample)
+    core_depths = _pad_rows([view.core_depth.reshape(-1) for view in canonical], per_view)
+    sides = observe(canonical, pairs, position_of, per_view, config.subsample)
     good = _are_good(pairs, config.matching_conf_thr)
     return AlignmentProblem(
         view_indices=tuple(view.index for view in canonical),
@@ -107,7 +109,7 @@ def build_problem(
         sizes=torch.tensor([(W, H) for H, W in shapes], dtype=torch.float32, device=median_depths.device),
         base_focals=median_depths.new_tensor([view.focal_px for view in canonical]),
         median_depths=median_depths,
-        relief=_pad_rows([view.core_depth.reshape(-1) for view in canonical], per_view) / median_depths[:, None],
+        normalized_core_depths=core_depths / median_depths[:, None],
         mean_confs=torch.stack([view.conf.mean() for view in canonical]),
         num_matches=scores.sum(1).astype(np.int64),
         scores=scores,
@@ -135,8 +137,9 @@ def _scores(views: np.ndarray, counts: Sequence[int], n: int) -> np.ndarray:
     return scores
 
 
-def _require_connected(scores: np.ndarray, canonical: Sequence[CanonicalView]) -> None:
-    found = groups(scores)
+def _require_connected(pairs: np.ndarray, canonical: Sequence[CanonicalView]) -> None:
+    """`pairs` (P, 2) are positions in `canonical`."""
+    found = connected_components(len(canonical), pairs)
     if len(found) > 1:
         shown = "; ".join(", ".join(str(canonical[k].index) for k in group) for group in found)
         raise ReconstructionError(

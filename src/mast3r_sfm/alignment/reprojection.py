@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from mast3r_sfm.alignment.losses import CameraMatrices, slabs
+from mast3r_sfm.alignment.execution.cameras import CameraMatrices
+from mast3r_sfm.alignment.execution.fine_loss import directions
+from mast3r_sfm.alignment.execution.slabs import slabs
 from mast3r_sfm.alignment.problem import AlignmentProblem
-from mast3r_sfm.alignment.projection import directions
 from mast3r_sfm.alignment.solver import AlignmentResult
 from mast3r_sfm.device import matmul_precision
 from mast3r_sfm.geometry import invert
@@ -33,7 +34,7 @@ def reprojection_errors(problem: AlignmentProblem, result: AlignmentResult) -> t
 def _errors(problem: AlignmentProblem, result: AlignmentResult) -> torch.Tensor:
     matches = problem.matches
     rotations, centres = result.world_from_cam[:, :3, :3], result.world_from_cam[:, :3, 3]
-    depths = problem.relief.new_ones(problem.relief.shape)
+    depths = torch.ones_like(problem.normalized_core_depths)
     for row, depth in zip(depths, result.core_depths, strict=True):
         row[: depth.numel()] = depth.reshape(-1)
     cameras = CameraMatrices(

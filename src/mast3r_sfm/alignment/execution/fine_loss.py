@@ -1,14 +1,13 @@
-"""The loss between pixels with its gradient, over chunks of matches (spec: alignment, section 9)."""
+"""The fine loss with its gradient, over chunks of matches."""
 
 from __future__ import annotations
 
 import torch
 
-from mast3r_sfm.alignment.losses import CameraMatrices, norm, robust_distance, slab_size, slabs, total
-from mast3r_sfm.alignment.packing import MatchChunks
-
-MIN_DEPTH = 1e-3
-PIXEL_RANGE = (-1000.0, 2000.0)
+from mast3r_sfm.alignment.execution.cameras import CameraMatrices
+from mast3r_sfm.alignment.execution.packing import MatchChunks
+from mast3r_sfm.alignment.execution.slabs import norm, robust_value_and_slope, slab_size, slabs, total
+from mast3r_sfm.alignment.losses import MIN_DEPTH, PIXEL_RANGE
 
 
 def directions(matches: MatchChunks, cameras: CameraMatrices) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -37,12 +36,11 @@ def directions(matches: MatchChunks, cameras: CameraMatrices) -> tuple[torch.Ten
     return torch.cat([(into_target @ from_source).flatten(2), of_side[:, :, 21:]], 2), from_source, into_target
 
 
-class ProjectionLoss:
-    """2-D loss: robust distance in pixels between every matched pixel and its partner, projected into its view.
+class FineLoss:
+    """Value and gradient of `losses.fine_loss` over all matches, in both directions.
 
-    Both directions of every match count. A point is the source view's pixel at the depth of its anchor times
-    `1 + offset * inverse zoom`; in the target view it is projected with a depth of at least `MIN_DEPTH` and
-    clamped to `PIXEL_RANGE`.
+    The pixel (x, y) of a source view at depth d appears in the target view at the homogeneous pixel
+    d M (x, y, 1) + m, so each direction of a pair has one (3, 4) matrix M | m, see `directions`.
     """
 
     def __init__(self, matches: MatchChunks, exponent: float) -> None:
@@ -115,6 +113,7 @@ class ProjectionLoss:
         depth = torch.mul(anchor, flattening, out=point[:, 2])
         torch.mul(xy, depth[:, None], out=point[:, :2])  # the fourth row is one
 
+        # homogeneous pixels, projections, residuals
         torch.bmm(matrix, point, out=h)
         torch.ge(h[:, 2], MIN_DEPTH, out=in_front)
         torch.clamp_min(h[:, 2], MIN_DEPTH, out=inverse).reciprocal_()
@@ -125,8 +124,9 @@ class ProjectionLoss:
         by_side[:, 0] -= pixel[:, 1]
         by_side[:, 1] -= pixel[:, 0]
 
+        # robust distances, and the gradient by the homogeneous pixels in the first three rows
         norm(residual, out=distance, scratch=scratch)
-        robust_distance(distance, self._exponent, value=value, slope=slope)
+        robust_value_and_slope(distance, self._exponent, value=value, slope=slope)
         value.view(-1, 2, length).mul_(weight)
         slope.view(-1, 2, length).mul_(weight)
         slope *= inverse
@@ -136,6 +136,7 @@ class ProjectionLoss:
         torch.add(uv[:, 0], uv[:, 1], out=scratch).mul_(in_front)
         torch.neg(scratch, out=rows[:, 2])
 
+        # the gradients by the depths, by the zooms (the fourth row), and by the matrices
         grad_point = torch.bmm(matrix[:, :, :3].transpose(1, 2), rows[:, :3], out=h)
         grad_point[:, :2] *= xy
         grad_depth = torch.add(grad_point[:, 0], grad_point[:, 1], out=scratch).add_(grad_point[:, 2])

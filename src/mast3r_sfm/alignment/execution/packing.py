@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mast3r_sfm.alignment.segments import SegmentSum
+from mast3r_sfm.alignment.execution.segments import SegmentSum
 from mast3r_sfm.canonical import anchor_index, depth_offsets
 from mast3r_sfm.types import CanonicalView, Correspondences, FallbackPrediction
 
@@ -101,15 +101,19 @@ class ObservedSide:
 def observe(
     canonical: Sequence[CanonicalView],
     pairs: Sequence[Correspondences],
-    position: Mapping[int, int],
+    position_of: Mapping[int, int],
     per_view: int,
     subsample: int,
 ) -> list[tuple[ObservedSide, ObservedSide]]:
-    """Anchors and offsets of both sides of every pair, looked up view by view."""
+    """Anchors and offsets of both sides of every pair, looked up view by view.
+
+    position_of  `CanonicalView.index` -> position in `canonical`
+    per_view     anchors per view in the numbering of `Observations.anchor`
+    """
     owned: list[list[tuple[int, int]]] = [[] for _ in canonical]
     for p, matches in enumerate(pairs):
-        owned[position[matches.i]].append((p, 0))
-        owned[position[matches.j]].append((p, 1))
+        owned[position_of[matches.i]].append((p, 0))
+        owned[position_of[matches.j]].append((p, 1))
     found: dict[tuple[int, int], ObservedSide] = {}
     for k, (view, own) in enumerate(zip(canonical, owned, strict=True)):
         if not own:
