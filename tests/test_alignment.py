@@ -193,7 +193,9 @@ class Transcription:
 
 def weighted_mean(terms: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
     """Of (value, weight)."""
-    return sum(value * weight for value, weight in terms) / sum(weight for _, weight in terms)
+    mean = sum(value * weight for value, weight in terms) / sum(weight for _, weight in terms)
+    assert isinstance(mean, torch.Tensor)
+    return mean
 
 
 def in_float64(value: Any) -> Any:
@@ -427,7 +429,7 @@ def test_runs_repeat_to_the_bit_and_report_progress() -> None:
     scene = load_scene("mixed4")
     config = AlignmentConfig(niter_coarse=25, niter_fine=12)
     problem = problem_of(scene, config)
-    calls = []
+    calls: list[int] = []
     first, second = align(problem, config, calls.append), align(problem, config)
     assert torch.equal(first.world_from_cam, second.world_from_cam)
     assert all(torch.equal(a, b) for a, b in zip(first.core_depths, second.core_depths, strict=True))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def pinhole(count: int = 1) -> Cameras:
 
 
 @pytest.mark.parametrize(("exponent", "offset"), [(1.5, 0.444444), (0.5, 0.25), (1.1, 0.385543), (1.0, 0.0)])
-def test_robust_distance_has_unit_slope_at_zero(exponent, offset):
+def test_robust_distance_has_unit_slope_at_zero(exponent: float, offset: float) -> None:
     assert losses.robust_offset(exponent) == pytest.approx(offset, abs=1e-6)
     x = torch.tensor([[0.0, 0], [3, 4], [1e-6, 0]], dtype=torch.float64)
     value = losses.robust_distance(x, torch.zeros_like(x), exponent)
@@ -37,19 +38,20 @@ def test_robust_distance_has_unit_slope_at_zero(exponent, offset):
     assert value[2] == pytest.approx(1e-6, rel=1e-4)
 
 
-def test_robust_distance_of_equal_points_has_no_gradient():
+def test_robust_distance_of_equal_points_has_no_gradient() -> None:
     x = torch.ones(1, 3, requires_grad=True)
     losses.robust_distance(x, torch.ones(1, 3), 0.5).sum().backward()
+    assert x.grad is not None
     assert torch.equal(x.grad, torch.zeros(1, 3))
 
 
-def test_a_longer_lens_flattens_what_was_predicted():
+def test_a_longer_lens_flattens_what_was_predicted() -> None:
     # predicted: 20 % behind the anchor; at twice the focal length: 10 %
     depth = losses.observed_depths(torch.tensor([5.0]), torch.tensor([0.2]), torch.tensor([0.5]))
     assert float(depth) == pytest.approx(5.5)
 
 
-def test_projection_undoes_lifting():
+def test_projection_undoes_lifting() -> None:
     # 50 pixels right of the principal point at depth 4: x = 4 * 50 / 100; turned by 90 degrees about y: z becomes x
     turned = torch.tensor([[[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]]])
     cameras = Cameras(pinhole().K, turned, torch.tensor([[10.0, 0, 0]]))
@@ -59,14 +61,14 @@ def test_projection_undoes_lifting():
     torch.testing.assert_close(losses.project(points, cameras), pixels)
 
 
-def test_projections_behind_the_camera_and_far_outside_stay_finite():
+def test_projections_behind_the_camera_and_far_outside_stay_finite() -> None:
     points = torch.tensor([[0.001, 0, 0], [1, 0, -5], [-50, 1, 1]])
     # beside the camera: h_x = 0.1 is divided by 0.001; behind: so are h_x = 100 - 150 and h_y = -100; far left: -4970
     expected = torch.tensor([[100.0, 0], [-1000, -1000], [-1000, 120]])
     torch.testing.assert_close(losses.project(points, pinhole(3)), expected)
 
 
-def test_losses_are_weighted_means_of_robust_distances():
+def test_losses_are_weighted_means_of_robust_distances() -> None:
     x = torch.tensor([[0.0, 0, 2], [0, 0, 3]])
     y = torch.tensor([[0.0, 0, 2], [0, 4, 6]])
     conf = torch.tensor([1.0, 3.0])  # distances 0 and 5
@@ -86,7 +88,7 @@ def test_losses_are_weighted_means_of_robust_distances():
     assert float(losses.coarse_loss(nothing, nothing, torch.zeros(0), 1.5)) == 0
 
 
-def test_prior_is_the_mean_squared_distance_from_the_centre():
+def test_prior_is_the_mean_squared_distance_from_the_centre() -> None:
     points = torch.tensor([[0.5, 0.5], [0.6, 0.3]])
     assert float(losses.principal_point_prior(points, 40.0)) == pytest.approx(40 * (0.1**2 + 0.2**2) / 2)
 
@@ -120,11 +122,11 @@ def random_problem() -> AlignmentProblem:
     return with_dtype(problem, torch.float64)
 
 
-def with_dtype(value, dtype: torch.dtype):
+def with_dtype(value: Any, dtype: torch.dtype) -> Any:
     """Copies a dataclass of tensors with floats of `dtype`; weights, which are rounded, sum to one again."""
     if isinstance(value, torch.Tensor):
         return value.to(dtype) if value.is_floating_point() else value
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         changed = {field.name: with_dtype(getattr(value, field.name), dtype) for field in dataclasses.fields(value)}
         if "weight" in changed:
             changed["weight"] /= changed["weight"].sum()
@@ -220,7 +222,7 @@ def require_equal(
 
 
 @pytest.fixture(params=[None, 1], ids=["one slab", "slabs of one chunk"])
-def chunks_at_once(request, monkeypatch) -> None:
+def chunks_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param:
         monkeypatch.setattr(slabs, "_SLAB", {"cpu": 256 * request.param})
 
@@ -238,7 +240,7 @@ each_exponent = pytest.mark.parametrize("exponent", [0.5, 1.0, 1.5])
 @each_exponent
 @pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.usefixtures("chunks_at_once")
-def test_coarse_loss_is_evaluated_as_defined(dtype, turned, exponent, relative):
+def test_coarse_loss_is_evaluated_as_defined(dtype: torch.dtype, turned: bool, exponent: float, relative: bool) -> None:
     problem = random_problem()
     scene = Scene.random(problem, turned)
     first, second, conf = matched(problem)
@@ -262,7 +264,7 @@ def test_coarse_loss_is_evaluated_as_defined(dtype, turned, exponent, relative):
 @each_dtype
 @each_exponent
 @pytest.mark.usefixtures("chunks_at_once")
-def test_fine_loss_is_evaluated_as_defined(dtype, turned, exponent):
+def test_fine_loss_is_evaluated_as_defined(dtype: torch.dtype, turned: bool, exponent: float) -> None:
     problem = random_problem()
     scene = Scene.random(problem, turned)
     first, second, conf = matched(problem)
@@ -284,10 +286,11 @@ def test_fine_loss_is_evaluated_as_defined(dtype, turned, exponent):
 @each_dtype
 @each_exponent
 @pytest.mark.usefixtures("chunks_at_once")
-def test_fallback_loss_is_evaluated_as_defined(dtype, turned, exponent):
+def test_fallback_loss_is_evaluated_as_defined(dtype: torch.dtype, turned: bool, exponent: float) -> None:
     problem = random_problem()
     scene = Scene.random(problem, turned)
     chunks = problem.fallback
+    assert chunks is not None
     real = chunks.weight > 0
     a, b = chunks.entries[chunks.chunk_entry].unbind(1)
     points = scene.points_of(Seen.unpack(chunks.observed, a, real))
@@ -304,7 +307,7 @@ def test_fallback_loss_is_evaluated_as_defined(dtype, turned, exponent):
 
 
 @pytest.mark.parametrize("exponent", [1.0, 0.5, 1.1, 1.5])
-def test_slope_in_place_is_the_derivative_of_the_robust_distance(exponent):
+def test_slope_in_place_is_the_derivative_of_the_robust_distance(exponent: float) -> None:
     x = torch.tensor([0.0, 1e-3, 0.3, 2.0, 50.0], dtype=torch.float64)[:, None].requires_grad_()
     expected = losses.robust_distance(x, torch.zeros_like(x), exponent)
     distance = x.detach()[:, 0].clone()

@@ -1,7 +1,7 @@
 """The canonical view of an image: all its own pointmaps merged into one depth relief and one focal length.
 
 Every pair that an image takes part in predicts the image's points in its own camera. Only running sums of
-these maps are kept (spec: alignment, sections 3 and 16), so no dense prediction outlives its pair.
+these maps are kept (docs/method.md, Canonical view), so no dense prediction outlives its pair.
 
 The image is cut into blocks of S x S pixels. The pixel at (S // 2, S // 2) of a block is its centre and
 carries an *anchor*: the depth that the alignment later moves. All other pixels follow their anchor by a fixed
@@ -49,7 +49,7 @@ def anchor_index(xy: torch.Tensor, shape: tuple[int, int], subsample: int) -> to
 def depth_offsets(relative_depth: torch.Tensor, xy: torch.Tensor, subsample: int) -> torch.Tensor:
     """(M,) float32: depth of each pixel of `xy` (M, 2) divided by the depth of its anchor.
 
-    `relative_depth` (H, W) is that of a `CanonicalView` (spec: alignment, section 5).
+    `relative_depth` (H, W) is that of a `CanonicalView` (docs/method.md, Anchors and offsets).
     """
     H, W = relative_depth.shape
     x, y = xy[:, 0].long(), xy[:, 1].long()
@@ -69,7 +69,7 @@ def estimate_focal(points: torch.Tensor) -> torch.Tensor:
     """Focal length in pixels, 0-d, of a pointmap (H, W, 3) in its own camera, principal point at (W/2, H/2).
 
     Ten rounds of Weiszfeld's algorithm for the geometric median of the reprojection errors
-    (spec: alignment, section 4), limited to half and 3.5 times the focal length of a 60 degree lens.
+    (docs/method.md, Focal length of a pointmap), limited to half and 3.5 times the focal length of a 60 degree lens.
     """
     H, W = points.shape[:2]
     x = torch.arange(W, device=points.device, dtype=points.dtype) - W / 2
@@ -136,7 +136,7 @@ class CanonicalAccumulator:
         """The merged view; `index` identifies the image, `name` (default: its index) appears in messages.
 
         Up to `MAX_BAD_BLOCKS` of the blocks may have no positive depth: they are treated as flat at the median
-        depth of the others, with a warning (spec: alignment, section 17).
+        depth of the others, with a warning (docs/method.md, Damaged predictions).
 
         Raises ReconstructionError if nothing was added, if a prediction was not finite, or if too many blocks
         have no positive depth.

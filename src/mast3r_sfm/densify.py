@@ -1,6 +1,6 @@
 """The aligned scene at every pixel: dense depth maps, the cleaning of their confidences, and the finished views.
 
-Sources: spec alignment, sections 8.1, 12 and 13.
+See docs/method.md, Dense depth and Cleaning of confidences.
 """
 
 from __future__ import annotations
@@ -134,9 +134,9 @@ def clean_confidences(
                     every pixel for every neighbour, so large sets should name the views that share pairs.
     tolerance       relative depth by which a point must lie in front of the surface
 
-    Views are cleaned in turn, and later views see the cleaned confidences of earlier ones (spec: alignment,
-    section 13). Within a view the order of the comparisons cannot matter: a point only ever goes to zero, and
-    the other views' confidences do not change meanwhile; so the neighbours are compared in one batch.
+    Views are cleaned in turn, and later views see the cleaned confidences of earlier ones (docs/method.md, Cleaning of
+    confidences). Within a view the order of the comparisons cannot matter: a point only ever goes to zero, and the
+    other views' confidences do not change meanwhile; so the neighbours are compared in one batch.
 
     A depth that is zero or not finite is neither tested nor does it test others. Inputs are not changed.
     """

@@ -1,4 +1,4 @@
-"""Which pairs of images the network looks at (spec: alignment, section 1)."""
+"""Which pairs of images the network looks at (docs/method.md, Scene graph)."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ class FallbackPrediction:
 
 @dataclass(frozen=True)
 class CanonicalView:
-    """All predictions of one view in its own camera, merged (spec: alignment, section 3).
+    """All predictions of one view in its own camera, merged (docs/method.md, Canonical view).
 
     The mean pointmap itself is not kept: focal and core depth are all that later stages read of it.
 

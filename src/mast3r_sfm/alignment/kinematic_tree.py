@@ -1,6 +1,6 @@
 """Which view's pose is expressed relative to which: a spanning tree over well connected pairs.
 
-Spec: alignment, section 7. Ties are decided by SciPy's own order of traversal, so its functions are used as
+See docs/method.md, Kinematic tree. Ties are decided by SciPy's own order of traversal, so its functions are used as
 they are.
 """
 

@@ -1,7 +1,7 @@
 """The unknowns of the scene in one flat vector, and the cameras and depths that follow from them.
 
-Spec: alignment, section 8, in this form: with the size s of a view, the global scaling G = 1 / min s, the base
-focal fb, the focal f, the normalised core depth k and the image centre o = (W/2, H/2, 1),
+With the size s of a view, the global scaling G = 1 / min s, the base focal fb, the focal f, the normalised core depth k
+and the image centre o = (W/2, H/2, 1) (docs/method.md, Parameters of the scene),
 
     depth   d = G s med (k - 1 + f / fb)
     centre  c = G t - G s R l,    l = med (f / fb) K^-1 o

@@ -44,7 +44,7 @@ class AlignmentResult:
 def align(problem: AlignmentProblem, config: AlignmentConfig, advance: Advance | None = None) -> AlignmentResult:
     """Cameras and depths that agree with the matches; runs on the device of `problem`.
 
-    The result is that of the last forward pass of the last stage, before its step (spec: alignment, section 10).
+    The result is that of the last forward pass of the last stage, before its step (docs/method.md, Optimization).
     Raises ReconstructionError when the loss stops being finite.
     """
     with matmul_precision("fp32"), current(problem.device):

@@ -33,7 +33,9 @@ HEAVY_CROP = 0.25
 
 @dataclass(frozen=True)
 class ImageSizing:
-    """How images are resized and cropped for a model (spec: network, section 1; published models have patches of 16).
+    """How images are resized and cropped for a model; published models have patches of 16.
+
+    See docs/method.md, Input of the network.
 
     size            the long edge after the resize, or the side of the square if `square_crop`
     patch_size      both sides become multiples of it

@@ -13,7 +13,7 @@ from mast3r_sfm.types import Correspondences, PairPrediction
 
 
 def match_pair(prediction: PairPrediction, subsample: int = 8) -> Correspondences:
-    """Matches of a symmetric prediction (spec: matching, sections 4 and 5); empty if nothing is reciprocal.
+    """Matches of a symmetric prediction (docs/method.md, Matches of a pair); empty if nothing is reciprocal.
 
     Both predictions of each view take part, with seeds in either view; a match's confidence is the
     geometric mean of its two descriptor confidences. Raises InputError for a model without descriptors.

@@ -1,4 +1,4 @@
-"""Dense descriptors of a pair -> reciprocal nearest neighbours (spec: matching)."""
+"""Dense descriptors of a pair -> reciprocal nearest neighbours (docs/method.md, Reciprocal matching)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mast3r_sfm.types import Correspondences, PairPrediction
 def reciprocal_matches(
     desc_a: torch.Tensor, desc_b: torch.Tensor, seeds: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Follows nearest neighbours from A to B and back until they return (spec: matching, section 2).
+    """Follows nearest neighbours from A to B and back until they return (docs/method.md, Reciprocal matching).
 
     desc_a (NA, D), desc_b (NB, D) float32, one row per pixel; seeds (n,) int64 rows of A, sorted.
     Returns int64 (p, q) of equal length, rows of A and of B that are each other's nearest neighbours,
@@ -53,7 +53,7 @@ def match_maps(desc_a: torch.Tensor, desc_b: torch.Tensor, subsample: int = 8) -
 
 
 def merge_matches(p: torch.Tensor, q: torch.Tensor, size_b: int, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Unique (p, q), sorted by p, then q, with the `values` of each pair's first occurrence (section 5)."""
+    """Unique (p, q), sorted by p, then q, with the `values` of each pair's first occurrence."""
     key, order = torch.sort(p * size_b + q, stable=True)
     first = torch.ones_like(key, dtype=torch.bool)
     first[1:] = key[1:] != key[:-1]

@@ -1,4 +1,4 @@
-"""Published weights -> a network on a device (spec: network, section 9)."""
+"""Published weights -> a network on a device (docs/method.md, Checkpoints)."""
 
 from __future__ import annotations
 
@@ -289,7 +289,7 @@ _ALIAS = re.compile(r"\.layer_rn\.(\d)\.weight$")
 
 
 def _canonical(weights: Weights) -> dict[str, Callable[[], torch.Tensor]]:
-    """Keys under the names of the network's distinct parameters (spec: network, section 9.2)."""
+    """Keys under the names of the network's distinct parameters (docs/method.md, Checkpoints)."""
     known = {key: read for key, read in weights.items() if not _IGNORED.match(key)}
     for key in list(known):
         if match := _ALIAS.search(key):

@@ -43,7 +43,7 @@ _IGNORED = {
 
 @dataclass(frozen=True)
 class Activation:
-    """Output activation `(name, low, high)` of the points or of a confidence (spec: network, section 6.5)."""
+    """Output activation `(name, low, high)` of the points or of a confidence (docs/method.md, Output activations)."""
 
     name: str
     low: float
@@ -112,7 +112,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str = "config.json") -> ModelConfig:
-        """Reads the constructor arguments of a published model (spec: network, sections 7 and 9.3).
+        """Reads the constructor arguments of a published model (docs/method.md, Configurations).
 
         Raises ModelError that names `source` and the field, if one is missing or unusable.
         """

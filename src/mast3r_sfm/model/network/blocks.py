@@ -1,4 +1,4 @@
-"""Transformer blocks of the encoder and of the decoders (spec: network, section 4).
+"""Transformer blocks of the encoder and of the decoders (docs/method.md, Transformer blocks).
 
 The residual stream and the norms are float32 whatever the precision of the matrix products: that
 costs little and keeps most of the accuracy of a half-precision trunk.

@@ -1,4 +1,4 @@
-"""Dense prediction from tokens of four layers of the network (spec: network, section 6.1)."""
+"""Dense prediction from tokens of four layers of the network (docs/method.md, Dense prediction head)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads: token list of one view -> points, confidence, descriptors (spec: network, section 6)."""
+"""Heads: token list of one view -> points, confidence, descriptors (docs/method.md, Heads)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""2-D rotary position embedding (spec: network, section 3)."""
+"""2-D rotary position embedding (docs/method.md, Rotary positions)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The two-view network: shared encoder, two decoders that look at each other, a head per view (spec: network)."""
+"""The two-view network: shared encoder, two decoders that look at each other, a head per view.
+
+See docs/method.md, Network.
+"""
 
 from __future__ import annotations
 
