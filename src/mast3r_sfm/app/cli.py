@@ -34,6 +34,7 @@ from mast3r_sfm.options import (
     Engine,
     Precision,
     ReconstructionOptions,
+    RefinementOptions,
     SceneOptions,
     VerificationLimits,
 )
@@ -120,6 +121,13 @@ def cli() -> None:
 @niter_option
 @click.option("--no-refine", is_flag=True, help="Stop after the first stage (3D loss, intrinsics fixed).")
 @option(AlignmentConfig, "shared_intrinsics")
+@click.option(
+    "--refine-cameras/--no-refine-cameras",
+    default=ReconstructionOptions().refinement is not None,
+    show_default=True,
+    help="Adjust the aligned cameras to local features at the photos' resolution.",
+)
+@option(RefinementOptions, "max_feature_size")
 @option(AlignmentConfig, "subsample")
 @option(AlignmentConfig, "matching_conf_thr")
 @verify_option
@@ -157,6 +165,7 @@ def reconstruct(**flags: Any) -> int:
             batch_size=flags["batch_size"],
             verification=_verification(flags),
             alignment=alignment,
+            refinement=RefinementOptions(flags["max_feature_size"]) if flags["refine_cameras"] else None,
             seed=flags["seed"],
         ),
         scene=SceneOptions(

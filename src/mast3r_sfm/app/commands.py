@@ -225,6 +225,7 @@ def _summary(
     errors = [view.median_reprojection_error_px for view in registered]
     dropped = sum(not pair.kept for pair in result.pairs)
     kept = len(result.pairs) - dropped
+    tracked = [view for view in registered if view.refined]
     rows = {
         "Images registered": f"{len(registered)} of {len(result.views)}",
         "Pairs used": f"{kept} of {len(result.pairs)}" + (f" ({dropped} denied or empty)" if dropped else ""),
@@ -235,6 +236,11 @@ def _summary(
         "Peak memory": ", ".join(f"{name.upper()} {byte_count(value)}" for name, value in _peak_memory(result).items()),
         "Files": str(output),
     }
+    if tracked:
+        rows["Refined cameras"] = (
+            f"{len(tracked)} of {len(registered)}, median reprojection error "
+            f"{np.median([view.track_error_px for view in tracked]):.2f} px of the original photos"
+        )
     if not result.pairs:  # the published engine does not say
         del rows["Pairs used"]
     return rows

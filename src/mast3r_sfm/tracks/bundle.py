@@ -7,7 +7,7 @@ ours at the centre of the first pixel: 0.5 is added on the way in and taken off 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,7 @@ class Bundle:
         cam_from_world: np.ndarray,
         features: Sequence[np.ndarray],
     ) -> None:
+        pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value  # it reports every adjustment otherwise
         self.num_views = len(features)
         self._features = features
         self._model = pycolmap.Reconstruction()
@@ -83,17 +84,19 @@ class Bundle:
         focal, x, y, distortion = camera.params
         return CameraGroup((camera.width, camera.height), focal, (x - 0.5, y - 0.5), distortion)
 
+    def _camera_of(self, view: int) -> pycolmap.Camera:
+        return self._model.cameras[self._model.images[view + 1].camera_id]
+
     def predict(self, i: int, j: int, depths: np.ndarray) -> np.ndarray:
-        """(N, 2) pixels of photo j that show the features of photo i, at z-depths (N,) in camera i; nan where unknown."""
+        """(N, 2) pixels of photo j that show the features of photo i, at z-depths (N,) in camera i, else nan."""
         poses = self.cam_from_world()
-        image_i, image_j = self._model.images[i + 1], self._model.images[j + 1]
-        rays = image_i.camera.cam_from_img(self._features[i] + 0.5)
+        rays = np.asarray(self._camera_of(i).cam_from_img(self._features[i] + 0.5))
         points = np.concatenate([rays, np.ones((len(rays), 1))], axis=1) * depths[:, None]
         j_from_i = poses[j] @ np.linalg.inv(poses[i])
         in_j = points @ j_from_i[:3, :3].T + j_from_i[:3, 3]
         pixels = np.full((len(rays), 2), np.nan)
         seen = np.isfinite(in_j).all(1) & (in_j[:, 2] > 1e-9)
-        pixels[seen] = image_j.camera.img_from_cam(in_j[seen]) - 0.5
+        pixels[seen] = _project(self._camera_of(j), in_j[seen])
         return pixels
 
     def track_depths(self, k: int) -> np.ndarray:
@@ -116,11 +119,10 @@ class Bundle:
         options.detect_watermark = False
         options.ransac.random_seed = _SEED
         options.ransac.max_error = max_error_px
-        images = self._model.images
         geometry = pycolmap.estimate_two_view_geometry(
-            images[i + 1].camera,
+            self._camera_of(i),
             self._features[i] + 0.5,
-            images[j + 1].camera,
+            self._camera_of(j),
             self._features[j] + 0.5,
             matches.astype(np.uint32),
             options,
@@ -164,8 +166,50 @@ class Bundle:
         options.create_max_angle_error = options.continue_max_angle_error = float(np.degrees(max_error_px / focal))
         return options
 
-    def adjust(self, loss_px: float, principal_point: bool = False, iterations: int = 50) -> None:
-        """Moves cameras and points so that the tracks reproject best, under a Cauchy loss of the given scale."""
+    def adjust(
+        self, loss_px: float, principal_point: bool = False, held: Collection[int] = (), iterations: int = 50
+    ) -> None:
+        """Moves cameras and points so that the tracks reproject best, under a Cauchy loss of the given scale.
+
+        principal_point  of every camera is free as well
+        held             cameras whose intrinsics stay as they are
+        """
+        self._adjuster(loss_px, principal_point, held, iterations).solve()
+
+    def intrinsics_std(self, loss_px: float, principal_point: bool) -> np.ndarray:
+        """(groups, 4): standard deviations of f, cx, cy (original pixels) and k1, as far as the tracks tell.
+
+        From the covariance of one more adjustment in which all are free (cx and cy only if `principal_point`; 0
+        otherwise), for the errors that the tracks have. Infinite if it cannot be computed.
+        """
+        adjuster = self._adjuster(loss_px, principal_point, (), 5)
+        adjuster.solve()
+        covariance = pycolmap.estimate_ba_covariance(pycolmap.BACovarianceOptions(), self._model, adjuster)
+        free = [0, 1, 2, 3] if principal_point else [0, 3]
+        found = np.zeros((len(self._model.cameras), 4))
+        found[:, free] = np.inf
+        # the median length of an error whose two coordinates are normal is 1.1774 standard deviations
+        noise_px = np.median(np.concatenate(self.errors_px())) / 1.1774
+        for k, camera in self._model.cameras.items():
+            own = None if covariance is None else covariance.get_other_params_cov(camera.params)
+            if own is not None and own.shape == (len(free), len(free)):
+                found[k - 1, free] = noise_px * np.sqrt(np.maximum(np.diag(own), 0))
+        return found
+
+    def set_intrinsics(self, k: int, group: CameraGroup) -> None:
+        """Gives the camera k other intrinsics."""
+        centre_x, centre_y = group.principal_point
+        self._model.cameras[k + 1].params = [group.focal_px, centre_x + 0.5, centre_y + 0.5, group.distortion]
+
+    def _adjuster(
+        self, loss_px: float, principal_point: bool, held: Collection[int], iterations: int
+    ) -> pycolmap.CeresBundleAdjuster:
+        config = pycolmap.BundleAdjustmentConfig()
+        for image in sorted(self._model.reg_image_ids()):
+            config.add_image(image)
+        for k in held:
+            config.set_constant_cam_intrinsics(k + 1)
+        config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
         options = pycolmap.BundleAdjustmentOptions()
         options.refine_principal_point = principal_point
         options.print_summary = False
@@ -174,7 +218,7 @@ class Bundle:
         options.ceres.solver_options.num_threads = 1
         options.ceres.solver_options.max_num_iterations = iterations
         options.ceres.solver_options.function_tolerance = 1e-7
-        pycolmap.bundle_adjustment(self._model, options)
+        return pycolmap.create_default_ceres_bundle_adjuster(options, config, self._model)
 
     # -------------------------------------------------------------- figures
     def num_observations(self) -> np.ndarray:
@@ -192,8 +236,8 @@ class Bundle:
                 continue
             points = np.array([self._model.points3D[image.points2D[p].point3D_id].xyz for p in index])
             matrix = image.cam_from_world().matrix()
-            projected = image.camera.img_from_cam(points @ matrix[:, :3].T + matrix[:, 3])
-            errors.append(np.linalg.norm(projected - 0.5 - self._features[k][index], axis=1))
+            projected = _project(self._camera_of(k), points @ matrix[:, :3].T + matrix[:, 3])
+            errors.append(np.linalg.norm(projected - self._features[k][index], axis=1))
         return errors
 
     @property
@@ -203,3 +247,10 @@ class Bundle:
     @property
     def mean_track_length(self) -> float:
         return float(self._model.compute_mean_track_length())
+
+
+def _project(camera: pycolmap.Camera, points: np.ndarray) -> np.ndarray:
+    """(N, 2) pixels, centres at integers, of points (N, 3) in front of the camera."""
+    pixels = camera.img_from_cam(points)
+    assert pixels is not None  # it is None for a single point behind the camera only
+    return np.asarray(pixels) - 0.5

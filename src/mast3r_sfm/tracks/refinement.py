@@ -20,6 +20,12 @@ MIN_OBSERVATIONS = 60
 MAX_ERROR_PX = 2.0
 """A view whose tracks reproject worse than this in the median, at 1,600 pixels, keeps the camera that it has."""
 
+MAX_FOCAL_STD = 0.02
+"""Largest standard deviation of a focal length that is adjusted, as a share of it."""
+
+MAX_CENTRE_STD = 0.001
+"""Largest standard deviation of a principal point that is adjusted, as a share of the image's long edge."""
+
 _REFERENCE_PX = 1600.0  # long edge at which pixel limits are stated; they grow with larger photos
 
 
@@ -34,7 +40,7 @@ class Round:
     max_error_px: float
 
 
-ROUNDS = (Round(0.02, 4.0), Round(0.004, 2.0))
+ROUNDS = (Round(0.02, 4.0), Round(0.006, 3.0), Round(0.003, 2.0))
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ class RefinedCameras:
     refined         (n,) bool: the view takes the new camera; False: its tracks were too few or do not fit
     num_observations, median_error_px   (n,) of every view's tracks; original pixels, nan without
     num_points, mean_track_length       of the scene
+    track_depths     n arrays (N,): z-depth of every feature's point in the unit that the cameras came in, nan without
     """
 
     cam_from_world: np.ndarray
@@ -71,6 +78,7 @@ class RefinedCameras:
     median_error_px: np.ndarray
     num_points: int
     mean_track_length: float
+    track_depths: tuple[np.ndarray, ...]
 
 
 def refine_cameras(
@@ -83,12 +91,12 @@ def refine_cameras(
 
     pairs  of views that may share something
 
-    The principal points are freed last, and only with tracks enough to hold them. The scale stays that of the camera
-    centres that came in; so does the frame.
+    Intrinsics that the tracks do not determine stay as they came in (`_settle_intrinsics`). The frame stays, and the
+    scale is that of the camera centres that came in.
     """
     start = np.stack([view.cam_from_world for view in views])
     places = [view.features.xy for view in views]
-    trees = [cKDTree(xy) if len(xy) else cKDTree(np.full((1, 2), np.inf)) for xy in places]
+    trees = [cKDTree(xy) for xy in places]
     bundle = Bundle(groups, [view.group for view in views], start, places)
     long_edge = max(max(group.size) for group in groups)
     pixel = max(1.0, long_edge / _REFERENCE_PX)
@@ -120,10 +128,7 @@ def refine_cameras(
         if advance is not None:
             advance(1)
         depths = [_first_known(bundle.track_depths(k), view.depths) for k, view in enumerate(views)]
-    bundle.adjust(loss_px=pixel)
-    bundle.adjust(loss_px=pixel, principal_point=True)
-    bundle.filter(ROUNDS[-1].max_error_px * pixel)
-    bundle.adjust(loss_px=pixel, principal_point=True)
+    _settle_intrinsics(bundle, groups, pixel)
     if advance is not None:
         advance(1)
 
@@ -132,7 +137,7 @@ def refine_cameras(
     refined = (counts >= MIN_OBSERVATIONS) & (errors <= MAX_ERROR_PX * pixel)
     if refined.sum() < 2:
         return None
-    found = in_frame_of(bundle.cam_from_world(), start, refined)
+    found, scale = in_frame_of(bundle.cam_from_world(), start, refined)
     return RefinedCameras(
         cam_from_world=np.where(refined[:, None, None], found, start),
         groups=tuple(bundle.group(k) for k in range(len(groups))),
@@ -141,15 +146,42 @@ def refine_cameras(
         median_error_px=errors,
         num_points=bundle.num_points,
         mean_track_length=bundle.mean_track_length,
+        track_depths=tuple(scale * bundle.track_depths(k) for k in range(len(views))),
     )
+
+
+def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: float) -> None:
+    """The last adjustments: every camera gets the intrinsics that its tracks determine, and keeps the others.
+
+    A focal length that the tracks leave uncertain by more than `MAX_FOCAL_STD` stays the one that came in; a principal
+    point uncertain by more than `MAX_CENTRE_STD` stays in the middle of the image. Cameras close together or looking
+    the same way, or a flat scene, leave these open: they would wander far for a hundredth of a pixel.
+    """
+    bundle.adjust(pixel)
+    focal_std = bundle.intrinsics_std(pixel, principal_point=False)[:, 0]
+    held = {k for k, own in enumerate(start) if not focal_std[k] <= MAX_FOCAL_STD * own.focal_px}
+    for k in held:
+        bundle.set_intrinsics(k, start[k])
+    bundle.adjust(pixel, held=held)
+    settled = [bundle.group(k) for k in range(len(start))]
+    bundle.adjust(pixel, principal_point=True, held=held)
+    std = bundle.intrinsics_std(pixel, principal_point=True)
+    for k, own in enumerate(start):
+        if k not in held and not std[k, 1:3].max() <= MAX_CENTRE_STD * max(own.size):
+            bundle.set_intrinsics(k, settled[k])
+            held.add(k)
+    bundle.adjust(pixel, principal_point=True, held=held)
+    bundle.filter(ROUNDS[-1].max_error_px * pixel)
+    bundle.adjust(pixel, principal_point=True, held=held)
 
 
 NUM_STEPS = len(ROUNDS) + 1
 """Calls of `advance` by `refine_cameras`, one step each."""
 
 
-def in_frame_of(cam_from_world: np.ndarray, reference: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Cameras (n, 4, 4) in the frame and unit of a reference, so that the centres of `used` (n,) agree best.
+def in_frame_of(cam_from_world: np.ndarray, reference: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, float]:
+    """Cameras (n, 4, 4) in the frame and unit of a reference, so that the centres of `used` (n,) agree best, and the
+    scale that this took.
 
     Centres alone leave a turn about their line open, or all of it if they coincide; then the rotations decide.
     """
@@ -164,7 +196,7 @@ def in_frame_of(cam_from_world: np.ndarray, reference: np.ndarray, used: np.ndar
     moved = poses.copy()
     moved[:, :3, :3] = rotation @ poses[:, :3, :3]
     moved[:, :3, 3] = scale * poses[:, :3, 3] @ rotation.T + shift
-    return np.linalg.inv(moved)
+    return np.linalg.inv(moved), scale
 
 
 def _first_known(preferred: np.ndarray, other: np.ndarray) -> np.ndarray:
