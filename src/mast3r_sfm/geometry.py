@@ -11,13 +11,54 @@ def invert(matrices: torch.Tensor) -> torch.Tensor:
     return torch.linalg.inv(matrices.cpu()).to(matrices.device)
 
 
-def points_of_depth(depth: np.ndarray, K: np.ndarray) -> np.ndarray:
-    """(H, W, 3) float64 points in the camera's frame of every pixel of z-depth (H, W), for intrinsics K (3, 3)."""
+def points_of_depth(depth: np.ndarray, K: np.ndarray, distortion: float = 0.0) -> np.ndarray:
+    """(H, W, 3) float64 points in the camera's frame of every pixel of z-depth (H, W), for intrinsics K (3, 3).
+
+    distortion  k1 of a point x = (X / Z, Y / Z), which is seen at x (1 + k1 |x|^2)
+    """
     H, W = depth.shape
     rays = (np.stack(np.meshgrid(np.arange(W), np.arange(H)), -1) - K[:2, 2]) / np.diag(K)[:2]
+    if distortion:
+        rays = undistort(rays, distortion)
     return np.concatenate([rays * depth[..., None], depth[..., None]], -1)
+
+
+def undistort(seen: np.ndarray, distortion: float) -> np.ndarray:
+    """Points (..., 2) in units of the focal length from where a lens of radial distortion k1 shows them.
+
+    Solves x (1 + k1 |x|^2) = x_seen along the radius by Newton's method; far outside of what a lens can show, where
+    there is no solution, it ends somewhere on the way.
+    """
+    radius = np.linalg.norm(seen, axis=-1, keepdims=True)
+    found = radius.copy()
+    for _ in range(8):
+        slope = np.maximum(1 + 3 * distortion * found**2, 0.1)
+        found = found - (found * (1 + distortion * found**2) - radius) / slope
+    return seen * np.divide(found, radius, out=np.ones_like(radius), where=radius > 0)
 
 
 def to_world(points: np.ndarray, world_from_cam: np.ndarray) -> np.ndarray:
     """Points (..., 3) of a camera's frame in the world's, for a pose (4, 4)."""
     return points @ world_from_cam[:3, :3].T + world_from_cam[:3, 3]
+
+
+def rotation_angles_deg(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(n,) angles in degrees between rotation matrices (n, 3, 3), exact for small ones.
+
+    From the chord, ||a - b|| = 2 sqrt(2) sin(angle / 2): the arc cosine of the trace cannot resolve small angles.
+    """
+    chord = np.linalg.norm(a - b, axis=(-2, -1)) / (2 * np.sqrt(2))
+    return np.degrees(2 * np.arcsin(np.clip(chord, 0, 1)))
+
+
+def similarity_transform(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """Scale, rotation (3, 3) and translation (3,) that map points (n, 3) onto others best.
+
+    Source: S. Umeyama, "Least-squares estimation of transformation parameters between two point patterns", PAMI 13(4).
+    """
+    a, b = source - source.mean(0), target - target.mean(0)
+    u, s, vt = np.linalg.svd(b.T @ a)
+    sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
+    rotation = (u * sign) @ vt
+    scale = float((s * sign).sum() / max((a**2).sum(), 1e-300))
+    return scale, rotation, target.mean(0) - scale * rotation @ source.mean(0)

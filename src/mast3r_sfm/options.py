@@ -242,12 +242,21 @@ class AlignmentConfig:
 
 
 @dataclass(frozen=True)
+class RefinementOptions:
+    """How cameras are refined by tracks of local features (docs/method.md, Refined cameras)."""
+
+    max_feature_size: int = choice(1600, "Long edge of the photos that features are looked for in, pixels.", minimum=64)
+    max_features: int = 8192
+
+
+@dataclass(frozen=True)
 class ReconstructionOptions:
     """What a reconstruction may be asked, besides its images and its model.
 
     scene_graph   which pairs are predicted; a string is parsed (`SceneGraph.parse`)
     batch_size    pairs decoded at once, None: by the free memory
     verification  limits of the test of matches by geometry, None: all matches are kept, as published
+    refinement    of the aligned cameras by features at the photos' resolution, None: they stay as aligned
     seed          of all random choices: the same input, seed and device give the same result
     """
 
@@ -255,6 +264,7 @@ class ReconstructionOptions:
     batch_size: int | None = choice(None, "Pairs per batch [default: by the free memory].", minimum=1)
     verification: VerificationLimits | None = field(default_factory=VerificationLimits)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    refinement: RefinementOptions | None = None
     seed: int = choice(0, "Of all random choices.")
 
     def __post_init__(self) -> None:

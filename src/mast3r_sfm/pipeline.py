@@ -5,6 +5,7 @@ result = reconstruct(images, model)
     predict_pairwise                       views -> matches, canonical views     inference, matching/, canonical
     align_group                            -> cameras and depths of the anchors  alignment/
     densify_views                          -> depth and confidence of all pixels densify
+    refine_views (if asked)                -> cameras exact to part of a pixel   refine, tracks/
 result.save("result")                      -> GLB, depth, cameras, matches       export/
 """
 
@@ -28,7 +29,9 @@ from mast3r_sfm.options import Precision, ReconstructionOptions, SceneGraph
 from mast3r_sfm.pairwise import predict_pairwise
 from mast3r_sfm.progress import Progress, StageTimer
 from mast3r_sfm.reconstruction import Reconstruction
+from mast3r_sfm.refine import refine_views
 from mast3r_sfm.scene_graph import make_pairs
+from mast3r_sfm.tracks.refinement import NUM_STEPS
 from mast3r_sfm.types import Correspondences, ModelDescription, PairPrediction, View
 
 logger = logging.getLogger(__name__)
@@ -107,6 +110,10 @@ def _reconstruct(
 
     with timer.stage("Dense depth", 1):
         views = densify_views(images, data, aligned, config.subsample)
+
+    if options.refinement is not None:
+        with timer.stage("Refine cameras", len(aligned.group) + NUM_STEPS) as advance:
+            views = refine_views(images, views, data.pairs, options.refinement, config.shared_intrinsics, advance)
 
     return Reconstruction(
         views,

@@ -200,6 +200,11 @@ class ReconstructedView:
     median_reprojection_error_px  over the view's matches, network pixels; nan without matches
     num_matches     matches of the view that entered the alignment
     mask            (H, W) bool, True where the photo is opaque, None if it is everywhere
+    distortion      k1 of the lens: a point at x = (X / Z, Y / Z) of the camera is seen at x (1 + k1 |x|^2)
+    refined         the camera was adjusted to tracks of local features
+    num_track_observations, track_error_px
+                    features of the photo in those tracks, and their median reprojection error in pixels of the
+                    original photo; nan without
     """
 
     index: int
@@ -215,6 +220,10 @@ class ReconstructedView:
     median_reprojection_error_px: float
     num_matches: int
     mask: np.ndarray | None = None
+    distortion: float = 0.0
+    refined: bool = False
+    num_track_observations: int = 0
+    track_error_px: float = float("nan")
 
     @property
     def K_original(self) -> np.ndarray:
@@ -227,7 +236,7 @@ class ReconstructedView:
 
     def points_world(self) -> np.ndarray:
         """(H, W, 3) float32: every pixel at its depth, in the world frame."""
-        return to_world(points_of_depth(self.depth, self.K), self.world_from_cam).astype(np.float32)
+        return to_world(points_of_depth(self.depth, self.K, self.distortion), self.world_from_cam).astype(np.float32)
 
 
 @dataclass(frozen=True)

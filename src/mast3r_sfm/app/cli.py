@@ -22,6 +22,7 @@ from mast3r_sfm.app.requests import (
     EXIT_PARTIAL,
     CompareRequest,
     Display,
+    EvaluateRequest,
     ExportRequest,
     MatchRequest,
     ModelRequest,
@@ -33,6 +34,7 @@ from mast3r_sfm.options import (
     Engine,
     Precision,
     ReconstructionOptions,
+    RefinementOptions,
     SceneOptions,
     VerificationLimits,
 )
@@ -119,6 +121,13 @@ def cli() -> None:
 @niter_option
 @click.option("--no-refine", is_flag=True, help="Stop after the first stage (3D loss, intrinsics fixed).")
 @option(AlignmentConfig, "shared_intrinsics")
+@click.option(
+    "--refine-cameras/--no-refine-cameras",
+    default=ReconstructionOptions().refinement is not None,
+    show_default=True,
+    help="Adjust the aligned cameras to local features at the photos' resolution.",
+)
+@option(RefinementOptions, "max_feature_size")
 @option(AlignmentConfig, "subsample")
 @option(AlignmentConfig, "matching_conf_thr")
 @verify_option
@@ -156,6 +165,7 @@ def reconstruct(**flags: Any) -> int:
             batch_size=flags["batch_size"],
             verification=_verification(flags),
             alignment=alignment,
+            refinement=RefinementOptions(flags["max_feature_size"]) if flags["refine_cameras"] else None,
             seed=flags["seed"],
         ),
         scene=SceneOptions(
@@ -215,6 +225,28 @@ def export(folder: Path, **flags: Any) -> None:
     names = ("min_conf_thr", "as_pointcloud", "max_points", "clean_depth")
     changes = {name: flags[name] for name in names if flags[name] is not None}
     commands.export(ExportRequest(folder, changes, _display(flags)))
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="OUTDIR")
+@click.option(
+    "--truth",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="PATH",
+    help="COLMAP model (folder), truth.json, cameras.json, or TUM trajectory (.txt, with file names for times).",
+)
+@option(EvaluateRequest, "json_file", "--json", "json_file", metavar="FILE")
+@display_options
+def evaluate(folder: Path, truth: Path, json_file: Path | None, **flags: Any) -> None:
+    """Compare the cameras of a finished result with known ones.
+
+    Photos are matched by file name. Frame and scale need not agree; a photo that is not registered counts as 180
+    degrees off.
+    """
+    from mast3r_sfm.app import commands
+
+    commands.evaluate(EvaluateRequest(folder, truth, json_file, _display(flags)))
 
 
 @cli.command()

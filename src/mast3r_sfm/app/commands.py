@@ -15,12 +15,14 @@ import torch
 from mast3r_sfm.app.compare.command import reconstruct_upstream
 from mast3r_sfm.app.console import ProgressDisplay, logging_to_console, say, show_table
 from mast3r_sfm.app.memory import estimate_matches, estimate_memory, peak_memory
-from mast3r_sfm.app.requests import ExportRequest, MatchRequest, ModelRequest, ReconstructRequest
+from mast3r_sfm.app.requests import EvaluateRequest, ExportRequest, MatchRequest, ModelRequest, ReconstructRequest
 from mast3r_sfm.device import resolve_device
 from mast3r_sfm.errors import InputError
+from mast3r_sfm.evaluation import Evaluation, evaluate_views, read_true_depth, read_truth
+from mast3r_sfm.export.files import write_json
 from mast3r_sfm.export.glb import SceneStatistics
 from mast3r_sfm.export.match_result import write_match_result
-from mast3r_sfm.export.result import check_output, expected_bytes, read_scene_options, rewrite_scene
+from mast3r_sfm.export.result import check_output, expected_bytes, explained_writing, read_scene_options, rewrite_scene
 from mast3r_sfm.images.loading import find_images
 from mast3r_sfm.model.checkpoint import Model, load_model
 from mast3r_sfm.options import DEFAULT_MODEL, Engine, SceneOptions
@@ -107,6 +109,41 @@ def export(request: ExportRequest) -> None:
         say(_scene_line(statistics, scene), request.display.quiet)
 
 
+def evaluate(request: EvaluateRequest) -> None:
+    """The `evaluate` command."""
+    with logging_to_console(request.display.debug):
+        truth = read_truth(request.truth)
+        result = Reconstruction.load(request.folder)
+        found = evaluate_views(result.views, truth, read_true_depth(request.truth))
+        if request.json_file is not None:
+            with explained_writing(request.json_file):
+                write_json(request.json_file, dataclasses.asdict(found))
+        show_table(_evaluation_rows(found), request.display.quiet)
+
+
+def _evaluation_rows(found: Evaluation) -> dict[str, str]:
+    """What `evaluate` shows."""
+
+    def shares(values: Mapping[int, float]) -> str:
+        return ", ".join(f"{value:.1%} at {limit}\N{DEGREE SIGN}" for limit, value in values.items())
+
+    rows = {
+        "Images registered": f"{found.num_registered} of {found.num_images}",
+        "Rotation, median": f"{found.rotation_deg:.3f}\N{DEGREE SIGN} over all pairs",
+        "Direction, median": f"{found.direction_deg:.3f}\N{DEGREE SIGN} over all pairs",
+        "Accuracy": shares(found.accuracy),
+        "AUC": shares(found.auc),
+        "ATE": f"{found.ate:.3%} of the cameras' extent; scale {found.scale:.4f}",
+        "Focal length, median": f"{found.focal:.2%}",
+    }
+    if not np.isnan(found.depth):
+        rows["Depth"] = (
+            f"median {found.depth:.2%}, within 3 %: {found.depth_within_3_percent:.1%}, "
+            f"beyond 10 %: {found.depth_beyond_10_percent:.1%}"
+        )
+    return rows
+
+
 def _free_output(inputs: Sequence[str]) -> Path:
     """outputs/<name of the first input>, with -2, -3, ... appended if it is taken."""
     first = Path(inputs[0])
@@ -188,6 +225,7 @@ def _summary(
     errors = [view.median_reprojection_error_px for view in registered]
     dropped = sum(not pair.kept for pair in result.pairs)
     kept = len(result.pairs) - dropped
+    tracked = [view for view in registered if view.refined]
     rows = {
         "Images registered": f"{len(registered)} of {len(result.views)}",
         "Pairs used": f"{kept} of {len(result.pairs)}" + (f" ({dropped} denied or empty)" if dropped else ""),
@@ -198,6 +236,11 @@ def _summary(
         "Peak memory": ", ".join(f"{name.upper()} {byte_count(value)}" for name, value in _peak_memory(result).items()),
         "Files": str(output),
     }
+    if tracked:
+        rows["Refined cameras"] = (
+            f"{len(tracked)} of {len(registered)}, median reprojection error "
+            f"{np.median([view.track_error_px for view in tracked]):.2f} px of the original photos"
+        )
     if not result.pairs:  # the published engine does not say
         del rows["Pairs used"]
     return rows

@@ -89,6 +89,16 @@ class ExportRequest:
 
 
 @dataclass(frozen=True)
+class EvaluateRequest:
+    """`evaluate`."""
+
+    folder: Path
+    truth: Path
+    json_file: Path | None = choice(None, "Write the figures to this file as well.")
+    display: Display = field(default_factory=Display)
+
+
+@dataclass(frozen=True)
 class CompareRequest:
     """`compare`, which runs both engines."""
 

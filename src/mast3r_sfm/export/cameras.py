@@ -13,9 +13,12 @@ CONVENTION = (
     "it is null for images that are not registered, which have no place in the scene. Pixel centres lie at integers, "
     "so the centre of the top left pixel is (0, 0). K_network belongs to the network's image, which is the size of "
     "depth_NNN.npy, K_original to the photo as it is shown (after its EXIF rotation); network_from_original maps "
-    "homogeneous pixels (x, y, 1). No lens distortion. depth_NNN.npy is float32 z-depth, the distance along the "
-    "camera's z axis and not along the ray: X_cam = depth * inverse(K_network) (x, y, 1). "
-    "median_reprojection_error_px is in pixels of the network's image, null without matches."
+    "homogeneous pixels (x, y, 1). distortion_k1 is the lens: a point X_cam at x = (X / Z, Y / Z) is seen at the pixel "
+    "K (x (1 + k1 |x|^2), 1); it is 0 unless the cameras were refined. depth_NNN.npy is float32 z-depth, the distance "
+    "along the camera's z axis and not along the ray: X_cam = depth * inverse(K_network) (x, y, 1), "
+    "with the distortion taken off first where there is one. "
+    "median_reprojection_error_px is in pixels of the network's image, null without matches; track_error_px, of "
+    "the tracks of local features that refined cameras were adjusted to, is in pixels of the original photo."
 )
 UNITS = "metres (approximate)"
 
@@ -47,4 +50,8 @@ def _image_entry(view: ReconstructedView) -> dict[str, Any]:
         "median_reprojection_error_px": view.median_reprojection_error_px,
         "num_matches": view.num_matches,
         "mean_confidence": view.mean_confidence,
+        "distortion_k1": view.distortion,
+        "refined": view.refined,
+        "num_track_observations": view.num_track_observations,
+        "track_error_px": view.track_error_px,
     }

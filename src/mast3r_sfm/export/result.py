@@ -55,7 +55,7 @@ def check_output(output: Path, overwrite: bool, needed_bytes: int = 0) -> None:
     """
     output = output.resolve()
     parent = next((folder for folder in output.parents if folder.exists()), output)
-    with _explained(parent):
+    with explained_writing(parent):
         _check_replaceable(output, overwrite)
         probe = _sibling(parent / output.name, "probe")
         probe.mkdir()
@@ -103,7 +103,7 @@ def replaced_folder(output: Path, overwrite: bool) -> Iterator[Path]:
     Raises InputError for what `check_output` checks, and if the disk is full.
     """
     output = output.resolve()
-    with _explained(output.parent):
+    with explained_writing(output.parent):
         _check_replaceable(output, overwrite)
         with _parents_of(output), _staging_folder(output) as staging:
             yield staging
@@ -137,7 +137,7 @@ def rewrite_scene(output: Path, options: SceneOptions) -> SceneStatistics:
         raise InputError(f"{output} is not a result of {_TOOL}: name the output folder of a finished reconstruction")
     reconstruction = load_reconstruction(output / STORE)
     new_scene, new_run = _sibling(output / SCENE, "new"), _sibling(output / RUN, "new")
-    with _explained(output):
+    with explained_writing(output):
         try:
             statistics = write_glb(reconstruction, new_scene, options)
             write_json(new_run, {**run, "scene": _scene_section(options, statistics)})
@@ -271,7 +271,7 @@ def _remove(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def explained_writing(folder: Path) -> Iterator[None]:
     """Turns failures of the file system into an InputError that names the folder and the cure."""
     try:
         yield

@@ -14,7 +14,7 @@ from mast3r_sfm.export.files import write_npz
 from mast3r_sfm.export.matches import pack_matches, unpack_matches
 from mast3r_sfm.types import ImageTransform, ReconstructedScene, ReconstructedView
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def save_reconstruction(reconstruction: ReconstructedScene, path: Path) -> None:
@@ -30,6 +30,10 @@ def save_reconstruction(reconstruction: ReconstructedScene, path: Path) -> None:
         "world_from_cam": np.array([view.world_from_cam for view in views], dtype=np.float64).reshape(-1, 4, 4),
         "median_reprojection_error_px": np.array([view.median_reprojection_error_px for view in views], dtype=float),
         "num_matches": np.array([view.num_matches for view in views], dtype=np.int64),
+        "distortion": np.array([view.distortion for view in views], dtype=np.float64),
+        "refined": np.array([view.refined for view in views], dtype=bool),
+        "num_track_observations": np.array([view.num_track_observations for view in views], dtype=np.int64),
+        "track_error_px": np.array([view.track_error_px for view in views], dtype=np.float64),
         **{f"match_{key}": array for key, array in pack_matches(reconstruction.matches).items()},
     }
     for number, view in enumerate(views):
@@ -53,13 +57,15 @@ def load_reconstruction(path: Path) -> ReconstructedScene:
     try:
         with np.load(path, allow_pickle=False) as file:
             version = int(file["format_version"])
-            if version != FORMAT_VERSION:
+            if version not in (1, FORMAT_VERSION):
                 raise InputError(
                     f"{path} has format {version}, this version of mast3r-sfm reads format {FORMAT_VERSION}: "
                     "run the reconstruction again"
                 )
             matches = unpack_matches({key: file[f"match_{key}"] for key in pack_matches([])})
             columns = {key: file[key] for key in _COLUMNS}
+            views_before_refinement = np.zeros(len(columns["index"]))  # what format 1 does not have
+            columns |= {key: file.get(key, views_before_refinement) for key in _COLUMNS_OF_REFINEMENT}
             views = tuple(_view(file, columns, number) for number in range(len(columns["index"])))
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: name the output folder of a finished reconstruction") from error
@@ -80,6 +86,7 @@ _COLUMNS = (
     "median_reprojection_error_px",
     "num_matches",
 )
+_COLUMNS_OF_REFINEMENT = ("distortion", "refined", "num_track_observations", "track_error_px")
 
 
 def _cleaned(conf: np.ndarray, cleaned: np.ndarray) -> np.ndarray:
@@ -107,4 +114,8 @@ def _view(file: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray], num
         median_reprojection_error_px=float(columns["median_reprojection_error_px"][number]),
         num_matches=int(columns["num_matches"][number]),
         mask=file.get(f"mask_{number:03d}"),
+        distortion=float(columns["distortion"][number]),
+        refined=bool(columns["refined"][number]),
+        num_track_observations=int(columns["num_track_observations"][number]),
+        track_error_px=float(columns["track_error_px"][number]) if columns["refined"][number] else float("nan"),
     )

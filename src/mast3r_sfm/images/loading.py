@@ -130,6 +130,21 @@ def load_image(path: str | Path, index: int = 0, sizing: ImageSizing | None = No
     return view
 
 
+def read_grey(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """The whole photo, upright: (H, W) uint8 grey, and (H, W) bool True where it is opaque (None: everywhere).
+
+    Raises InputError as `load_image`.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    with quiet_pillow():
+        decoded = decode_image(data, str(path))
+    mask = None if decoded.alpha is None else np.asarray(decoded.alpha) >= 128
+    return np.asarray(decoded.rgb.convert("L")), mask
+
+
 def network_transform(original_size: tuple[int, int], sizing: ImageSizing, name: str = "image") -> ImageTransform:
     """The resize and crop of an upright image of `original_size` (width, height).
 

@@ -1,0 +1,60 @@
+"""Local features of a photo: SIFT at up to a given size, with descriptors that compare by their dot product.
+
+Sources: D. Lowe, "Distinctive image features from scale-invariant keypoints", IJCV 60(2), 2004; the square root of the
+descriptors: R. Arandjelovic, A. Zisserman, "Three things everyone should know to improve object retrieval", CVPR 2012.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+_CONTRAST = 0.01  # weak texture counts too: the geometry says where to look for a partner
+
+
+@dataclass(frozen=True)
+class LocalFeatures:
+    """Features of one photo.
+
+    xy           (N, 2) float64 pixels of the original photo (after its EXIF rotation), pixel centres at integers
+    descriptors  (N, 128) float32 of unit length
+    """
+
+    xy: np.ndarray
+    descriptors: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+
+def extract_features(
+    grey: np.ndarray, max_size: int, max_features: int, mask: np.ndarray | None = None
+) -> LocalFeatures:
+    """The strongest features of a photo, in order of their place.
+
+    grey      (H, W) uint8
+    max_size  longer edge in pixels that the photo is reduced to
+    mask      (H, W) bool, True where features may lie; None: everywhere
+    """
+    import cv2
+
+    H, W = grey.shape
+    scale = min(1.0, max_size / max(H, W))
+    size = max(1, round(W * scale)), max(1, round(H * scale))
+    small = grey if size == (W, H) else np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.LANCZOS))
+    # the precise upscale: without it OpenCV's first octave is a quarter of a pixel off
+    sift = cv2.SIFT_create(nfeatures=max_features, contrastThreshold=_CONTRAST, enable_precise_upscale=True)  # type: ignore[attr-defined]
+    keypoints, found = sift.detectAndCompute(small, None)
+    if not keypoints:
+        return LocalFeatures(np.zeros((0, 2)), np.zeros((0, 128), dtype=np.float32))
+    xy = (np.array([point.pt for point in keypoints], dtype=np.float64) + 0.5) * [W / size[0], H / size[1]] - 0.5
+    descriptors = np.sqrt(found / (found.sum(1, keepdims=True) + 1e-9)).astype(np.float32)
+    descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True) + 1e-9
+    order = np.lexsort((*descriptors[:, :2].T, xy[:, 0], xy[:, 1]))  # whatever the order in which threads found them
+    xy, descriptors = xy[order], descriptors[order]
+    if mask is not None:
+        column, row = np.clip(np.rint(xy).astype(int), 0, [W - 1, H - 1]).T
+        xy, descriptors = xy[mask[row, column]], descriptors[mask[row, column]]
+    return LocalFeatures(xy, descriptors)

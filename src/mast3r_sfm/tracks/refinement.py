@@ -1,0 +1,203 @@
+"""The refinement of cameras: features, guided matches, tracks and bundle adjustment in rounds, from loose to tight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from mast3r_sfm.geometry import rotation_angles_deg, similarity_transform
+from mast3r_sfm.progress import Advance
+from mast3r_sfm.tracks.bundle import Bundle, CameraGroup
+from mast3r_sfm.tracks.features import LocalFeatures
+from mast3r_sfm.tracks.guided import match_guided
+
+MIN_OBSERVATIONS = 60
+"""A view with fewer features in tracks keeps the camera that it has."""
+
+MAX_ERROR_PX = 2.0
+"""A view whose tracks reproject worse than this in the median, at 1,600 pixels, keeps the camera that it has."""
+
+MAX_FOCAL_STD = 0.02
+"""Largest standard deviation of a focal length that is adjusted, as a share of it."""
+
+MAX_CENTRE_STD = 0.001
+"""Largest standard deviation of a principal point that is adjusted, as a share of the image's long edge."""
+
+_REFERENCE_PX = 1600.0  # long edge at which pixel limits are stated; they grow with larger photos
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: matches within `radius` of their predicted place (share of the long edge), then adjustment.
+
+    max_error_px  of an observation that stays, at 1,600 pixels
+    """
+
+    radius: float
+    max_error_px: float
+
+
+ROUNDS = (Round(0.02, 4.0), Round(0.006, 3.0), Round(0.003, 2.0))
+
+
+@dataclass(frozen=True)
+class TrackView:
+    """What the refinement reads of one aligned view.
+
+    features        of the photo
+    depths          (N,) predicted z-depth of every feature in scene units, nan where unknown
+    cam_from_world  (4, 4)
+    group           index of its camera
+    """
+
+    features: LocalFeatures
+    depths: np.ndarray
+    cam_from_world: np.ndarray
+    group: int
+
+
+@dataclass(frozen=True)
+class RefinedCameras:
+    """Cameras after the adjustment.
+
+    cam_from_world  (n, 4, 4), in the frame and unit that the cameras came in
+    groups          intrinsics of every camera
+    refined         (n,) bool: the view takes the new camera; False: its tracks were too few or do not fit
+    num_observations, median_error_px   (n,) of every view's tracks; original pixels, nan without
+    num_points, mean_track_length       of the scene
+    track_depths     n arrays (N,): z-depth of every feature's point in the unit that the cameras came in, nan without
+    """
+
+    cam_from_world: np.ndarray
+    groups: tuple[CameraGroup, ...]
+    refined: np.ndarray
+    num_observations: np.ndarray
+    median_error_px: np.ndarray
+    num_points: int
+    mean_track_length: float
+    track_depths: tuple[np.ndarray, ...]
+
+
+def refine_cameras(
+    views: Sequence[TrackView],
+    groups: Sequence[CameraGroup],
+    pairs: Sequence[tuple[int, int]],
+    advance: Advance | None = None,
+) -> RefinedCameras | None:
+    """Adjusts the cameras to tracks of local features; None if there are too few tracks to say anything.
+
+    pairs  of views that may share something
+
+    Intrinsics that the tracks do not determine stay as they came in (`_settle_intrinsics`). The frame stays, and the
+    scale is that of the camera centres that came in.
+    """
+    start = np.stack([view.cam_from_world for view in views])
+    places = [view.features.xy for view in views]
+    trees = [cKDTree(xy) for xy in places]
+    bundle = Bundle(groups, [view.group for view in views], start, places)
+    long_edge = max(max(group.size) for group in groups)
+    pixel = max(1.0, long_edge / _REFERENCE_PX)
+    depths = [view.depths for view in views]
+    for one in ROUNDS:
+        confirmed = {}
+        for i, j in pairs:
+            matches = match_guided(
+                views[i].features,
+                views[j].features,
+                trees[i],
+                trees[j],
+                bundle.predict(i, j, depths[i]),
+                bundle.predict(j, i, depths[j]),
+                one.radius * long_edge,
+            )
+            geometry = bundle.confirm(i, j, matches, 2 * one.max_error_px * pixel)
+            if geometry is not None:
+                confirmed[i, j] = geometry
+        if not confirmed:
+            return None
+        bundle.triangulate(confirmed, 2 * one.max_error_px * pixel)
+        if bundle.num_points < MIN_OBSERVATIONS:
+            return None
+        for factor in (2.0, 1.0):
+            bundle.adjust(loss_px=pixel)
+            bundle.filter(factor * one.max_error_px * pixel)
+            bundle.extend(factor * one.max_error_px * pixel)
+        if advance is not None:
+            advance(1)
+        depths = [_first_known(bundle.track_depths(k), view.depths) for k, view in enumerate(views)]
+    _settle_intrinsics(bundle, groups, pixel)
+    if advance is not None:
+        advance(1)
+
+    counts = bundle.num_observations()
+    errors = np.array([np.median(own) if len(own) else np.nan for own in bundle.errors_px()])
+    refined = (counts >= MIN_OBSERVATIONS) & (errors <= MAX_ERROR_PX * pixel)
+    if refined.sum() < 2:
+        return None
+    found, scale = in_frame_of(bundle.cam_from_world(), start, refined)
+    return RefinedCameras(
+        cam_from_world=np.where(refined[:, None, None], found, start),
+        groups=tuple(bundle.group(k) for k in range(len(groups))),
+        refined=refined,
+        num_observations=counts,
+        median_error_px=errors,
+        num_points=bundle.num_points,
+        mean_track_length=bundle.mean_track_length,
+        track_depths=tuple(scale * bundle.track_depths(k) for k in range(len(views))),
+    )
+
+
+def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: float) -> None:
+    """The last adjustments: every camera gets the intrinsics that its tracks determine, and keeps the others.
+
+    A focal length that the tracks leave uncertain by more than `MAX_FOCAL_STD` stays the one that came in; a principal
+    point uncertain by more than `MAX_CENTRE_STD` stays in the middle of the image. Cameras close together or looking
+    the same way, or a flat scene, leave these open: they would wander far for a hundredth of a pixel.
+    """
+    bundle.adjust(pixel)
+    focal_std = bundle.intrinsics_std(pixel, principal_point=False)[:, 0]
+    held = {k for k, own in enumerate(start) if not focal_std[k] <= MAX_FOCAL_STD * own.focal_px}
+    for k in held:
+        bundle.set_intrinsics(k, start[k])
+    bundle.adjust(pixel, held=held)
+    settled = [bundle.group(k) for k in range(len(start))]
+    bundle.adjust(pixel, principal_point=True, held=held)
+    std = bundle.intrinsics_std(pixel, principal_point=True)
+    for k, own in enumerate(start):
+        if k not in held and not std[k, 1:3].max() <= MAX_CENTRE_STD * max(own.size):
+            bundle.set_intrinsics(k, settled[k])
+            held.add(k)
+    bundle.adjust(pixel, principal_point=True, held=held)
+    bundle.filter(ROUNDS[-1].max_error_px * pixel)
+    bundle.adjust(pixel, principal_point=True, held=held)
+
+
+NUM_STEPS = len(ROUNDS) + 1
+"""Calls of `advance` by `refine_cameras`, one step each."""
+
+
+def in_frame_of(cam_from_world: np.ndarray, reference: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, float]:
+    """Cameras (n, 4, 4) in the frame and unit of a reference, so that the centres of `used` (n,) agree best, and the
+    scale that this took.
+
+    Centres alone leave a turn about their line open, or all of it if they coincide; then the rotations decide.
+    """
+    poses, target = np.linalg.inv(cam_from_world), np.linalg.inv(reference)
+    scale, rotation, shift = similarity_transform(poses[used, :3, 3], target[used, :3, 3])
+    relative = target[used, :3, :3] @ poses[used, :3, :3].transpose(0, 2, 1)
+    u, _, vt = np.linalg.svd(relative.sum(0))
+    mean_rotation = u @ np.diag([1, 1, np.linalg.det(u @ vt)]) @ vt
+    if rotation_angles_deg(rotation[None], mean_rotation[None])[0] > 5:
+        rotation = mean_rotation
+        shift = target[used, :3, 3].mean(0) - scale * rotation @ poses[used, :3, 3].mean(0)
+    moved = poses.copy()
+    moved[:, :3, :3] = rotation @ poses[:, :3, :3]
+    moved[:, :3, 3] = scale * poses[:, :3, 3] @ rotation.T + shift
+    return np.linalg.inv(moved), scale
+
+
+def _first_known(preferred: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(preferred), preferred, other)
