@@ -71,6 +71,7 @@ class TestCameras:
             {
                 *("index", "file", "original_size", "network_size", "network_from_original", "K_network", "K_original"),
                 *("world_from_cam", "registered", "median_reprojection_error_px", "num_matches", "mean_confidence"),
+                *("distortion_k1", "refined", "num_track_observations", "track_error_px"),
             }
         ]
 
@@ -272,9 +273,18 @@ class TestStore:
         with pytest.raises(InputError, match="conf_001"):
             load_reconstruction(tmp_path / "less.npz")
 
+    def test_results_of_the_first_format_are_read(self, tmp_path: Path) -> None:
+        everything = self.everything()
+        save_reconstruction(everything, tmp_path / "r.npz")
+        new = ("distortion", "refined", "num_track_observations", "track_error_px")
+        with np.load(tmp_path / "r.npz") as file:
+            old = {key: file[key] for key in file if key not in new}
+        np.savez(tmp_path / "old.npz", **(old | {"format_version": np.array(1)}))  # type: ignore[arg-type]
+        self.assert_same(load_reconstruction(tmp_path / "old.npz"), everything)
+
     def test_another_version(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "r.npz", format_version=np.array(99))
-        with pytest.raises(InputError, match="has format 99, this version of mast3r-sfm reads format 1"):
+        with pytest.raises(InputError, match="has format 99, this version of mast3r-sfm reads format 2"):
             load_reconstruction(tmp_path / "r.npz")
 
 
