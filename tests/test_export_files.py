@@ -279,7 +279,7 @@ class TestStore:
         new = ("distortion", "refined", "num_track_observations", "track_error_px")
         with np.load(tmp_path / "r.npz") as file:
             old = {key: file[key] for key in file if key not in new}
-        np.savez(tmp_path / "old.npz", **(old | {"format_version": np.array(1)}))  # type: ignore[arg-type]
+        write_npz(tmp_path / "old.npz", old | {"format_version": np.array(1)})
         self.assert_same(load_reconstruction(tmp_path / "old.npz"), everything)
 
     def test_another_version(self, tmp_path: Path) -> None:
