@@ -39,7 +39,8 @@ from safetensors.torch import save_file
 from benchmarks.stand_ins import random_weights
 from mast3r_sfm.app.requests import EXIT_PARTIAL
 from mast3r_sfm.device import resolve_device
-from mast3r_sfm.model.config import DEFAULT_MODEL, PRESETS, ModelConfig
+from mast3r_sfm.model.config import PRESETS, ModelConfig
+from mast3r_sfm.options import DEFAULT_MODEL
 from synthetic import render_orbit
 
 SEED = 900_001
@@ -52,7 +53,7 @@ POINT_BIAS = (0.0, 0.0, 1.0, 3.0)  # x, y, z, confidence before their activation
 PUBLISHED = PRESETS[DEFAULT_MODEL]
 TINY = replace(
     PUBLISHED,
-    img_size=(64, 64),
+    image_shape=(64, 64),
     enc_embed_dim=32,
     enc_depth=2,
     enc_num_heads=2,
@@ -68,12 +69,12 @@ def raw_config(config: ModelConfig) -> dict[str, Any]:
     modes = {name: astuple(getattr(config, name)) for name in ("depth_mode", "conf_mode", "desc_conf_mode")}
     others = (
         "head_type",
-        "img_size",
         "patch_size",
         "two_confs",
         *(f"{side}_{size}" for side in SIDES for size in SIZES),
     )
     return {
+        "img_size": config.image_shape,
         "pos_embed": f"RoPE{config.rope_base:g}",
         "output_mode": f"pts3d+desc{config.desc_dim}",
         **modes,

@@ -54,7 +54,7 @@ class Activation:
 class ModelConfig:
     """Architecture of a two-view network, plus what a model may say about its own use.
 
-    img_size         (H, W) pixels the model was trained at; the long edge is the default image size
+    image_shape      (H, W) pixels the model was trained at; the long edge is the default image size
     patch_size       side of a token in pixels
     rope_base        base of the rotary position embedding's frequencies
     desc_dim         length of the local descriptors, None for DUSt3R
@@ -73,7 +73,7 @@ class ModelConfig:
     dec_embed_dim: int
     dec_depth: int
     dec_num_heads: int
-    img_size: tuple[int, int] = (224, 224)
+    image_shape: tuple[int, int] = (224, 224)
     patch_size: int = 16
     rope_base: float = 100.0
     desc_dim: int | None = None
@@ -108,7 +108,7 @@ class ModelConfig:
     @property
     def image_size(self) -> int:
         """Default long edge of the network's images in pixels."""
-        return max(self.img_size)
+        return max(self.image_shape)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str = "config.json") -> ModelConfig:
@@ -137,7 +137,7 @@ class ModelConfig:
             raise ModelError(f"{source}: only mlp_ratio 4 with norm_im2_in_dec true is supported")
         two_confs = bool(raw.get("two_confs", False))
         desc_conf_mode = raw.get("desc_conf_mode")
-        known = {f.name for f in fields(cls)} | set(_REQUIRED) | _IGNORED
+        known = {f.name for f in fields(cls)} | {"img_size"} | set(_REQUIRED) | _IGNORED
         unknown = sorted(set(raw) - known)
         if unknown:
             logger.warning("%s: ignored unknown fields %s", source, ", ".join(unknown))
@@ -147,7 +147,7 @@ class ModelConfig:
                 depth_mode=_activation(raw["depth_mode"], ("exp", "square", "linear"), "depth_mode", source),
                 conf_mode=_activation(raw["conf_mode"], ("exp", "sigmoid"), "conf_mode", source),
                 **{name: int(raw[name]) for name in _REQUIRED if name.startswith(("enc_", "dec_"))},
-                img_size=_size(raw.get("img_size", (224, 224))),
+                image_shape=_size(raw.get("img_size", (224, 224))),
                 patch_size=int(raw.get("patch_size", 16)),
                 rope_base=float(position[4:]),
                 desc_dim=desc_dim,
@@ -204,7 +204,7 @@ def _published(head_type: str, size: int, **extra: Any) -> ModelConfig:
         dec_embed_dim=768,
         dec_depth=12,
         dec_num_heads=12,
-        img_size=(size, size),
+        image_shape=(size, size),
         licence=_PUBLISHED_LICENCE,
         **extra,
     )
