@@ -21,6 +21,19 @@ def look_at(eye: torch.Tensor, target: torch.Tensor, roll: torch.Tensor) -> torc
     return torch.stack([c * x + s * y, -s * x + c * y, z], -1)
 
 
+def aim(heading: torch.Tensor, pitch: torch.Tensor, roll: torch.Tensor) -> torch.Tensor:
+    """World-from-camera rotations (..., 3, 3) of cameras that look `pitch` radians down; straight down is allowed.
+
+    heading  radians about the vertical axis: 0 looks along z, a quarter turn along x
+    """
+    zero = torch.zeros_like(heading)
+    x = torch.stack([heading.cos(), zero, -heading.sin()], -1)
+    z = torch.stack([pitch.cos() * heading.sin(), pitch.sin(), pitch.cos() * heading.cos()], -1)
+    y = torch.linalg.cross(z, x)
+    c, s = roll.cos()[..., None], roll.sin()[..., None]
+    return torch.stack([c * x + s * y, -s * x + c * y, z], -1)
+
+
 def pixel_rays(focal: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     """Camera-frame rays of unit z-depth (..., H * W, 3) of centred cameras with focal (...) pixels; shape (H, W)."""
     H, W = shape

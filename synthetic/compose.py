@@ -58,13 +58,13 @@ def compose(draws: Draws, outdoor: torch.Tensor, items: Sequence[str] | None = N
     scale = scene_scale(outdoor)
     half = torch.stack([draws.uniform(2.6, 5.0), draws.uniform(1.15, 1.7), draws.uniform(2.6, 5.0)], -1)
     half = torch.where(outdoor[:, None], torch.tensor([60.0, 1.4, 60.0]) * scale[:, None], half)
-    terrain = _draw_terrain(draws, outdoor, scale)
+    terrain = draw_terrain(draws, outdoor, scale)
     templates = _choose_templates(draws, outdoor)
     if items is not None:
         templates = torch.tensor([template_index(name) for name in items]).expand_as(templates)
-    objects = _furnish(draws, templates, scale, half[:, 1], terrain)
+    objects = furnish(draws, templates, scale, half[:, 1], terrain)
     materials = draw_materials(draws, templates, outdoor)
-    return Scenes(half, outdoor.float(), terrain, objects, materials, _draw_lights(draws, outdoor))
+    return Scenes(half, outdoor.float(), terrain, objects, materials, draw_lights(draws, outdoor))
 
 
 def clear_view(scenes: Scenes, eyes: torch.Tensor, margin: float = 0.35) -> Scenes:
@@ -80,7 +80,7 @@ def clear_view(scenes: Scenes, eyes: torch.Tensor, margin: float = 0.35) -> Scen
     return scenes._replace(objects=objects)
 
 
-def _draw_terrain(draws: Draws, outdoor: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def draw_terrain(draws: Draws, outdoor: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     direction = draws.uniform(0, 2 * math.pi, 4)
     wavelength = torch.stack([draws.log_uniform(low, low * 2.2) for low in (9.0, 4.0, 1.6, 0.7)], -1) * scale[:, None]
     steepness = draws.uniform(0.0, 0.16, 4) * torch.tensor([1.0, 0.8, 0.5, 0.35])
@@ -98,7 +98,7 @@ def _choose_templates(draws: Draws, outdoor: torch.Tensor) -> torch.Tensor:
     return torch.where(draws.chance(0.35, NUM_ITEMS), CLUTTER_INDEX, templates)
 
 
-def _furnish(
+def furnish(
     draws: Draws, templates: torch.Tensor, scale: torch.Tensor, floor: torch.Tensor, terrain: torch.Tensor
 ) -> torch.Tensor:
     B, N, S = draws.batch, NUM_ITEMS, SLOTS_PER_ITEM
@@ -159,7 +159,7 @@ def _furnish(
     place = torch.stack([x, ground, z], -1)[:, :, None]
     centre = place + flat - centre * torch.tensor([0.0, 1.0, 0.0])
     active = torch.where(loose, draws.chance(0.75, N, S), True) & draws.chance(0.93, N)[:, :, None]
-    solids = _rows(centre, half, shape, profile, R, active).flatten(1, 2)
+    solids = object_rows(centre, half, shape, profile, R, active).flatten(1, 2)
     leaves = _grow(draws, templates, scale, floor, terrain, x, ground, z)
     return torch.cat([solids, leaves], 1)
 
@@ -200,10 +200,10 @@ def _grow(
     R = yaw_matrix(draws.uniform(0, 6.28, plants, blobs))
     active = (potted | draws.chance(0.4, plants))[..., None] & draws.chance(0.9, plants, blobs)
     shape = torch.full((draws.batch, plants, blobs), ROUND)
-    return _rows(centre, size, shape, profile, R, active).flatten(1, 2)
+    return object_rows(centre, size, shape, profile, R, active).flatten(1, 2)
 
 
-def _rows(
+def object_rows(
     centre: torch.Tensor,
     half: torch.Tensor,
     shape: torch.Tensor,
@@ -225,7 +225,7 @@ def _rows(
     return rows
 
 
-def _draw_lights(draws: Draws, outdoor: torch.Tensor) -> torch.Tensor:
+def draw_lights(draws: Draws, outdoor: torch.Tensor) -> torch.Tensor:
     sun = draws.directions() * torch.tensor([1.0, 0.6, 1.0])
     sun = torch.nn.functional.normalize(torch.cat([sun[:, :1], -sun[:, 1:2].abs() - 0.35, sun[:, 2:]], -1), dim=-1)
     fill = torch.nn.functional.normalize(draws.normal(3) - torch.tensor([0.0, 0.5, 0.0]), dim=-1)

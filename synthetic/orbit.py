@@ -98,7 +98,6 @@ def render_orbit(
     items     names of the five templates that stand there (see `templates`); None lets the seed decide
     views     render only these of the views (they look the same as in the whole orbit); None: all
     """
-    W, H = size
     draws = Draws(seed, 1)
     is_outdoor = draws.chance(0.3)
     if outdoor is not None:
@@ -109,20 +108,43 @@ def render_orbit(
     arc = math.radians(360.0 if closed else degrees)
     azimuth = draws.uniform(0, 2 * math.pi, 1) + arc / steps * torch.arange(num_views)
     eye, rotation = orbit_cameras(draws, scenes, is_outdoor, azimuth)
-    scenes = clear_view(scenes, eye)
-    photo = draw_effects(draws, num_views, effects)
+    focal = 0.5 * max(size) / math.tan(math.radians(fov_deg) / 2)
+    return render_views(
+        clear_view(scenes, eye), eye, rotation, focal, draw_effects(draws, num_views, effects), size, device,
+        samples=samples, octaves=octaves, views=views,
+    )  # fmt: skip
+
+
+def render_views(
+    scenes: Scenes,
+    eye: torch.Tensor,
+    rotation: torch.Tensor,
+    focal: float,
+    photo: PhotoEffects,
+    size: tuple[int, int],
+    device: torch.device | str,
+    *,
+    unit: float = 1.0,
+    samples: int = 1,
+    octaves: int = OCTAVES,
+    views: Sequence[int] | None = None,
+) -> RenderedScene:
+    """Renders the views of one scene from cameras `eye` (1, n, 3), `rotation` (1, n, 3, 3) of `focal` pixels.
+
+    unit  metres that the scene's unit of length stands for; the other arguments are those of `render_orbit`
+    """
+    W, H = size
     if views is not None:
         eye, rotation = eye[:, list(views)], rotation[:, list(views)]
         photo = PhotoEffects(*(tensor[:, list(views)] for tensor in photo))
-        num_views = len(views)
-    focal = 0.5 * max(W, H) / math.tan(math.radians(fov_deg) / 2)
+    num_views = eye.shape[1]
     rgb, depth = _render_views(
         scenes.to(device), eye.to(device), rotation.to(device), focal, (H, W), samples, octaves, photo.to(device)
     )
     pose = torch.eye(4, dtype=torch.float64).repeat(num_views, 1, 1)
-    pose[:, :3, :3], pose[:, :3, 3] = rotation[0].double(), eye[0].double()
+    pose[:, :3, :3], pose[:, :3, 3] = rotation[0].double(), eye[0].double() * unit
     K = torch.tensor([[focal, 0, (W - 1) / 2], [0, focal, (H - 1) / 2], [0, 0, 1]], dtype=torch.float64)
-    return RenderedScene(rgb, depth, K.repeat(num_views, 1, 1).to(device), pose.to(device))
+    return RenderedScene(rgb, depth * unit, K.repeat(num_views, 1, 1).to(device), pose.to(device))
 
 
 def _render_views(

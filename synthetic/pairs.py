@@ -7,12 +7,15 @@ from typing import NamedTuple
 
 import torch
 
+from .aerial import aerial_pairs
 from .cameras import clamp_to_hull, look_at, pixel_rays
 from .compose import clear_view, compose, scene_scale
 from .draws import Draws
+from .facade import facade_pairs
 from .layout import SKY, Scenes
-from .photo import PhotoEffects, develop, draw_effects
+from .photo import PhotoEffects, develop, draw_effects, draw_strong_effects
 from .rendering import renderer_for
+from .table import table_pairs
 
 MAX_ANGLE_DEG = 150.0
 OUTDOOR_SHARE = 0.3
@@ -21,6 +24,11 @@ OTHER_SCENE_SHARE = 0.07
 AWAY_SHARE = 0.05
 """Share of pairs whose second camera looks away from what the first one sees."""
 SAME_SURFACE_TOLERANCE = 0.02
+FAR_M = 40.0
+"""Beyond this many metres a point of a room or of open ground has no exact target."""
+
+NEW_KINDS = {"aerial": aerial_pairs, "facade": facade_pairs, "table": table_pairs}
+"""Kinds of scenes beyond the rooms and open grounds of `plan_pairs`, and who draws their scenes and cameras."""
 
 
 class PairBatch(NamedTuple):
@@ -33,6 +41,7 @@ class PairBatch(NamedTuple):
     focal             (B, 2) float32 pixels
     R, t              (B, 3, 3), (B, 3): camera 1 from camera 2
     related           (B,) bool, False where image 2 shows another scene: its points mean nothing then
+    far               (B,) float32 metres beyond which points have no exact target
     """
 
     images1: torch.Tensor
@@ -44,24 +53,27 @@ class PairBatch(NamedTuple):
     R: torch.Tensor
     t: torch.Tensor
     related: torch.Tensor
+    far: torch.Tensor
 
 
 class PairPlan(NamedTuple):
     """Scenes, cameras and effects of a batch of pairs, drawn but not rendered; on the CPU until moved.
 
-    eye (B, 2, 3), rotation (B, 2, 3, 3) world from camera, focal (B, 2) in longer sides of the image.
+    eye (B, 2, 3), rotation (B, 2, 3, 3) world from camera, focal (B, 2) in longer sides of the image, unit (B,) metres
+    that one unit of length of the scenes and of `eye` stands for.
     """
 
     scenes: Scenes
     eye: torch.Tensor
     rotation: torch.Tensor
     focal: torch.Tensor
+    unit: torch.Tensor
     related: torch.Tensor
     effects: PhotoEffects
 
     def to(self, device: torch.device | str) -> PairPlan:
-        eye, rotation, focal, related = (tensor.to(device, non_blocking=True) for tensor in self[1:5])
-        return PairPlan(self.scenes.to(device), eye, rotation, focal, related, self.effects.to(device))
+        eye, rotation, focal, unit, related = (tensor.to(device, non_blocking=True) for tensor in self[1:6])
+        return PairPlan(self.scenes.to(device), eye, rotation, focal, unit, related, self.effects.to(device))
 
 
 def plan_pairs(
@@ -105,7 +117,34 @@ def plan_pairs(
     zoom = torch.where(draws.chance(0.35), torch.exp(draws.uniform(-0.3, 0.3)), 1.0)
     focal = torch.stack([0.5 / torch.tan(fov / 2), 0.5 / torch.tan(fov / 2) * zoom], 1)
     related = ~(draws.chance(OTHER_SCENE_SHARE) & unrelated)
-    return PairPlan(clear_view(scenes, eye), eye, rotation, focal, related, draw_effects(draws, 2))
+    effects = draw_effects(draws, 2)
+    return PairPlan(clear_view(scenes, eye), eye, rotation, focal, torch.ones(batch), related, effects)
+
+
+def plan_kind(seed: int, batch: int, kind: str, unrelated: bool = True) -> PairPlan:
+    """Draws scenes of one of the `NEW_KINDS` and two cameras for each; `unrelated` as in `plan_pairs`."""
+    draws = Draws(seed, batch)
+    away = draws.chance(AWAY_SHARE) & unrelated
+    scenes, eye, rotation, focal, unit = NEW_KINDS[kind](draws, away)
+    related = ~(draws.chance(OTHER_SCENE_SHARE) & unrelated)
+    return PairPlan(scenes, eye, rotation, focal, unit, related, draw_strong_effects(draws, 2))
+
+
+def plan_mixed(seed: int, batch: int, new_share: float, max_angle_deg: float = MAX_ANGLE_DEG) -> PairPlan:
+    """Pairs of which `new_share` are of one of the `NEW_KINDS`, which the seed decides; the rest is of `plan_pairs`.
+
+    One kind at a time, because drawing takes a CPU about as long for one scene as for sixty. With a share of 0 these
+    are the very pairs of `plan_pairs`.
+    """
+    num_new = round(new_share * batch)
+    kind = int(Draws(seed, 1).integers(0, len(NEW_KINDS)))
+    plans = [plan_pairs(seed, batch - num_new, max_angle_deg)] if num_new < batch else []
+    if num_new:
+        plans.append(plan_kind(seed, num_new, list(NEW_KINDS)[kind]))
+    eye, rotation, focal, unit, related = (torch.cat(tensors) for tensors in zip(*(p[1:6] for p in plans), strict=True))
+    scenes = Scenes(*map(torch.cat, zip(*(plan.scenes for plan in plans), strict=True)))
+    effects = PhotoEffects(*map(torch.cat, zip(*(plan.effects for plan in plans), strict=True)))
+    return PairPlan(scenes, eye, rotation, focal, unit, related, effects)
 
 
 def render_plan(plan: PairPlan, shapes: tuple[tuple[int, int], tuple[int, int]]) -> PairBatch:
@@ -131,10 +170,12 @@ def render_plan(plan: PairPlan, shapes: tuple[tuple[int, int], tuple[int, int]])
     R1_inverse = plan.rotation[:, 0].transpose(-1, -2)
     R = (R1_inverse[:, :, :, None] * plan.rotation[:, 1][:, None]).sum(2)  # no matrix product: keeps full float32
     offset = _rotate(R1_inverse, (plan.eye[:, 1] - plan.eye[:, 0])[:, None])[:, 0]
+    t, offset = t * plan.unit[:, None, None], offset * plan.unit[:, None]  # metres from here on
     own = rays * t[..., None]
     second = _rotate(R, own[:, 1]) + offset[:, None] * (t[:, 1, :, None] > 0)
     points = torch.stack([own[:, 0], second], 1)
-    return PairBatch(images[0], other, points, t, surface, focal, R, offset, plan.related)
+    far = FAR_M * plan.unit.clamp(min=1)
+    return PairBatch(images[0], other, points, t, surface, focal, R, offset, plan.related, far)
 
 
 def render_pairs(

@@ -47,6 +47,13 @@ def draw_effects(draws: Draws, num_views: int, strength: float = 1.0) -> PhotoEf
     )
 
 
+def draw_strong_effects(draws: Draws, num_views: int, share: float = 0.5) -> PhotoEffects:
+    """`draw_effects` with strong changes of exposure and of white balance between the views of a `share` of scenes."""
+    effects = draw_effects(draws, num_views)
+    change = 0.35 * draws.normal(num_views, 1) + 0.15 * draws.normal(num_views, 3)
+    return effects._replace(gain=effects.gain * torch.exp(change.clamp(-0.9, 0.9) * draws.chance(share, 1, 1)))
+
+
 def _dct_matrix(device: torch.device) -> torch.Tensor:
     k = torch.arange(8, device=device, dtype=torch.float32)
     basis = torch.cos((2 * k[None] + 1) * k[:, None] * math.pi / 16) * 0.5

@@ -6,7 +6,7 @@ import pytest
 import torch
 from triton_interpreter import interpreted, outside, run_interpreted
 
-from synthetic.pairs import plan_pairs
+from synthetic.pairs import NEW_KINDS, PairPlan, plan_kind, plan_pairs
 from synthetic.rendering import render_rays
 
 pytest.importorskip("triton", reason="Triton comes with torch's CUDA builds")
@@ -20,15 +20,26 @@ def test_in_the_interpreter() -> None:
 @interpreted
 @pytest.mark.parametrize("seed", [1, 14])  # both batches hold rooms and open ground
 def test_fused_kernel_renders_what_the_plain_functions_render(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_pairs(seed, 4)
+    assert 0 < plan.scenes.outdoor.sum() < 4
+    compare(plan, torch.randn(4, 1500, 3, generator=torch.Generator().manual_seed(seed)), monkeypatch)
+
+
+@interpreted
+@pytest.mark.parametrize("kind", NEW_KINDS)
+def test_fused_kernel_renders_the_new_kinds(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_kind(3, 3, kind)
+    rays = torch.randn(3, 1500, 3, generator=torch.Generator().manual_seed(0)) * 0.5 + torch.tensor([0.0, 0.0, 1.0])
+    compare(plan, (rays[:, :, None] * plan.rotation[:, :1]).sum(-1), monkeypatch)
+
+
+def compare(plan: PairPlan, d: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renders rays along d (B, P, 3) from the first cameras of a plan both ways."""
     from synthetic import shading_triton
 
     monkeypatch.setattr(shading_triton, "BLOCK", 2048)
-    plan = plan_pairs(seed, 4)
-    assert 0 < plan.scenes.outdoor.sum() < 4
-    generator = torch.Generator().manual_seed(seed)
-    d = torch.randn(4, 1500, 3, generator=generator)
     o = plan.eye[:, :1].expand_as(d)
-    angle = torch.full((4, 1500), 0.005)
+    angle = torch.full(d.shape[:2], 0.005)
     colour, t, surface = shading_triton.render_rays_fused(plan.scenes, o, d, angle)
     true_colour, true_t, true_surface = render_rays(plan.scenes, o, d, angle)
     same = surface == true_surface

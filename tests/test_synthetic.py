@@ -13,17 +13,21 @@ from synthetic import (
     ideal_pair_prediction,
     ideal_pair_predictions,
     orbit,
+    render_aerial,
     render_orbit,
     render_pairs,
     reproject,
     visible_in,
 )
+from synthetic.cameras import aim, look_at
 from synthetic.compose import compose
 from synthetic.draws import Draws
 from synthetic.layout import BOX, FACE_FLOOR, FACE_X0, ROUND, SKY, ObjectColumns, Scenes
+from synthetic.pairs import NEW_KINDS, PairPlan, plan_kind, plan_mixed, plan_pairs, render_plan
 from synthetic.photo import develop, draw_effects
 from synthetic.raycast import MISS, cast, cast_to_ground, normals, shortlist
 from synthetic.rendering import render_rays, render_rays_culled
+from synthetic.shots import draw_lenses
 
 BALL = (1.0, 0.0, -1.0, 0.0)
 CYLINDER = (1.0, 0.0, 0.0, 0.0)
@@ -301,3 +305,95 @@ def test_photo_effects_keep_a_clean_image_and_change_a_noisy_one() -> None:
     assert torch.allclose(a, fine, atol=2e-3)
     coarse = develop(colour, clean._replace(jpeg=torch.full_like(clean.jpeg, 0.2)), (16, 16))
     assert (a - coarse).abs().mean() > 0.02
+
+
+def tensors_of(plan: PairPlan) -> list[torch.Tensor]:
+    return [*plan.scenes, *plan[1:6], *plan.effects]
+
+
+@pytest.mark.parametrize("kind", NEW_KINDS)
+def test_new_kinds_show_surfaces_that_both_views_share(kind: str) -> None:
+    count, shapes = 16, ((48, 64), (48, 64))
+    plan = plan_kind(31, count, kind, unrelated=False)
+    assert all(table.isfinite().all() for table in tensors_of(plan))
+    pairs = render_plan(plan, shapes)
+    assert pairs.depth.isfinite().all() and pairs.points.isfinite().all()
+    solid = (pairs.depth > 0).float().mean(2)
+    assert solid.mean() > 0.7 and solid.min() > 0.15
+    assert all(len(view.unique()) >= 2 for view in pairs.surface.flatten(0, 1))  # no camera inside anything
+    assert pairs.images1.flatten(1).std(1).min() > 0.02
+    pixels = torch.arange(0, 48 * 64, 7).expand(count, -1)
+    target, ok = correspond(pairs, 0, pixels, shapes)
+    back = correspond(pairs, 1, pixels, shapes)[1]
+    overlap = torch.maximum(ok.float().mean(1), back.float().mean(1))
+    assert overlap.median() > 0.4 and (overlap > 0.15).float().mean() > 0.85
+    batch = torch.arange(count)[:, None]
+    a, b = pairs.points[batch, 0, pixels], pairs.points[batch, 1, target]
+    gap = ((a - b).norm(dim=-1) / pairs.depth[batch, 0, pixels].clamp(min=0.01))[ok]
+    assert gap.median() < 0.015
+
+
+@pytest.mark.parametrize(
+    ("kind", "nearest_m", "farthest_m"), [("aerial", 4, 260), ("facade", 1, 80), ("table", 0.06, 4)]
+)
+def test_new_kinds_lie_at_the_distances_they_are_named_after(kind: str, nearest_m: float, farthest_m: float) -> None:
+    pairs = render_plan(plan_kind(5, 32, kind, unrelated=False), ((16, 24), (16, 24)))
+    middle = torch.stack([view[view > 0].median() for view in pairs.depth.flatten(0, 1)])
+    assert (middle > nearest_m).all() and (middle < farthest_m).all()
+    assert (pairs.far >= 40).all()
+
+
+@pytest.mark.parametrize("kind", NEW_KINDS)
+def test_new_kinds_are_the_same_for_the_same_seed(kind: str) -> None:
+    once, again, other = (tensors_of(plan_kind(seed, 3, kind)) for seed in (4, 4, 5))
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+    assert not torch.equal(once[4], other[4])
+
+
+def test_lenses_reach_from_telephoto_to_wide_and_change_the_scale_up_to_three_times() -> None:
+    lenses = draw_lenses(Draws(0, 2000))
+    fov = torch.rad2deg(2 * torch.atan(lenses.tangent))
+    assert 14.9 < float(fov.min()) < 20 and 100 < float(fov.max()) < 110.1
+    # things appear smaller in view 2 by what it is farther away and wider
+    change = (lenses.distance * lenses.tangent / lenses.tangent[:, :1])[:, 1]
+    assert 2.5 < float(change.max()) < 3.001 and 1 / 3.001 < float(change.min()) < 1 / 2.5
+
+
+def test_mixed_pairs_are_the_usual_ones_and_some_of_a_new_kind() -> None:
+    none, usual = (tensors_of(plan) for plan in (plan_mixed(9, 6, 0.0), plan_pairs(9, 6)))
+    assert all(torch.equal(a, b) for a, b in zip(none, usual, strict=True))
+    half = tensors_of(plan_mixed(9, 6, 0.5))
+    assert all(torch.equal(a[:3], b) for a, b in zip(half, tensors_of(plan_pairs(9, 3)), strict=True))
+    kinds = set()
+    for seed in range(12):
+        last = [rows[3:] for rows in tensors_of(plan_mixed(seed, 6, 0.5))]
+        for kind in NEW_KINDS:
+            if all(torch.equal(a, b) for a, b in zip(last, tensors_of(plan_kind(seed, 3, kind)), strict=True)):
+                kinds.add(kind)
+    assert kinds == set(NEW_KINDS)
+
+
+def test_aimed_cameras_look_where_look_at_does_and_straight_down() -> None:
+    heading, pitch, roll = torch.tensor([0.3, 2.0, -1.0]), torch.tensor([0.2, 0.8, 1.4]), torch.tensor([0.0, 0.1, -0.2])
+    R = aim(heading, pitch, roll)
+    assert torch.allclose(look_at(torch.zeros(3, 3), 5 * R[..., 2], roll), R, atol=1e-5)
+    down = aim(torch.zeros(1), torch.full((1,), math.pi / 2), torch.zeros(1))[0]
+    assert torch.allclose(down, torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]]).T, atol=1e-6)
+
+
+def test_aerial_grid_is_in_metres_and_neighbours_overlap() -> None:
+    scene = render_aerial(3, (64, 48), rows=2, columns=3, height_m=60, effects=0)
+    assert scene.num_views == 6 and scene.depth.min() > 0
+    up = -scene.world_from_cam[:, 1, 3]
+    assert up.max() - up.min() < 30
+    assert 40 < float(scene.depth.median()) < 80
+    seen = [float(visible_in(scene, i, i + 1).float().mean()) for i in (0, 1, 3, 4)]
+    assert min(seen) > 0.5 and max(seen) < 0.9
+    # rows are flown to and fro: the last view of the first row is beside the first one of the second
+    assert visible_in(scene, 2, 3).float().mean() > 0.5
+    again = render_aerial(3, (64, 48), rows=2, columns=3, height_m=60, effects=0, views=[4])
+    assert torch.equal(again.rgb[0], scene.rgb[4]) and torch.equal(again.depth[0], scene.depth[4])
+    found = ideal_correspondences(scene, 0, 1, subsample=4)
+    xi, yi, xj, yj = (t.numpy() for t in (*found.xy_i.T.long(), *found.xy_j.T.long()))
+    gap = np.linalg.norm(_lift(scene, 0, xi, yi) - _lift(scene, 1, xj, yj), axis=1) / scene.depth[0].numpy()[yi, xi]
+    assert len(xi) > 60 and np.median(gap) < 0.015

@@ -13,8 +13,8 @@ import torch
 from mast3r_sfm.model.checkpoint import load_model
 from mast3r_sfm.model.network import HeadOutput, TwoViewNetwork
 from synthetic import RESERVED_SEEDS, PairBatch, render_pairs
-from synthetic.pairs import PairPlan, plan_pairs, render_plan
-from training.evaluate import BATCH, FIRST_SEED, Case, evaluate_case
+from synthetic.pairs import NEW_KINDS, PairPlan, plan_kind, plan_pairs, render_plan
+from training.evaluate import BATCH, CASES, FIRST_SEED, Case, evaluate_case
 from training.graphs import GraphedStep
 from training.losses import Losses, LossOptions, Shapes, draw_samples, pair_losses
 from training.optimiser import Optimiser, OptimiserOptions, orthogonalise
@@ -255,6 +255,7 @@ def test_a_short_run_learns_and_goes_on_from_its_own_checkpoint(config_file: Pat
         warmup_steps=5,
         compile=False,
         max_angle_deg=40,
+        new_kinds=0,
         resolutions=(Resolution(1.0, (SHAPE,)),),
         loss=options,
     )
@@ -275,6 +276,7 @@ def test_a_short_run_learns_and_goes_on_from_its_own_checkpoint(config_file: Pat
         lr=1e-6,
         compile=False,
         seed=1,
+        new_kinds=0,
         resolutions=(Resolution(1.0, (SHAPE,)),),
         loss=options,
     )
@@ -283,6 +285,38 @@ def test_a_short_run_learns_and_goes_on_from_its_own_checkpoint(config_file: Pat
     for key, value in reloaded.state_dict().items():
         assert torch.allclose(value, resumed.state_dict()[key], atol=2e-3, rtol=1e-3)  # fp16
     assert loss_of(load_trainable(tmp_path / "second", torch.device("cpu"))) == pytest.approx(after, rel=0.02)
+
+
+def test_a_step_on_new_kinds_of_scenes(config_file: Path, tmp_path: Path) -> None:
+    options = RunOptions(
+        config_file,
+        tmp_path,
+        seconds=300,
+        steps=2,
+        pairs=0.4,
+        compile=False,
+        new_kinds=0.75,
+        resolutions=(Resolution(1.0, (SHAPE,)),),
+        loss=LossOptions(num_samples=256),
+    )
+    before = dict(new_network(config_file, torch.device("cpu")).named_parameters())
+    trained = dict(train(options).named_parameters())
+    assert all(parameter.isfinite().all() for parameter in trained.values())
+    assert any(not torch.equal(parameter, before[name]) for name, parameter in trained.items())
+    assert "skipped 0" in (tmp_path / "train.log").read_text()
+    assert json.loads((tmp_path / "run.json").read_text())["options"]["new_kinds"] == 0.75
+
+
+@pytest.mark.parametrize("kind", NEW_KINDS)
+def test_new_kinds_have_losses_and_held_out_pairs_with_a_truth_in_both_views(kind: str) -> None:
+    (case,) = (case for case in CASES if case.kind == kind)
+    held_out = render_plan(case.plan(FIRST_SEED), SHAPES)
+    again = render_plan(plan_kind(FIRST_SEED, BATCH, kind, False), SHAPES)
+    assert torch.equal(held_out.points, again.points) and held_out.related.all()
+    exact = (held_out.depth > 0) & (held_out.points.norm(dim=-1) < held_out.far[:, None, None])
+    assert exact.float().mean(2).min() > 0.1
+    losses = losses_of(held_out, held_out.points)
+    assert float(losses.error1) == pytest.approx(0, abs=1e-4) and losses.total.isfinite()
 
 
 def test_evaluation_finds_a_perfect_network_perfect() -> None:

@@ -3,10 +3,10 @@
     python -m training.evaluate --model src/mast3r_sfm/data/small --pairs 64
 
 For every pair: the scale s is the median ratio of true and predicted distances over both views; the error of a
-pixel is |s X - X_true| / |X_true|, the pair's figure the median over pixels that are nearer than 40 m; `raw` is the
-same with s = 1. Matches are the project's own (`match_pair`, symmetric prediction, subsampling 8); a match counts
-as right if it lies within 3 px of where its pixel of image 1 truly appears, among pixels that image 2 sees.
-Reported are medians over pairs (errors) and shares over all matches.
+pixel is |s X - X_true| / |X_true|, the pair's figure the median over pixels that are nearer than 40 m (from the air
+and of facades 40 of the scene's units); `raw` is the same with s = 1. Matches are the project's own (`match_pair`,
+symmetric prediction, subsampling 8); a match counts as right if it lies within 3 px of where its pixel of image 1
+truly appears, among pixels that image 2 sees. Reported are medians over pairs (errors) and shares over all matches.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mast3r_sfm.matching.maps import descriptors, flat_to_xy, xy_to_flat
 from mast3r_sfm.model.checkpoint import load_model
 from mast3r_sfm.model.network import HeadOutput
 from mast3r_sfm.types import PairPrediction, ViewPrediction
-from synthetic.pairs import PairBatch, correspond, plan_pairs, render_plan
+from synthetic.pairs import NEW_KINDS, PairBatch, PairPlan, correspond, plan_kind, plan_pairs, render_plan
 
 logger = logging.getLogger("training")
 
@@ -35,7 +35,6 @@ PairNetwork = Callable[[torch.Tensor, torch.Tensor], Sequence[HeadOutput]]
 FIRST_SEED = 10_000
 """Held-out seeds start here; all lie below `RESERVED_SEEDS`."""
 
-FAR_M = 40.0
 RIGHT_PX = 3.0
 CONF_THRESHOLD = 5.0
 BATCH = 8
@@ -43,12 +42,22 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of pairs to look at: angles between the cameras (degrees) and image shape (H, W)."""
+    """A kind of pairs to look at: angles between the cameras (degrees) and image shape (H, W).
+
+    kind  one of `synthetic.pairs.NEW_KINDS`, whose cameras have angles of their own; None: rooms and open ground
+    """
 
     name: str
     shape: tuple[int, int]
     angles: tuple[float, float]
     unrelated: bool = False
+    kind: str | None = None
+
+    def plan(self, seed: int) -> PairPlan:
+        """`BATCH` pairs, drawn but not rendered."""
+        if self.kind is not None:
+            return plan_kind(seed, BATCH, self.kind, False)
+        return plan_pairs(seed, BATCH, self.angles[1], False, self.angles[0])
 
 
 CASES = (
@@ -58,6 +67,7 @@ CASES = (
     Case("224px_60_100", (168, 224), (60.0, 100.0)),
     Case("224px_100_150", (168, 224), (100.0, 150.0)),
     Case("224px_unrelated", (168, 224), (0.0, 60.0), unrelated=True),
+    *(Case(f"224px_{kind}", (168, 224), (0.0, 180.0), kind=kind) for kind in NEW_KINDS),
 )
 
 
@@ -88,7 +98,7 @@ def _errors(predicted: torch.Tensor, pairs: PairBatch, k: int) -> tuple[float, f
     """Median errors (own, other, raw own, raw other) of pair k; predicted (2, P, 3)."""
     truth = pairs.points[k]
     distance = truth.norm(dim=-1)
-    valid = (pairs.depth[k] > 0) & (distance < FAR_M)
+    valid = (pairs.depth[k] > 0) & (distance < pairs.far[k])
     scale = (distance[valid] / predicted.norm(dim=-1)[valid].clamp(min=1e-6)).median()
     values = []
     for s in (scale, 1.0):
@@ -106,8 +116,7 @@ def evaluate_case(network: PairNetwork, case: Case, num_pairs: int, device: torc
     confs: list[float] = []
     for start in range(0, num_pairs, BATCH):
         count = min(BATCH, num_pairs - start)
-        plan = plan_pairs(FIRST_SEED + start, BATCH, case.angles[1], False, case.angles[0]).to(device)
-        pairs = render_plan(plan, shapes)
+        pairs = render_plan(case.plan(FIRST_SEED + start).to(device), shapes)
         second = pairs.images2.roll(1, 0) if case.unrelated else pairs.images2
         outputs = [*network(pairs.images1, second), *network(second, pairs.images1)]
         for k in range(count):

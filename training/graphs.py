@@ -63,4 +63,4 @@ class GraphedStep:
 
 
 def _tensors(plan: PairPlan) -> list[torch.Tensor]:
-    return [*plan.scenes, plan.eye, plan.rotation, plan.focal, plan.related, *plan.effects]
+    return [*plan.scenes, plan.eye, plan.rotation, plan.focal, plan.unit, plan.related, *plan.effects]

@@ -24,8 +24,8 @@ class LossOptions:
 
     conf_alpha         reward of a high point confidence
     scale_weight       of |log(predicted scale / true scale)|
-    far_m              points farther than this, and the sky, have no exact target: they must only be far
-    far_loss           what a far point counts for its confidence; unusable_loss: a view that cannot be placed
+    far_loss           what a far point counts for its confidence (beyond `PairBatch.far`, or the sky: it has no exact
+                       target and must only be far); unusable_loss: a view that cannot be placed
     min_covisibility   share of view 2 that view 1 must see before view 2's points are asked for
     matching_weight, temperature, desc_conf_alpha   of the descriptors
     unmatched_loss     InfoNCE that a pixel without a counterpart counts for its descriptor confidence
@@ -34,7 +34,6 @@ class LossOptions:
 
     conf_alpha: float = 0.2
     scale_weight: float = 0.3
-    far_m: float = 40.0
     far_loss: float = 0.5
     far_weight: float = 0.1
     unusable_loss: float = 1.0
@@ -106,8 +105,9 @@ def _regression(
     distance = (truth * truth).sum(-1).sqrt()
     predicted_distance = ((predicted * predicted).sum(-1) + 1e-12).sqrt()
     usable = torch.stack([torch.ones_like(usable2), usable2], 1)[..., None]
-    exact = ((pairs.depth > 0) & (distance < options.far_m) & usable).float()
-    far = (((pairs.depth <= 0) | (distance >= options.far_m)) & usable).float()
+    near = distance < pairs.far[:, None, None]
+    exact = ((pairs.depth > 0) & near & usable).float()
+    far = (((pairs.depth <= 0) | ~near) & usable).float()
     count = exact.sum((1, 2)).clamp(min=1)
     true_scale = ((distance * exact).sum((1, 2)) / count).clamp(min=1e-3)
     scale = ((predicted_distance * exact).sum((1, 2)) / count).clamp(min=1e-3)

@@ -26,7 +26,7 @@ import torch.distributed as dist
 
 from mast3r_sfm.model.network import TwoViewNetwork
 from synthetic import RESERVED_SEEDS
-from synthetic.pairs import PairPlan, plan_pairs, render_plan
+from synthetic.pairs import PairPlan, plan_mixed, render_plan
 
 from .graphs import GraphedStep, Step
 from .losses import Losses, LossOptions, Shapes, draw_samples, pair_losses
@@ -49,7 +49,11 @@ SAVE_EVERY_S = 120.0
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Everything that decides a run. `steps` ends it even if time is left (0: only time does)."""
+    """Everything that decides a run. `steps` ends it even if time is left (0: only time does).
+
+    max_angle_deg  between the cameras of pairs in rooms and on open ground
+    new_kinds      share of the pairs from the air, of facades and of tables (`synthetic.pairs.NEW_KINDS`)
+    """
 
     init: Path
     output: Path
@@ -63,6 +67,7 @@ class RunOptions:
     compile: bool = True
     cuda_graphs: bool = True
     max_angle_deg: float = 150.0
+    new_kinds: float = 0.5
     resolutions: tuple[Resolution, ...] = RESOLUTIONS
     loss: LossOptions = field(default_factory=LossOptions)
     optimiser: OptimiserOptions = field(default_factory=OptimiserOptions)
@@ -208,8 +213,8 @@ def train(options: RunOptions) -> TwoViewNetwork:
     def plan(step: int) -> tuple[Shapes, PairPlan]:
         shapes = choose_shapes(options.seed * 1_000_003 + step, options.resolutions)
         batch = batch_for(shapes[0], options.pairs)
-        drawn = plan_pairs(training_seed(options, step, worker), batch, options.max_angle_deg)
-        return shapes, drawn
+        seed = training_seed(options, step, worker)
+        return shapes, plan_mixed(seed, batch, options.new_kinds, options.max_angle_deg)
 
     with ThreadPoolExecutor(1) as planner:
         coming = planner.submit(plan, 0)
@@ -279,6 +284,13 @@ def _write_run(options: RunOptions, worker: Worker, steps: int, pairs: int, seco
 )
 @click.option("--seed", default=0, show_default=True, help="Another number for every run: no scene comes twice.")
 @click.option("--max-angle", "max_angle_deg", default=150.0, show_default=True)
+@click.option(
+    "--new-kinds",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Share of the pairs from the air, of facades and of tables; the rest: rooms and open ground.",
+)
 @click.option("--long-edge", "long_edges", type=int, multiple=True, help="Train on these sizes only (160, 224, 320).")
 @click.option("--compile/--no-compile", default=True, show_default=True)
 @click.option(
