@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from mast3r_sfm.errors import Mast3rSfmError
+from mast3r_sfm.geometry import similarity_transform
 from mast3r_sfm.model.checkpoint import Model, load_model
 from mast3r_sfm.options import AlignmentConfig, ReconstructionOptions, SceneGraph, VerificationLimits
 from mast3r_sfm.pipeline import reconstruct
@@ -47,16 +48,6 @@ def views_of(scene: RenderedScene) -> list[View]:
         transform = ImageTransform((W, H), (W, H), (0, 0), (W, H))
         views.append(View(k, Path(f"view_{k:03d}.png"), image.numpy(), transform))
     return views
-
-
-def similarity_transform(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """Scale, rotation and translation that map points (n, 3) onto others best (Umeyama 1991)."""
-    a, b = source - source.mean(0), target - target.mean(0)
-    u, s, vt = np.linalg.svd(b.T @ a)
-    sign = np.diag([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
-    rotation = u @ sign @ vt
-    scale = float((s * np.diag(sign)).sum() / max((a**2).sum(), 1e-12))
-    return scale, rotation, target.mean(0) - scale * rotation @ source.mean(0)
 
 
 def measure(reconstruction: ReconstructedScene, scene: RenderedScene, kept: float) -> Accuracy:
