@@ -96,11 +96,48 @@ def test_the_threshold_is_the_models_own_unless_one_is_named(result: Reconstruct
     assert (tmp_path / "own.glb").read_bytes() == (tmp_path / "named.glb").read_bytes()
 
 
+def test_views_are_numbered_by_their_place(photos: Path, model: Model, result: Reconstruction) -> None:
+    """Whatever the order, and from several calls of `load_images`: a photo keeps its own camera and depth."""
+    images = [load_images(photos / f"photo {k}.png", model, image_size=160)[0] for k in (2, 1, 0)]
+    turned = reconstruct(images, model, FAST)
+    for a, b in zip(result.views, turned.views[::-1], strict=True):
+        assert a.file == b.file and np.array_equal(a.rgb, b.rgb)
+        assert np.median(np.abs(a.depth / b.depth / np.median(a.depth / b.depth) - 1)) < 0.02
+    assert [view.index for view in turned.views] == [0, 1, 2]
+    assert len(reconstruct(images[1:], model, FAST).registered) == 2
+
+
+@pytest.mark.parametrize("pairs", [[(0, 3)], [(-1, 0)], [(1, 1)], [(0, 1), (1, 0)], [(0, 1, 2)]])
+def test_pairs_that_are_none(photos: Path, model: Model, pairs: list[tuple[int, int]]) -> None:
+    images = load_images(photos, model, image_size=96)
+    with pytest.raises(InputError, match="`pairs`"):
+        reconstruct(images, model, FAST, pairs=pairs)
+
+
+def test_a_result_that_was_read_keeps_its_threshold(result: Reconstruction, tmp_path: Path) -> None:
+    result.save(tmp_path / "out")
+    Reconstruction.load(tmp_path / "out").export("glb", tmp_path / "again.glb")
+    assert (tmp_path / "again.glb").read_bytes() == (tmp_path / "out" / "scene.glb").read_bytes()
+
+
+def test_wrong_values_are_told_in_one_line(result: Reconstruction, model: Model, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="`image_size` 0"):
+        load_images(photos, model, image_size=0)
+    with pytest.raises(InputError, match="matching_conf_thr"):
+        AlignmentConfig(matching_conf_thr=float("nan"))
+    with pytest.raises(InputError, match="allowed: auto, cuda"):
+        load_model("small", device=0)  # type: ignore[arg-type]
+    assert load_model("small", device=torch.device("cpu")).device.type == "cpu"  # type: ignore[arg-type]
+    for path in (tmp_path / "no" / "x.glb", tmp_path):
+        with pytest.raises(InputError):
+            result.export("glb", path)
+
+
 def test_other_formats(result: Reconstruction, tmp_path: Path) -> None:
     result.export("cameras", tmp_path / "cameras.json")
     result.export("matches", tmp_path / "matches.npz")
-    result.export("depth", tmp_path)
-    assert np.load(tmp_path / "depth_002.npy").shape == (120, 160)
+    result.export("depth", tmp_path / "new folder")
+    assert np.load(tmp_path / "new folder" / "depth_002.npy").shape == (120, 160)
     with pytest.raises(InputError, match="allowed: glb, cameras"):
         result.export("obj", tmp_path / "scene.obj")
 

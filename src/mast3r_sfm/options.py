@@ -69,7 +69,7 @@ class Device:
         """`auto`, `cuda`, `cuda:N`, `cpu` or `mps`. Raises InputError that lists what is allowed."""
         if isinstance(value, Device):
             return value
-        match = re.fullmatch(r"(auto|cuda|cpu|mps)|cuda:(\d{1,4})", value, flags=re.ASCII)
+        match = re.fullmatch(r"(auto|cuda|cpu|mps)|cuda:(\d{1,4})", str(value), flags=re.ASCII)
         if match is None:
             raise InputError(f"`device` {value}: unknown; allowed: auto, cuda, cuda:N, cpu, mps")
         if match[2] is not None:
@@ -234,6 +234,8 @@ class AlignmentConfig:
             raise InputError(
                 f"`niter_coarse` or `niter_fine` is {min(self.niter_coarse, self.niter_fine)}, must be 0 or more"
             )
+        if math.isnan(self.matching_conf_thr):
+            raise InputError(f"`matching_conf_thr` is {self.matching_conf_thr}, must be a number")
         if min(self.exponent_coarse, self.exponent_fine, self.exponent_fallback) <= 0:
             raise InputError("the exponents of the robust distances must be positive")
         method, _, linkage = self.tree.partition("-")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,7 +30,7 @@ from mast3r_sfm.pairwise import predict_pairwise
 from mast3r_sfm.progress import Progress, StageTimer
 from mast3r_sfm.reconstruction import Reconstruction
 from mast3r_sfm.refine import refine_views
-from mast3r_sfm.scene_graph import make_pairs
+from mast3r_sfm.scene_graph import check_pairs, make_pairs
 from mast3r_sfm.tracks.refinement import NUM_STEPS
 from mast3r_sfm.types import Correspondences, ModelDescription, PairPrediction, View
 
@@ -53,7 +53,9 @@ def load_images(
     """
     paths = find_images([inputs] if isinstance(inputs, str | Path) else inputs)
     config = model.config
-    sizing = ImageSizing.for_model(image_size or config.image_size, config.patch_size, config.accept_squares)
+    sizing = ImageSizing.for_model(
+        config.image_size if image_size is None else image_size, config.patch_size, config.accept_squares
+    )
     with StageTimer(progress, model.device).stage("Read images", len(paths)) as advance:
         return load_views(paths, sizing, progress=advance)
 
@@ -77,17 +79,21 @@ def reconstruct(
 ) -> Reconstruction:
     """Cameras, depth and confidence of every image that connects; the others are marked unregistered.
 
-    pairs  of indices into `images`; None: those of `options.scene_graph`
+    images  in any order and from any calls of `load_images`; the views of the result are numbered by their place here
+    pairs   of indices into `images`; None: those of `options.scene_graph`
 
-    Raises InputError (impossible options), ReconstructionError (nothing connects, the result is not finite, or the
-    GPU's memory does not suffice).
+    Raises InputError (impossible options or pairs), ReconstructionError (nothing connects, the result is not finite, or
+    the GPU's memory does not suffice).
     """
     options = options or ReconstructionOptions()
     if not images:
         raise InputError("no images given")
     if not model.config.has_descriptors:
         raise InputError(f"`model_name={model.name}`: predicts no descriptors to match; use a MASt3R model")
-    return without_overflow(model, lambda usable: _reconstruct(images, usable, options, progress, pairs))
+    views = [replace(image, index=k) for k, image in enumerate(images)]
+    if pairs is not None:
+        check_pairs(pairs, len(views))
+    return without_overflow(model, lambda usable: _reconstruct(views, usable, options, progress, pairs))
 
 
 def _reconstruct(

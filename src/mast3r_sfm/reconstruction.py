@@ -15,7 +15,7 @@ import torch
 from mast3r_sfm._version import __version__
 from mast3r_sfm.export.formats import exporter_of
 from mast3r_sfm.export.glb import SceneStatistics
-from mast3r_sfm.export.result import STORE, write_result
+from mast3r_sfm.export.result import STORE, explained_writing, stored_threshold, write_result
 from mast3r_sfm.export.store import load_reconstruction
 from mast3r_sfm.options import ReconstructionOptions, SceneOptions
 from mast3r_sfm.types import ModelDescription, PairSummary, ReconstructedScene
@@ -32,6 +32,7 @@ class Reconstruction(ReconstructedScene):
     pairs    every pair looked at
     groups   indices of the images that connect, the largest group first; it is the one that is registered
     seconds  of every stage
+    default_min_conf_thr   threshold of the scene unless one is named; of a result that was read: that of its own scene
     """
 
     model: ModelDescription | None = None
@@ -40,12 +41,13 @@ class Reconstruction(ReconstructedScene):
     pairs: tuple[PairSummary, ...] = ()
     groups: tuple[tuple[int, ...], ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    default_min_conf_thr: float | None = None
 
     @classmethod
     def load(cls, folder: str | Path) -> Reconstruction:
         """The result in a folder that `save` wrote, without its history. Raises InputError if there is none."""
         scene = load_reconstruction(Path(folder) / STORE)
-        return cls(scene.views, scene.matches)
+        return cls(scene.views, scene.matches, default_min_conf_thr=stored_threshold(Path(folder)))
 
     def save(
         self,
@@ -72,10 +74,13 @@ class Reconstruction(ReconstructedScene):
 
         Raises InputError for a format that is not known, and for a scene that would be empty.
         """
-        exporter_of(kind)(self, Path(path), self._with_threshold(scene))
+        write = exporter_of(kind)
+        with explained_writing(Path(path)):
+            write(self, Path(path), self._with_threshold(scene))
 
     def _with_threshold(self, scene: SceneOptions | None) -> SceneOptions:
-        return (scene or SceneOptions()).with_threshold(None if self.model is None else self.model.min_conf_thr)
+        of_model = None if self.model is None else self.model.min_conf_thr
+        return (scene or SceneOptions()).with_threshold(of_model if self.model else self.default_min_conf_thr)
 
     def _run_document(self) -> dict[str, Any]:
         """Content of run.json: all that is needed to run it again, and what happened."""

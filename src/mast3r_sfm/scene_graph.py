@@ -68,6 +68,18 @@ def make_pairs(
     return kept
 
 
+def check_pairs(pairs: Sequence[Pair], num_images: int) -> None:
+    """Raises InputError that names the first pair that is no pair of two of the images, or that occurs before."""
+    seen: set[frozenset[int]] = set()
+    for pair in pairs:
+        i, j = pair if len(pair) == 2 else (-1, -1)
+        if not (isinstance(i, int) and isinstance(j, int) and 0 <= i < num_images and 0 <= j < num_images and i != j):
+            raise InputError(f"`pairs`: {tuple(pair)} is no pair of two of the {num_images} images, counted from 0")
+        if frozenset((i, j)) in seen:
+            raise InputError(f"`pairs`: {tuple(pair)} occurs twice; name every pair once, in one direction")
+        seen.add(frozenset((i, j)))
+
+
 def read_pairs(path: str | Path, num_images: int, names: Sequence[str | Path] | None = None) -> list[Pair]:
     """Pairs listed in a text file, in its order: two indices from 0, or two file names of `names`, per line.
 

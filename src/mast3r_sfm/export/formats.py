@@ -14,14 +14,19 @@ from mast3r_sfm.options import SceneOptions
 from mast3r_sfm.types import ReconstructedScene
 
 Exporter = Callable[[ReconstructedScene, Path, SceneOptions], object]
-"""Writes a scene to a file, or for formats of several files into an existing folder. Raises InputError."""
+"""Writes a scene to a file, or for formats of several files (depth) into a folder. Raises InputError."""
 
 EXPORTERS: Mapping[str, Exporter] = {
     "glb": write_glb,
     "cameras": lambda scene, path, _: write_cameras(scene, path),
-    "depth": lambda scene, folder, _: write_depth_maps(scene, folder),
+    "depth": lambda scene, folder, _: _write_depth(scene, folder),
     "matches": lambda scene, path, _: write_matches(scene, path),
 }
+
+
+def _write_depth(scene: ReconstructedScene, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_depth_maps(scene, folder)
 
 
 def exporter_of(kind: str) -> Exporter:

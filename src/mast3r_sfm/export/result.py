@@ -125,6 +125,13 @@ def read_scene_options(output: Path) -> SceneOptions:
     return SceneOptions(**{name: value for name, value in scene.items() if name in names})
 
 
+def stored_threshold(output: Path) -> float | None:
+    """The confidence threshold that the scene of a result was written with; None if it does not say."""
+    scene = (_read_run(output) or {}).get("scene")
+    value = scene.get("min_conf_thr") if isinstance(scene, dict) else None
+    return float(value) if isinstance(value, int | float) else None
+
+
 def rewrite_scene(output: Path, options: SceneOptions) -> SceneStatistics:
     """Writes the scene of an existing result anew, with other options, and notes them in its `run.json`.
 
