@@ -79,8 +79,8 @@ class Reconstruction(ReconstructedScene):
             write(self, Path(path), self._with_threshold(scene))
 
     def _with_threshold(self, scene: SceneOptions | None) -> SceneOptions:
-        of_model = None if self.model is None else self.model.min_conf_thr
-        return (scene or SceneOptions()).with_threshold(of_model if self.model else self.default_min_conf_thr)
+        own = self.default_min_conf_thr if self.model is None else self.model.min_conf_thr
+        return (scene or SceneOptions()).with_threshold(own)
 
     def _run_document(self) -> dict[str, Any]:
         """Content of run.json: all that is needed to run it again, and what happened."""

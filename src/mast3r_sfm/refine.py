@@ -39,10 +39,9 @@ def refine_views(
     sizes = [view.transform.original_size for view in registered]
     group_of = [sizes.index(size) for size in sizes] if shared_intrinsics else list(range(len(registered)))
     used_groups = sorted(set(group_of))
-    features, inputs = [], []
+    inputs = []
     for view, group in zip(registered, group_of, strict=True):
         found = _features_of(images[view.index], options)
-        features.append(found)
         inputs.append(
             TrackView(found, depth_at(view, found.xy), np.linalg.inv(view.world_from_cam), used_groups.index(group))
         )
@@ -79,10 +78,10 @@ def _features_of(image: View, options: RefinementOptions) -> LocalFeatures:
         grey, mask = read_grey(image.path)
     except InputError as error:
         logger.warning("%s; its camera stays as aligned", error)
-        return LocalFeatures(np.zeros((0, 2)), np.zeros((0, 128), dtype=np.float32))
+        return LocalFeatures.none()
     if (grey.shape[1], grey.shape[0]) != image.transform.original_size:
         logger.warning("%s: has changed since it was loaded; its camera stays as aligned", image.path)
-        return LocalFeatures(np.zeros((0, 2)), np.zeros((0, 128), dtype=np.float32))
+        return LocalFeatures.none()
     return extract_features(grey, options.max_feature_size, options.max_features, mask)
 
 

@@ -135,12 +135,8 @@ def read_grey(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
 
     Raises InputError as `load_image`.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from error
     with quiet_pillow():
-        decoded = decode_image(data, str(path))
+        decoded = decode_image(_bytes_of(Path(path)), str(path))
     mask = None if decoded.alpha is None else np.asarray(decoded.alpha) >= 128
     return np.asarray(decoded.rgb.convert("L")), mask
 
@@ -223,11 +219,15 @@ def _unreadable(path: str | Path, error: OSError) -> InputError:
     return InputError(f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions")
 
 
-def _load(path: Path, index: int, sizing: ImageSizing) -> View:
+def _bytes_of(path: Path) -> bytes:
     try:
-        data = path.read_bytes()  # hashed and decoded from the same bytes: the file may change between two reads
+        return path.read_bytes()
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+def _load(path: Path, index: int, sizing: ImageSizing) -> View:
+    data = _bytes_of(path)  # hashed and decoded from the same bytes: the file may change between two reads
     decoded = decode_image(data, str(path))
     transform = network_transform(decoded.rgb.size, sizing, f"{path} ({byte_count(len(data))})")
     rgb = _resize_and_crop(decoded.rgb, transform)

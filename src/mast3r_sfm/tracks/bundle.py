@@ -60,7 +60,7 @@ class Bundle:
                     model="SIMPLE_RADIAL",
                     width=group.size[0],
                     height=group.size[1],
-                    params=[group.focal_px, *(np.array(group.principal_point) + 0.5), group.distortion],
+                    params=_params(group),
                 )
             )
         for k, (own, xy) in enumerate(zip(group_of, features, strict=True), 1):
@@ -89,11 +89,11 @@ class Bundle:
 
     def predict(self, i: int, j: int, depths: np.ndarray) -> np.ndarray:
         """(N, 2) pixels of photo j that show the features of photo i, at z-depths (N,) in camera i, else nan."""
-        poses = self.cam_from_world()
+        images = self._model.images
         rays = np.asarray(self._camera_of(i).cam_from_img(self._features[i] + 0.5))
         points = np.concatenate([rays, np.ones((len(rays), 1))], axis=1) * depths[:, None]
-        j_from_i = poses[j] @ np.linalg.inv(poses[i])
-        in_j = points @ j_from_i[:3, :3].T + j_from_i[:3, 3]
+        j_from_i = (images[j + 1].cam_from_world() * images[i + 1].cam_from_world().inverse()).matrix()
+        in_j = points @ j_from_i[:, :3].T + j_from_i[:, 3]
         pixels = np.full((len(rays), 2), np.nan)
         seen = np.isfinite(in_j).all(1) & (in_j[:, 2] > 1e-9)
         pixels[seen] = _project(self._camera_of(j), in_j[seen])
@@ -101,14 +101,18 @@ class Bundle:
 
     def track_depths(self, k: int) -> np.ndarray:
         """(N,) z-depth of the points that photo k's features belong to, nan for features without one."""
-        image = self._model.images[k + 1]
+        index, points = self._observed(k)
         depths = np.full(len(self._features[k]), np.nan)
-        index = list(image.get_observation_point2D_idxs())
-        if index:
-            points = np.array([self._model.points3D[image.points2D[p].point3D_id].xyz for p in index])
-            matrix = image.cam_from_world().matrix()
-            depths[index] = points @ matrix[2, :3] + matrix[2, 3]
+        depths[index] = points[:, 2]
         return depths
+
+    def _observed(self, k: int) -> tuple[list[int], np.ndarray]:
+        """The features of photo k that belong to a point, and those points (N, 3) in its camera."""
+        image = self._model.images[k + 1]
+        index = list(image.get_observation_point2D_idxs())
+        points = np.array([self._model.points3D[image.points2D[p].point3D_id].xyz for p in index]).reshape(-1, 3)
+        matrix = image.cam_from_world().matrix()
+        return index, points @ matrix[:, :3].T + matrix[:, 3]
 
     # -------------------------------------------------------------- tracks
     def confirm(self, i: int, j: int, matches: np.ndarray, max_error_px: float) -> pycolmap.TwoViewGeometry | None:
@@ -198,8 +202,7 @@ class Bundle:
 
     def set_intrinsics(self, k: int, group: CameraGroup) -> None:
         """Gives the camera k other intrinsics."""
-        centre_x, centre_y = group.principal_point
-        self._model.cameras[k + 1].params = [group.focal_px, centre_x + 0.5, centre_y + 0.5, group.distortion]
+        self._model.cameras[k + 1].params = _params(group)
 
     def _adjuster(
         self, loss_px: float, principal_point: bool, held: Collection[int], iterations: int
@@ -229,14 +232,8 @@ class Bundle:
         """Reprojection errors of every photo's observations, original pixels."""
         errors = []
         for k in range(self.num_views):
-            image = self._model.images[k + 1]
-            index = list(image.get_observation_point2D_idxs())
-            if not index:
-                errors.append(np.zeros(0))
-                continue
-            points = np.array([self._model.points3D[image.points2D[p].point3D_id].xyz for p in index])
-            matrix = image.cam_from_world().matrix()
-            projected = _project(self._camera_of(k), points @ matrix[:, :3].T + matrix[:, 3])
+            index, points = self._observed(k)
+            projected = _project(self._camera_of(k), points) if index else np.zeros((0, 2))
             errors.append(np.linalg.norm(projected - self._features[k][index], axis=1))
         return errors
 
@@ -247,6 +244,12 @@ class Bundle:
     @property
     def mean_track_length(self) -> float:
         return float(self._model.compute_mean_track_length())
+
+
+def _params(group: CameraGroup) -> list[float]:
+    """f, cx, cy, k1 of SIMPLE_RADIAL."""
+    centre_x, centre_y = group.principal_point
+    return [group.focal_px, centre_x + 0.5, centre_y + 0.5, group.distortion]
 
 
 def _project(camera: pycolmap.Camera, points: np.ndarray) -> np.ndarray:

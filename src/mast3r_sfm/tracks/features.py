@@ -25,6 +25,11 @@ class LocalFeatures:
     xy: np.ndarray
     descriptors: np.ndarray
 
+    @classmethod
+    def none(cls) -> LocalFeatures:
+        """Those of a photo that shows nothing."""
+        return cls(np.zeros((0, 2)), np.zeros((0, 128), dtype=np.float32))
+
     def __len__(self) -> int:
         return len(self.xy)
 
@@ -48,7 +53,7 @@ def extract_features(
     sift = cv2.SIFT_create(nfeatures=max_features, contrastThreshold=_CONTRAST, enable_precise_upscale=True)  # type: ignore[attr-defined]
     keypoints, found = sift.detectAndCompute(small, None)
     if not keypoints:
-        return LocalFeatures(np.zeros((0, 2)), np.zeros((0, 128), dtype=np.float32))
+        return LocalFeatures.none()
     xy = (np.array([point.pt for point in keypoints], dtype=np.float64) + 0.5) * [W / size[0], H / size[1]] - 0.5
     descriptors = np.sqrt(found / (found.sum(1, keepdims=True) + 1e-9)).astype(np.float32)
     descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True) + 1e-9
