@@ -29,9 +29,7 @@ from mast3r_sfm.options import Precision, ReconstructionOptions, SceneGraph
 from mast3r_sfm.pairwise import predict_pairwise
 from mast3r_sfm.progress import Progress, StageTimer
 from mast3r_sfm.reconstruction import Reconstruction
-from mast3r_sfm.refine import refine_views
 from mast3r_sfm.scene_graph import check_pairs, make_pairs
-from mast3r_sfm.tracks.refinement import NUM_STEPS
 from mast3r_sfm.types import Correspondences, ModelDescription, PairPrediction, View
 
 logger = logging.getLogger(__name__)
@@ -118,6 +116,8 @@ def _reconstruct(
         views = densify_views(images, data, aligned, config.subsample)
 
     if options.refinement is not None:
+        from mast3r_sfm.refine import NUM_STEPS, refine_views  # its libraries need not load for a run without it
+
         with timer.stage("Refine cameras", len(aligned.group) + NUM_STEPS) as advance:
             views = refine_views(images, views, data.pairs, options.refinement, config.shared_intrinsics, advance)
 

@@ -14,6 +14,7 @@ from mast3r_sfm.options import RefinementOptions
 from mast3r_sfm.progress import Advance
 from mast3r_sfm.tracks import LocalFeatures, RefinedCameras, TrackView, extract_features, refine_cameras
 from mast3r_sfm.tracks.bundle import CameraGroup
+from mast3r_sfm.tracks.refinement import NUM_STEPS as NUM_STEPS
 from mast3r_sfm.types import ReconstructedView, View
 
 logger = logging.getLogger(__name__)
