@@ -82,7 +82,7 @@ def test_two_runs_give_the_same_cameras(scene: RenderedScene, track_views: list[
 
 
 def test_a_view_without_features_keeps_its_camera(scene: RenderedScene, track_views: list[TrackView]) -> None:
-    nothing = LocalFeatures(np.zeros((0, 2)), np.zeros((0, 128), dtype=np.float32))
+    nothing = LocalFeatures.none()
     views = [*track_views[:-1], dataclasses.replace(track_views[-1], features=nothing, depths=np.zeros(0))]
     refined = refine(scene, views)
     assert refined.refined.tolist() == [True] * (N - 1) + [False]
@@ -91,7 +91,7 @@ def test_a_view_without_features_keeps_its_camera(scene: RenderedScene, track_vi
 
 
 def test_nothing_to_hold_on_to(scene: RenderedScene, track_views: list[TrackView]) -> None:
-    nothing = LocalFeatures(np.zeros((0, 2)), np.zeros((0, 128), dtype=np.float32))
+    nothing = LocalFeatures.none()
     views = [dataclasses.replace(view, features=nothing, depths=np.zeros(0)) for view in track_views]
     group = CameraGroup((W, H), 500.0, ((W - 1) / 2, (H - 1) / 2))
     assert refine_cameras(views, [group], [(0, 1), (1, 2)]) is None

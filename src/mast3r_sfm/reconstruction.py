@@ -112,15 +112,8 @@ def versions() -> dict[str, str]:
     }
 
 
-def plain(options: Any) -> dict[str, Any]:
-    """The fields of options as JSON values; a value that is parsed from a string stands as that string."""
-    document: dict[str, Any] = {}
-    for one in dataclasses.fields(options):
-        value = getattr(options, one.name)
-        nested = dataclasses.is_dataclass(value) and type(value).__str__ is object.__str__
-        document[one.name] = plain(value) if nested else value if value is None or _is_json(value) else str(value)
-    return document
-
-
-def _is_json(value: Any) -> bool:
-    return isinstance(value, bool | int | float | list | dict)
+def plain(value: Any) -> Any:
+    """JSON values of an option, or of a class of options; what is parsed from a string stands as that string."""
+    if dataclasses.is_dataclass(value) and type(value).__str__ is object.__str__:
+        return {one.name: plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
+    return value if value is None or isinstance(value, bool | int | float) else str(value)

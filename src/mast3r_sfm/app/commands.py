@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from mast3r_sfm.model.checkpoint import Model, load_model
 from mast3r_sfm.options import DEFAULT_MODEL, Engine, SceneOptions
 from mast3r_sfm.pipeline import load_images, match_images, plan_pairs
 from mast3r_sfm.pipeline import reconstruct as run_pipeline
-from mast3r_sfm.reconstruction import Reconstruction, versions
+from mast3r_sfm.reconstruction import Reconstruction, plain, versions
 from mast3r_sfm.text import byte_count
 from mast3r_sfm.types import View
 
@@ -58,7 +57,7 @@ def reconstruct(request: ReconstructRequest) -> bool:
             details={
                 "arguments": sys.argv[1:],
                 "inputs": list(request.inputs),
-                "options": _plain(request.flags),
+                "options": {name: plain(value) for name, value in request.flags.items()},
                 "seconds": seconds,
                 "peak_memory_bytes": _peak_memory(result),
                 "warnings": log.messages,
@@ -87,7 +86,7 @@ def match(request: MatchRequest) -> None:
             "command": "match",
             "versions": versions(),
             "model": dataclasses.asdict(found.model),
-            "options": _plain(request.flags),
+            "options": {name: plain(value) for name, value in request.flags.items()},
             "images": [{"file": str(view.path), "sha256": view.sha256} for view in (first, second)],
             "num_matches": None if matches is None else found.num_found,
             "num_verified": None if matches is None else len(matches),
@@ -202,14 +201,6 @@ def _reconstruct_upstream(
     device = resolve_device(model.device)
     say(f"Published engine, model {name} on {device}; its matches are not verified", request.display.quiet)
     return reconstruct_upstream(paths, pairs, request.options, name, device, model.image_size)
-
-
-def _plain(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags as JSON values."""
-    return {
-        name: value if value is None or isinstance(value, bool | int | float) else str(value)
-        for name, value in flags.items()
-    }
 
 
 def _peak_memory(result: Reconstruction) -> dict[str, float]:

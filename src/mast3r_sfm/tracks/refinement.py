@@ -162,7 +162,8 @@ def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: floa
     held = {k for k, own in enumerate(start) if not focal_std[k] <= MAX_FOCAL_STD * own.focal_px}
     for k in held:
         bundle.set_intrinsics(k, start[k])
-    bundle.adjust(pixel, held=held)
+    if held:
+        bundle.adjust(pixel, held=held)
     settled = [bundle.group(k) for k in range(len(start))]
     bundle.adjust(pixel, principal_point=True, held=held)
     std = bundle.intrinsics_std(pixel, principal_point=True)
