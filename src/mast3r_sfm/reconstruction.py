@@ -47,7 +47,7 @@ class Reconstruction(ReconstructedScene):
     def load(cls, folder: str | Path) -> Reconstruction:
         """The result in a folder that `save` wrote, without its history. Raises InputError if there is none."""
         scene = load_reconstruction(Path(folder) / STORE)
-        return cls(scene.views, scene.matches, default_min_conf_thr=stored_threshold(Path(folder)))
+        return cls(scene.views, scene.matches, scene.tracks, default_min_conf_thr=stored_threshold(Path(folder)))
 
     def save(
         self,

@@ -251,11 +251,35 @@ class PairSummary:
 
 
 @dataclass(frozen=True)
+class Tracks:
+    """Points of the scene and the features of the photos that show them: what refined cameras were adjusted to.
+
+    points     (P, 3) float64 world
+    colours    (P, 3) uint8 RGB
+    errors_px  (P,) float32 mean reprojection error, pixels of the original photos
+    point_of, view_of   (T,) int64 point and `ReconstructedView.index` of every observation, ascending by point
+    xy         (T, 2) float64 pixels of the original photo, pixel centres at integers
+    """
+
+    points: np.ndarray
+    colours: np.ndarray
+    errors_px: np.ndarray
+    point_of: np.ndarray
+    view_of: np.ndarray
+    xy: np.ndarray
+
+
+@dataclass(frozen=True)
 class ReconstructedScene:
-    """What exporters read of a result, on the CPU. `matches` are those that entered the alignment."""
+    """What exporters read of a result, on the CPU.
+
+    matches  that entered the alignment
+    tracks   of local features; None if the cameras were not refined
+    """
 
     views: tuple[ReconstructedView, ...]
     matches: tuple[Correspondences, ...]
+    tracks: Tracks | None = None
 
     @property
     def registered(self) -> tuple[ReconstructedView, ...]:
