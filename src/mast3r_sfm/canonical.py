@@ -39,10 +39,15 @@ def block_grid(shape: tuple[int, int], subsample: int) -> tuple[int, int]:
     return -(-shape[0] // subsample), -(-shape[1] // subsample)
 
 
+def nearest_pixels(xy: torch.Tensor) -> torch.Tensor:
+    """(M, 2) int64 pixels of places (M, 2) that may lie between pixels."""
+    return (xy.round() if xy.is_floating_point() else xy).long()
+
+
 def anchor_index(xy: torch.Tensor, shape: tuple[int, int], subsample: int) -> torch.Tensor:
     """(M,) int64: the anchor (row-major index of the block) of each pixel of `xy` (M, 2), (x, y)."""
     columns = block_grid(shape, subsample)[1]
-    blocks = xy.long() // subsample
+    blocks = nearest_pixels(xy) // subsample
     return blocks[:, 1] * columns + blocks[:, 0]
 
 
@@ -52,7 +57,7 @@ def depth_offsets(relative_depth: torch.Tensor, xy: torch.Tensor, subsample: int
     `relative_depth` (H, W) is that of a `CanonicalView` (docs/method.md, Anchors and offsets).
     """
     H, W = relative_depth.shape
-    x, y = xy[:, 0].long(), xy[:, 1].long()
+    x, y = nearest_pixels(xy).unbind(1)
     centre_x = block_centres(W, subsample, xy.device)[x // subsample]
     centre_y = block_centres(H, subsample, xy.device)[y // subsample]
     return relative_depth[y, x] / relative_depth[centre_y, centre_x]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from mast3r_sfm.alignment import AlignedGroup
 from mast3r_sfm.canonical import block_centres, spread_blocks
 from mast3r_sfm.geometry import invert
 from mast3r_sfm.pairwise import PairwiseData
-from mast3r_sfm.types import CanonicalView, ReconstructedView, View
+from mast3r_sfm.types import CanonicalView, ReconstructedView, Refinement, View
 
 _ALL_PAIRS_CLEANED = 40  # views up to which every view is cleaned against all others
 
@@ -64,12 +65,28 @@ def densify_views(
             maps = (depths[k].cpu().numpy(), confs[k].cpu().numpy(), clean[k].cpu().numpy())
             placed = (True, K[k], world_from_cam[k])
             error = float(aligned.errors_px[k])
+            refined = {} if aligned.refinement is None else _refined_fields(aligned.refinement, k)
         else:
             maps, own_K = _alone(view, data.canonical[view.index], subsample)
             placed = (False, own_K, np.eye(4))
             error = float("nan")
-        result.append(ReconstructedView(*common, *placed, *maps, error, int(counts[view.index]), mask))
+            refined = {}
+        result.append(ReconstructedView(*common, *placed, *maps, error, int(counts[view.index]), mask, **refined))
     return tuple(result)
+
+
+def _refined_fields(refinement: Refinement, k: int) -> dict[str, Any]:
+    """What the k-th view of the group says of its refinement."""
+    if not refinement.refined[k]:
+        return {}
+    return {
+        "refined": True,
+        "distortion": float(refinement.distortion[k]),
+        "num_track_observations": int(refinement.num_observations[k]),
+        "track_error_px": float(refinement.errors_px[k]),
+        "focal_std_px": float(refinement.focal_std_px[k]),
+        "position_std": float(refinement.position_std[k]),
+    }
 
 
 def _neighbours(pairs: Sequence[tuple[int, int]], position_of: Mapping[int, int]) -> list[list[int]]:

@@ -12,15 +12,29 @@ def invert(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def points_of_depth(depth: np.ndarray, K: np.ndarray, distortion: float = 0.0) -> np.ndarray:
-    """(H, W, 3) float64 points in the camera's frame of every pixel of z-depth (H, W), for intrinsics K (3, 3).
+    """(H, W, 3) float64 points in the camera's frame of every pixel of z-depth (H, W), see `rays`."""
+    H, W = depth.shape
+    return rays(np.stack(np.meshgrid(np.arange(W), np.arange(H)), -1), K, distortion) * depth[..., None]
+
+
+def rays(xy: np.ndarray, K: np.ndarray, distortion: float = 0.0) -> np.ndarray:
+    """(..., 3) points at depth 1 in the camera's frame that are seen at pixels (..., 2), for intrinsics K (3, 3).
 
     distortion  k1 of a point x = (X / Z, Y / Z), which is seen at x (1 + k1 |x|^2)
     """
-    H, W = depth.shape
-    rays = (np.stack(np.meshgrid(np.arange(W), np.arange(H)), -1) - K[:2, 2]) / np.diag(K)[:2]
+    seen = (xy - K[:2, 2]) / np.diag(K)[:2]
     if distortion:
-        rays = undistort(rays, distortion)
-    return np.concatenate([rays * depth[..., None], depth[..., None]], -1)
+        seen = undistort(seen, distortion)
+    return np.concatenate([seen, np.ones_like(seen[..., :1])], -1)
+
+
+def project(points: np.ndarray, K: np.ndarray, distortion: float = 0.0) -> np.ndarray:
+    """(..., 2) pixels of points (..., 3) of the camera's frame; nan for points that are not in front of the camera."""
+    depth = np.where(points[..., 2:] > 0, points[..., 2:], np.nan)
+    x = points[..., :2] / depth
+    if distortion:
+        x = x * (1 + distortion * (x**2).sum(-1, keepdims=True))
+    return x * np.diag(K)[:2] + K[:2, 2]
 
 
 def undistort(seen: np.ndarray, distortion: float) -> np.ndarray:

@@ -51,6 +51,12 @@ class PairwiseData:
     fallback: Mapping[tuple[int, int], FallbackPrediction]
     summaries: tuple[PairSummary, ...]
 
+    def usable(self, index: int) -> CanonicalView:
+        """The canonical view of an image that has one."""
+        view = self.canonical[index]
+        assert view is not None, index
+        return view
+
     def groups(self) -> list[list[int]]:
         """Images that connect through pairs with matches, the largest group first; some may hold a single image."""
         usable = [view is not None for view in self.canonical]

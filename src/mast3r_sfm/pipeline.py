@@ -3,9 +3,10 @@
 images = load_images("photos", model)      files -> upright, resized views       images/
 result = reconstruct(images, model)
     predict_pairwise                       views -> matches, canonical views     inference, matching/, canonical
+    find_features, match_features          photos -> what their details share    local_features, tracks/
     align_group                            -> cameras and depths of the anchors  alignment/
+    refine_group                           -> cameras exact to part of a pixel   refine, placing, tracks/
     densify_views                          -> depth and confidence of all pixels densify
-    refine_views (if asked)                -> cameras exact to part of a pixel   refine, tracks/
 result.save("result")                      -> GLB, depth, cameras, matches       export/
 """
 
@@ -15,7 +16,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mast3r_sfm.alignment import align_group
 from mast3r_sfm.densify import densify_views
@@ -25,12 +26,15 @@ from mast3r_sfm.images.loading import ImageSizing, find_images, load_views
 from mast3r_sfm.inference import encode_views, predict_pairs
 from mast3r_sfm.matching import match_pair, verify_matches
 from mast3r_sfm.model.checkpoint import Model, in_bfloat16
-from mast3r_sfm.options import Precision, ReconstructionOptions, SceneGraph
-from mast3r_sfm.pairwise import predict_pairwise
+from mast3r_sfm.options import Precision, ReconstructionOptions, RefinementOptions, SceneGraph
+from mast3r_sfm.pairwise import PairwiseData, predict_pairwise
 from mast3r_sfm.progress import Progress, StageTimer
 from mast3r_sfm.reconstruction import Reconstruction
 from mast3r_sfm.scene_graph import check_pairs, make_pairs
 from mast3r_sfm.types import Correspondences, ModelDescription, PairPrediction, View
+
+if TYPE_CHECKING:
+    from mast3r_sfm.local_features import FeatureEvidence
 
 logger = logging.getLogger(__name__)
 
@@ -106,24 +110,34 @@ def _reconstruct(
     timer = StageTimer(progress, model.device)
 
     data = predict_pairwise(model, images, options, timer, pairs)
+    evidence = None
+    if options.refinement is not None:
+        from mast3r_sfm.local_features import connect_by_features
+
+        evidence = _find_evidence(images, data, options.refinement, timer)
+        data = connect_by_features(data, images, evidence)
     groups = data.groups()
     _require_connection(images, groups, data.canonical[groups[0][0]] is not None)
 
     with timer.stage("Align cameras", config.niter_coarse + config.niter_fine) as advance:
         aligned = align_group(groups[0], data.canonical, data.correspondences, data.fallback, config, advance)
 
+    if evidence is not None:
+        from mast3r_sfm.refine import NUM_STEPS, refine_group  # its libraries need not load for a run without it
+
+        with timer.stage("Refine cameras", NUM_STEPS) as advance:
+            group_of = group_by_size(images, config.shared_intrinsics)
+            aligned = refine_group(images, data, aligned, evidence, group_of, config.subsample, advance)
+    groups = _with_first(aligned.group, groups)
+    _warn_of_left_out(images, groups)
+
     with timer.stage("Dense depth", 1):
         views = densify_views(images, data, aligned, config.subsample)
-
-    if options.refinement is not None:
-        from mast3r_sfm.refine import NUM_STEPS, refine_views  # its libraries need not load for a run without it
-
-        with timer.stage("Refine cameras", len(aligned.group) + NUM_STEPS) as advance:
-            views = refine_views(images, views, data.pairs, options.refinement, config.shared_intrinsics, advance)
 
     return Reconstruction(
         views,
         aligned.matches,
+        None if aligned.refinement is None else aligned.refinement.tracks,
         model=model.description(),
         options=options,
         image_hashes=tuple(image.sha256 for image in images),
@@ -174,13 +188,38 @@ def without_overflow(model: Model, work: Callable[[Model], Result]) -> Result:
     return work(in_bfloat16(model))
 
 
+def group_by_size(images: Sequence[View], shared: bool) -> list[int]:
+    sizes = [image.transform.original_size for image in images]
+    return [sizes.index(size) for size in sizes] if shared else list(range(len(images)))
+
+
+def _find_evidence(
+    images: Sequence[View], data: PairwiseData, options: RefinementOptions, timer: StageTimer
+) -> FeatureEvidence:
+    from mast3r_sfm.local_features import find_features, match_features
+
+    with timer.stage("Find features", len(images)) as advance:
+        features = find_features(images, options, advance)
+    with timer.stage("Match features", len(data.summaries)) as advance:
+        return match_features(images, features, data.summaries, advance)
+
+
 def _require_connection(images: Sequence[View], groups: Sequence[Sequence[int]], usable: bool) -> None:
-    """Warns of images outside the largest group; raises ReconstructionError if there is no group to speak of."""
+    """Raises ReconstructionError if there is no group to speak of."""
     if not usable or (len(images) > 1 and len(groups[0]) == 1):
         raise ReconstructionError(
             f"no two of the {len(images)} images connect: no pair has enough matches that agree with the geometry; "
             "use images that overlap more, `scene_graph='complete'`, or `verification=None`"
         )
+
+
+def _with_first(group: Sequence[int], groups: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The groups with `group` as the first; its members leave the others."""
+    others = [[k for k in other if k not in set(group)] for other in groups]
+    return [list(group), *sorted((other for other in others if other), key=lambda other: (-len(other), other[0]))]
+
+
+def _warn_of_left_out(images: Sequence[View], groups: Sequence[Sequence[int]]) -> None:
     left_out = [images[k].path.name for group in groups[1:] for k in group]
     if left_out:
         shown = ", ".join(left_out[:10]) + (f" and {len(left_out) - 10} more" if len(left_out) > 10 else "")

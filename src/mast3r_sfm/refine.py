@@ -1,4 +1,10 @@
-"""Refined cameras as a stage: features of the photos, cameras that photos share, and what follows for the depth."""
+"""Refined cameras as a stage: where to start from, what the tracks say, and the depth that follows.
+
+Two starts are possible: the aligned cameras of the network, and those that COLMAP's mapper finds from local features
+alone. One number decides: how many of the matches that the features confirm, pair by pair, the refined cameras explain.
+The network's start is taken if it explains nearly all of them (`ENOUGH_EXPLAINED`); else the mapper runs too, and takes
+over if its refined cameras explain clearly more (`CLEARLY_MORE`).
+"""
 
 from __future__ import annotations
 
@@ -8,112 +14,173 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mast3r_sfm.errors import InputError
-from mast3r_sfm.images.loading import read_grey
-from mast3r_sfm.options import RefinementOptions
+from mast3r_sfm.alignment import AlignedGroup
+from mast3r_sfm.local_features import FeatureEvidence, usual_camera
+from mast3r_sfm.pairwise import PairwiseData
+from mast3r_sfm.placing import Candidate, Start, depth_at, place_views
 from mast3r_sfm.progress import Advance
-from mast3r_sfm.tracks import LocalFeatures, RefinedCameras, TrackView, extract_features, refine_cameras
-from mast3r_sfm.tracks.bundle import CameraGroup
+from mast3r_sfm.tracks import TrackView, map_features, refine_cameras
+from mast3r_sfm.tracks.explained import count_explained
 from mast3r_sfm.tracks.refinement import NUM_STEPS as NUM_STEPS
-from mast3r_sfm.types import ReconstructedView, View
+from mast3r_sfm.types import View
 
 logger = logging.getLogger(__name__)
 
+ENOUGH_EXPLAINED = 0.85
+"""Share of the features' matches above which the network's start is not questioned."""
 
-def refine_views(
+CLEARLY_MORE = 1.1
+"""How many times more matches the mapper's start must explain to take over."""
+
+MAX_DEPTH_SPREAD = 0.3
+"""Largest median deviation of the predicted depth from the mapper's, as a logarithm after one scale per photo."""
+
+_MIN_EVIDENCE = 100  # confirmed matches in all; fewer say nothing about cameras
+
+
+def refine_group(
     images: Sequence[View],
-    views: Sequence[ReconstructedView],
-    pairs: Sequence[tuple[int, int]],
-    options: RefinementOptions,
-    shared_intrinsics: bool,
+    data: PairwiseData,
+    aligned: AlignedGroup,
+    evidence: FeatureEvidence,
+    group_of: Sequence[int],
+    subsample: int,
     advance: Advance | None = None,
-) -> tuple[ReconstructedView, ...]:
-    """The views with cameras adjusted to tracks of local features; those without enough tracks stay as they are.
+) -> AlignedGroup:
+    """The group with cameras adjusted to tracks of local features and anchors solved again; views without enough
+    tracks keep their cameras. It may have gained or lost images, if the features alone explain the photos better.
 
-    pairs  of indices into `views`
-    shared_intrinsics   photos of one size share a camera; else every photo has one of its own
-
-    The depth maps stay as predicted but for their scale, which follows the tracks. Lengths stay those of the network.
+    group_of  number of the camera of every image
     """
-    registered = [view for view in views if view.registered]
-    position_of = {view.index: k for k, view in enumerate(registered)}
-    sizes = [view.transform.original_size for view in registered]
-    group_of = [sizes.index(size) for size in sizes] if shared_intrinsics else list(range(len(registered)))
-    used_groups = sorted(set(group_of))
-    inputs = []
-    for view, group in zip(registered, group_of, strict=True):
-        found = _features_of(images[view.index], options)
-        inputs.append(
-            TrackView(found, depth_at(view, found.xy), np.linalg.inv(view.world_from_cam), used_groups.index(group))
-        )
-        if advance is not None:
-            advance(1)
-    groups = [_start(registered, group_of, group) for group in used_groups]
-    own_pairs = [(position_of[i], position_of[j]) for i, j in pairs if i in position_of and j in position_of]
-    refined = refine_cameras(inputs, groups, own_pairs, advance) if len(registered) > 1 else None
-    if refined is None or not refined.refined.all():
-        kept = [view for k, view in enumerate(registered) if refined is None or not refined.refined[k]]
-        names = ", ".join(images[view.index].path.name for view in kept[:10]) + (", ..." if len(kept) > 10 else "")
-        logger.warning("%d of %d cameras stay as aligned, for lack of features: %s", len(kept), len(registered), names)
-    if refined is None:
-        return tuple(views)
-    poses = np.linalg.inv(refined.cam_from_world)
-    poses = np.linalg.inv(poses[0]) @ poses  # the first camera is the origin
-    adjusted = {view.index: _adjusted(view, poses[k], refined, k, inputs[k]) for k, view in enumerate(registered)}
-    return tuple(adjusted.get(view.index, view) for view in views)
+    total = sum(len(geometry.inlier_matches) for geometry in evidence.confirmed.values())
+    best = _refined(images, data, evidence, _aligned_start(images, aligned, group_of), subsample, advance)
+    if total >= _MIN_EVIDENCE and best.num_explained < ENOUGH_EXPLAINED * total:
+        logger.info("the aligned cameras explain %d of %d matches of features", best.num_explained, total)
+        mapped = _mapped_start(images, data, evidence, group_of, subsample)
+        if mapped is not None:
+            other = _refined(images, data, evidence, mapped, subsample, None)
+            logger.info("those of the mapper explain %d", other.num_explained)
+            if other.num_explained > CLEARLY_MORE * best.num_explained:
+                best = other
+    _warn_of_unrefined(images, best)
+    if best.refined is None and best.start.members == aligned.group:
+        return aligned
+    return place_views(images, data, evidence, best, subsample)
 
 
-def depth_at(view: ReconstructedView, xy: np.ndarray) -> np.ndarray:
-    """(N,) z-depth at pixels (N, 2) of the original photo, nan outside of the network's image or without a depth."""
-    H, W = view.depth.shape
-    pixel = np.rint(view.transform.to_network(xy)).astype(int)
-    inside = ((pixel >= 0) & (pixel < [W, H])).all(1)
-    column, row = np.clip(pixel, 0, [W - 1, H - 1]).T
-    depth = view.depth[row, column].astype(np.float64)
-    return np.where(inside & np.isfinite(depth) & (depth > 0), depth, np.nan)
-
-
-def _features_of(image: View, options: RefinementOptions) -> LocalFeatures:
-    """Features of the photo; none, with a warning, if its file is gone or has changed its size since it was loaded."""
-    try:
-        grey, mask = read_grey(image.path)
-    except InputError as error:
-        logger.warning("%s; its camera stays as aligned", error)
-        return LocalFeatures.none()
-    if (grey.shape[1], grey.shape[0]) != image.transform.original_size:
-        logger.warning("%s: has changed since it was loaded; its camera stays as aligned", image.path)
-        return LocalFeatures.none()
-    return extract_features(grey, options.max_feature_size, options.max_features, mask)
-
-
-def _start(views: Sequence[ReconstructedView], group_of: Sequence[int], group: int) -> CameraGroup:
-    """The camera that a group starts with: the median of its focal lengths, the principal point in the middle."""
-    members = [view for view, own in zip(views, group_of, strict=True) if own == group]
-    width, height = members[0].transform.original_size
-    focal = float(np.median([view.K_original[0, 0] for view in members]))
-    return CameraGroup((width, height), focal, ((width - 1) / 2, (height - 1) / 2))
-
-
-def _adjusted(
-    view: ReconstructedView, world_from_cam: np.ndarray, refined: RefinedCameras, k: int, before: TrackView
-) -> ReconstructedView:
-    if not refined.refined[k]:
-        return dataclasses.replace(view, world_from_cam=world_from_cam)
-    group = refined.groups[before.group]
-    K = np.array(
-        [[group.focal_px, 0, group.principal_point[0]], [0, group.focal_px, group.principal_point[1]], [0, 0, 1]]
+# ------------------------------------------------------------------ starts
+def _aligned_start(images: Sequence[View], aligned: AlignedGroup, group_of: Sequence[int]) -> Start:
+    K = aligned.cameras.K.cpu().numpy()
+    own = [group_of[index] for index in aligned.group]
+    numbers = sorted(set(own))
+    groups = []
+    for number in numbers:
+        members = [k for k, group in enumerate(own) if group == number]
+        focals = [images[aligned.group[k]].transform.K_to_original(K[k])[0, 0] for k in members]
+        usual = usual_camera(images[aligned.group[members[0]]])
+        groups.append(dataclasses.replace(usual, focal_px=float(np.median(focals))))
+    return Start(
+        members=aligned.group,
+        cam_from_world=np.linalg.inv(aligned.cameras.world_from_cam.cpu().numpy()),
+        K=K,
+        groups=tuple(groups),
+        group_of=tuple(numbers.index(group) for group in own),
+        anchors=aligned.cameras.core_depths,
     )
-    with np.errstate(invalid="ignore"):
-        ratio = refined.track_depths[k] / before.depths
-    ratio = ratio[np.isfinite(ratio)]
-    scale = float(np.median(ratio)) if len(ratio) else 1.0
-    return dataclasses.replace(
-        view,
-        K=view.transform.K_to_network(K),
-        world_from_cam=world_from_cam,
-        depth=(view.depth * scale).astype(np.float32),
-        distortion=group.distortion,
-        refined=True,
-        num_track_observations=int(refined.num_observations[k]),
-        track_error_px=float(refined.median_error_px[k]),
+
+
+def _mapped_start(
+    images: Sequence[View],
+    data: PairwiseData,
+    evidence: FeatureEvidence,
+    group_of: Sequence[int],
+    subsample: int,
+) -> Start | None:
+    """Cameras by the mapper, in metres by the network's depth; None if the mapper finds no scene, or one whose depth
+    has nothing to do with the predicted one."""
+    numbers = sorted(set(group_of))
+    first_of = [list(group_of).index(number) for number in numbers]
+    groups = [usual_camera(images[k]) for k in first_of]
+    mapped = map_features(
+        groups,
+        [images[k].focal_exif_px is not None for k in first_of],
+        [numbers.index(group) for group in group_of],
+        [one.xy for one in evidence.features],
+        evidence.confirmed,
     )
+    if mapped is None:
+        return None
+    members, ratios, spreads = [], [], []
+    for k in np.flatnonzero(mapped.registered).tolist():
+        canonical = data.canonical[k]
+        if canonical is None:
+            continue
+        xy = evidence.features[k].xy
+        predicted = depth_at(images[k], canonical, canonical.core_depth, canonical.focal_px, xy, subsample)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio = np.log(mapped.depths[k] / predicted)
+        ratio = ratio[np.isfinite(ratio)]
+        if not len(ratio):
+            continue
+        members.append(k)
+        ratios.append(float(np.median(ratio)))
+        spreads.append(float(np.median(np.abs(ratio - ratios[-1]))))
+    if len(members) < 3 or np.median(spreads) > MAX_DEPTH_SPREAD:
+        return None
+    metres = float(np.exp(-np.median(ratios)))  # that a unit of the mapper's is long
+    poses = mapped.cam_from_world[members]
+    poses[:, :3, 3] *= metres
+    anchors = [
+        one.core_depth * float(np.exp(ratio) * metres)
+        for k, ratio in zip(members, ratios, strict=True)
+        if (one := data.canonical[k]) is not None
+    ]
+    used = sorted({group_of[k] for k in members})
+    own_groups = [mapped.groups[numbers.index(group_of[k])] for k in members]
+    return Start(
+        members=tuple(members),
+        cam_from_world=poses,
+        K=np.stack([images[k].transform.K_to_network(group.K) for k, group in zip(members, own_groups, strict=True)]),
+        groups=tuple(mapped.groups[numbers.index(number)] for number in used),
+        group_of=tuple(used.index(group_of[k]) for k in members),
+        anchors=tuple(anchors),
+    )
+
+
+# ------------------------------------------------------------------ refinement
+def _refined(
+    images: Sequence[View],
+    data: PairwiseData,
+    evidence: FeatureEvidence,
+    start: Start,
+    subsample: int,
+    advance: Advance | None,
+) -> Candidate:
+    position_of = {index: k for k, index in enumerate(start.members)}
+    views = []
+    for k, index in enumerate(start.members):
+        features = evidence.features[index]
+        focal_px = images[index].transform.K_to_network(start.groups[start.group_of[k]].K)[0, 0]
+        depths = depth_at(images[index], data.usable(index), start.anchors[k], focal_px, features.xy, subsample)
+        views.append(TrackView(features, depths, start.cam_from_world[k], start.group_of[k]))
+    pairs = [(position_of[i], position_of[j]) for i, j in data.pairs if i in position_of and j in position_of]
+    refined = refine_cameras(views, start.groups, pairs, advance) if len(views) > 1 else None
+    cam_from_world = start.cam_from_world if refined is None else refined.cam_from_world
+    groups = start.groups if refined is None else refined.groups
+    matched = {
+        (position_of[i], position_of[j]): geometry.inlier_matches
+        for (i, j), geometry in evidence.confirmed.items()
+        if i in position_of and j in position_of
+    }
+    explained = count_explained(
+        cam_from_world, [groups[group] for group in start.group_of], [view.features.xy for view in views], matched
+    )
+    return Candidate(start, refined, explained)
+
+
+def _warn_of_unrefined(images: Sequence[View], best: Candidate) -> None:
+    members, refined = best.start.members, best.refined
+    kept = [index for k, index in enumerate(members) if refined is None or not refined.refined[k]]
+    if kept:
+        names = ", ".join(images[index].path.name for index in kept[:10]) + (", ..." if len(kept) > 10 else "")
+        logger.warning("%d of %d cameras stay as aligned, for lack of features: %s", len(kept), len(members), names)

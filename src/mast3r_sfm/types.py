@@ -130,7 +130,7 @@ class PairPrediction:
 class Correspondences:
     """Matched pixels of the pair (i, j), sorted by pixel of i, then of j (row-major).
 
-    xy_i, xy_j  (M, 2) int32 pixels (x, y) of the network's images
+    xy_i, xy_j  (M, 2) pixels (x, y) of the network's images: int32, or float32 if they are matches of local features
     conf        (M,) float32, > 0
     """
 
@@ -205,6 +205,9 @@ class ReconstructedView:
     num_track_observations, track_error_px
                     features of the photo in those tracks, and their median reprojection error in pixels of the
                     original photo; nan without
+    focal_std_px, position_std
+                    standard deviations by the covariance of that adjustment: of the focal length in pixels of the
+                    original photo, of the camera's centre in scene units; nan where unknown (see `Refinement`)
     """
 
     index: int
@@ -224,6 +227,8 @@ class ReconstructedView:
     refined: bool = False
     num_track_observations: int = 0
     track_error_px: float = float("nan")
+    focal_std_px: float = float("nan")
+    position_std: float = float("nan")
 
     @property
     def K_original(self) -> np.ndarray:
@@ -241,13 +246,17 @@ class ReconstructedView:
 
 @dataclass(frozen=True)
 class PairSummary:
-    """One pair: matches found, matches that the geometry confirmed, and whether the pair takes part."""
+    """One pair: matches found, matches that the geometry confirmed, and whether the pair takes part.
+
+    num_features  matches of local features that one epipolar geometry confirms; None if they were not looked for
+    """
 
     i: int
     j: int
     num_matches: int
     num_verified: int
     kept: bool
+    num_features: int | None = None
 
 
 @dataclass(frozen=True)
@@ -267,6 +276,28 @@ class Tracks:
     point_of: np.ndarray
     view_of: np.ndarray
     xy: np.ndarray
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What the adjustment to tracks says of n views besides their cameras; entries of views not refined mean nothing.
+
+    refined           (n,) bool: the view takes the adjusted camera
+    distortion        (n,) k1 of the lens, 0 without
+    num_observations  (n,) features of the photo in tracks
+    errors_px         (n,) their median reprojection error, pixels of the original photo
+    focal_std_px      (n,) standard deviation of the focal length, pixels of the original photo; nan if it was held
+    position_std      (n,) of the camera's centre (root of the trace of its covariance), scene units, with the first
+                      two cameras fixed; nan where unknown
+    """
+
+    refined: np.ndarray
+    distortion: np.ndarray
+    num_observations: np.ndarray
+    errors_px: np.ndarray
+    focal_std_px: np.ndarray
+    position_std: np.ndarray
+    tracks: Tracks
 
 
 @dataclass(frozen=True)

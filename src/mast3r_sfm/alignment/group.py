@@ -12,7 +12,7 @@ from mast3r_sfm.alignment.reprojection import reprojection_errors
 from mast3r_sfm.alignment.solver import AlignmentResult, align
 from mast3r_sfm.options import AlignmentConfig
 from mast3r_sfm.progress import Advance
-from mast3r_sfm.types import CanonicalView, Correspondences, FallbackPrediction
+from mast3r_sfm.types import CanonicalView, Correspondences, FallbackPrediction, Refinement
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,14 @@ class AlignedGroup:
     cameras    of each
     errors_px  (n,) float64 median reprojection error of each view's matches, network pixels; nan without matches
     matches    those that entered the alignment
+    refinement  of the cameras by tracks of local features, in the order of the cameras; None if they are as aligned
     """
 
     group: tuple[int, ...]
     cameras: AlignmentResult
     errors_px: torch.Tensor
     matches: tuple[Correspondences, ...]
+    refinement: Refinement | None = None
 
 
 def align_group(

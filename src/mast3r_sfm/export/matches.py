@@ -8,8 +8,9 @@
 
 pairs    (P, 2) int32 indices of the images i, j
 offsets  (P + 1,) int64: the matches of pair k are the rows offsets[k] to offsets[k + 1]
-xy_i     (M, 2) int32 matched pixels (x, y) of the network's image of i
-xy_j     (M, 2) int32, of j
+xy_i     (M, 2) matched pixels (x, y) of the network's image of i: int32, or float32 if matches of local features, which
+         lie between pixels, are among them
+xy_j     (M, 2) likewise, of j
 conf     (M,) float32, > 0
 files    (n,) text: the file of every image
 original_from_network  (n, 3, 3) float64: maps homogeneous pixels of the network's images to pixels of the photos
@@ -31,12 +32,14 @@ from mast3r_sfm.types import Correspondences, ImageTransform, ReconstructedScene
 
 def pack_matches(matches: Sequence[Correspondences]) -> dict[str, np.ndarray]:
     """The arrays of this module's docstring that belong to the pairs."""
-    no_pixels, no_values = np.zeros((0, 2), dtype=np.int32), np.zeros(0, dtype=np.float32)
+    between_pixels = any(m.xy_i.is_floating_point() for m in matches)
+    no_pixels = np.zeros((0, 2), dtype=np.float32 if between_pixels else np.int32)
+    no_values = np.zeros(0, dtype=np.float32)
     return {
         "pairs": np.array([[m.i, m.j] for m in matches], dtype=np.int32).reshape(-1, 2),
         "offsets": np.cumsum([0] + [len(m) for m in matches], dtype=np.int64),
-        "xy_i": np.concatenate([no_pixels] + [m.xy_i.numpy() for m in matches]).astype(np.int32),
-        "xy_j": np.concatenate([no_pixels] + [m.xy_j.numpy() for m in matches]).astype(np.int32),
+        "xy_i": np.concatenate([no_pixels] + [m.xy_i.numpy() for m in matches]).astype(no_pixels.dtype),
+        "xy_j": np.concatenate([no_pixels] + [m.xy_j.numpy() for m in matches]).astype(no_pixels.dtype),
         "conf": np.concatenate([no_values] + [m.conf.numpy() for m in matches]).astype(np.float32),
     }
 

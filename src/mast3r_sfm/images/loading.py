@@ -130,15 +130,15 @@ def load_image(path: str | Path, index: int = 0, sizing: ImageSizing | None = No
     return view
 
 
-def read_grey(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """The whole photo, upright: (H, W) uint8 grey, and (H, W) bool True where it is opaque (None: everywhere).
+def read_photo(path: str | Path) -> tuple[Image.Image, np.ndarray | None]:
+    """The whole photo, upright RGB, and (H, W) bool True where it is opaque (None: everywhere).
 
     Raises InputError as `load_image`.
     """
     with quiet_pillow():
         decoded = decode_image(_bytes_of(Path(path)), str(path))
     mask = None if decoded.alpha is None else np.asarray(decoded.alpha) >= 128
-    return np.asarray(decoded.rgb.convert("L")), mask
+    return decoded.rgb, mask
 
 
 def network_transform(original_size: tuple[int, int], sizing: ImageSizing, name: str = "image") -> ImageTransform:

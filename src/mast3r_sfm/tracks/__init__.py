@@ -1,7 +1,11 @@
 """From aligned cameras to exact ones: local features at the photos' resolution, tracks of them, bundle adjustment."""
 
+from mast3r_sfm.tracks.bundle import CameraGroup as CameraGroup
+from mast3r_sfm.tracks.bundle import colmap_camera as colmap_camera
+from mast3r_sfm.tracks.bundle import confirm_pair as confirm_pair
 from mast3r_sfm.tracks.features import LocalFeatures as LocalFeatures
 from mast3r_sfm.tracks.features import extract_features as extract_features
+from mast3r_sfm.tracks.mapping import map_features as map_features
 from mast3r_sfm.tracks.refinement import RefinedCameras as RefinedCameras
 from mast3r_sfm.tracks.refinement import TrackView as TrackView
 from mast3r_sfm.tracks.refinement import refine_cameras as refine_cameras

@@ -32,6 +32,12 @@ class CameraGroup:
     principal_point: tuple[float, float]
     distortion: float = 0.0
 
+    @property
+    def K(self) -> np.ndarray:
+        """(3, 3) intrinsics of the original photos, pixel centres at integers."""
+        x, y = self.principal_point
+        return np.array([[self.focal_px, 0, x], [0, self.focal_px, y], [0, 0, 1]], dtype=np.float64)
+
 
 class Bundle:
     """Cameras, tracks and points of one scene.
@@ -54,15 +60,7 @@ class Bundle:
         self._features = features
         self._model = pycolmap.Reconstruction()
         for k, group in enumerate(groups, 1):
-            self._model.add_camera_with_trivial_rig(
-                pycolmap.Camera(
-                    camera_id=k,
-                    model="SIMPLE_RADIAL",
-                    width=group.size[0],
-                    height=group.size[1],
-                    params=_params(group),
-                )
-            )
+            self._model.add_camera_with_trivial_rig(colmap_camera(group, k))
         for k, (own, xy) in enumerate(zip(group_of, features, strict=True), 1):
             image = pycolmap.Image(image_id=k, camera_id=own + 1, name=str(k), keypoints=xy + 0.5)
             self._model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(cam_from_world[k - 1][:3]))
@@ -80,9 +78,7 @@ class Bundle:
 
     def group(self, k: int) -> CameraGroup:
         """The camera k as it is now."""
-        camera = self._model.cameras[k + 1]
-        focal, x, y, distortion = camera.params
-        return CameraGroup((camera.width, camera.height), focal, (x - 0.5, y - 0.5), distortion)
+        return camera_group(self._model.cameras[k + 1])
 
     def _camera_of(self, view: int) -> pycolmap.Camera:
         return self._model.cameras[self._model.images[view + 1].camera_id]
@@ -116,22 +112,10 @@ class Bundle:
 
     # -------------------------------------------------------------- tracks
     def confirm(self, i: int, j: int, matches: np.ndarray, max_error_px: float) -> pycolmap.TwoViewGeometry | None:
-        """The matches (M, 2) of two photos that one epipolar geometry confirms; None if they are too few."""
-        if len(matches) < _MIN_INLIERS:
-            return None
-        options = pycolmap.TwoViewGeometryOptions()
-        options.detect_watermark = False
-        options.ransac.random_seed = _SEED
-        options.ransac.max_error = max_error_px
-        geometry = pycolmap.estimate_two_view_geometry(
-            self._camera_of(i),
-            self._features[i] + 0.5,
-            self._camera_of(j),
-            self._features[j] + 0.5,
-            matches.astype(np.uint32),
-            options,
+        """`confirm_pair` with the cameras as they are now."""
+        return confirm_pair(
+            self._camera_of(i), self._features[i], self._camera_of(j), self._features[j], matches, max_error_px
         )
-        return geometry if len(geometry.inlier_matches) >= _MIN_INLIERS else None
 
     def triangulate(self, pairs: Mapping[tuple[int, int], pycolmap.TwoViewGeometry], max_error_px: float) -> None:
         """Joins the matches of all pairs into tracks and triangulates them anew with the cameras as they are."""
@@ -180,6 +164,32 @@ class Bundle:
         """
         self._adjuster(loss_px, principal_point, held, iterations).solve()
 
+    def position_std(self, loss_px: float, held: Collection[int]) -> np.ndarray:
+        """(n,) root of the trace of the covariance of every photo's centre, world units; nan where unknown.
+
+        The first photo's camera and one coordinate of another's are held (the gauge), and their errors are not known.
+        """
+        adjuster = self._adjuster(loss_px, True, held, 5)
+        adjuster.solve()
+        covariance = pycolmap.estimate_ba_covariance(pycolmap.BACovarianceOptions(), self._model, adjuster)
+        found = np.full(self.num_views, np.nan)
+        noise_px = self._noise_px()
+        for k in range(self.num_views):
+            own = None if covariance is None else covariance.get_cam_cov_from_world(k + 1)
+            if own is None or own.shape != (6, 6):
+                continue
+            pose = self._model.images[k + 1].cam_from_world().matrix()
+            R, t = pose[:, :3], pose[:, 3]
+            cross = np.array([[0, -t[2], t[1]], [t[2], 0, -t[0]], [-t[1], t[0], 0]])
+            # the centre is -R^T t; a turn of the camera by a small vector moves it by R^T [t]x times its negative
+            by_pose = np.concatenate([-R.T @ cross, -R.T], axis=1)
+            found[k] = noise_px * np.sqrt(max(np.trace(by_pose @ own @ by_pose.T), 0.0))
+        return found
+
+    def _noise_px(self) -> float:
+        """Standard deviation of a coordinate of an observation: half of all errors are below 1.1774 times it."""
+        return float(np.median(np.concatenate(self.errors_px()))) / 1.1774
+
     def intrinsics_std(self, loss_px: float, principal_point: bool) -> np.ndarray:
         """(groups, 4): standard deviations of f, cx, cy (original pixels) and k1, as far as the tracks tell.
 
@@ -192,8 +202,7 @@ class Bundle:
         free = [0, 1, 2, 3] if principal_point else [0, 3]
         found = np.zeros((len(self._model.cameras), 4))
         found[:, free] = np.inf
-        # the median length of an error whose two coordinates are normal is 1.1774 standard deviations
-        noise_px = np.median(np.concatenate(self.errors_px())) / 1.1774
+        noise_px = self._noise_px()
         for k, camera in self._model.cameras.items():
             own = None if covariance is None else covariance.get_other_params_cov(camera.params)
             if own is not None and own.shape == (len(free), len(free)):
@@ -224,6 +233,15 @@ class Bundle:
         return pycolmap.create_default_ceres_bundle_adjuster(options, config, self._model)
 
     # -------------------------------------------------------------- figures
+    def observation_errors_px(self, view_of: np.ndarray, feature_of: np.ndarray) -> np.ndarray:
+        """(T,) reprojection errors of features (T,) of photos (T,) that belong to points, original pixels."""
+        errors = np.full(len(view_of), np.nan)
+        for k, own in enumerate(self.errors_px()):
+            of_feature = np.full(len(self._features[k]), np.nan)
+            of_feature[self._observed(k)[0]] = own
+            errors[view_of == k] = of_feature[feature_of[view_of == k]]
+        return errors
+
     def num_observations(self) -> np.ndarray:
         """(n,) features of every photo that belong to a point."""
         return np.array([self._model.images[k + 1].num_points3D for k in range(self.num_views)])
@@ -237,6 +255,16 @@ class Bundle:
             errors.append(np.linalg.norm(projected - self._features[k][index], axis=1))
         return errors
 
+    def tracks(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Points (P, 3) in the world, and of every observation its point, photo and feature, (T,) each."""
+        points, observed = [], []
+        for number, (_, point) in enumerate(sorted(self._model.points3D.items(), key=lambda item: item[0])):
+            points.append(point.xyz)
+            elements = sorted((element.image_id - 1, element.point2D_idx) for element in point.track.elements)
+            observed += [(number, photo, feature) for photo, feature in elements]
+        point_of, photo_of, feature_of = np.array(observed, dtype=np.int64).reshape(-1, 3).T
+        return np.array(points).reshape(-1, 3), point_of, photo_of, feature_of
+
     @property
     def num_points(self) -> int:
         return self._model.num_points3D()
@@ -244,6 +272,52 @@ class Bundle:
     @property
     def mean_track_length(self) -> float:
         return float(self._model.compute_mean_track_length())
+
+
+def confirm_pair(
+    camera_i: pycolmap.Camera,
+    xy_i: np.ndarray,
+    camera_j: pycolmap.Camera,
+    xy_j: np.ndarray,
+    matches: np.ndarray,
+    max_error_px: float,
+) -> pycolmap.TwoViewGeometry | None:
+    """The matches (M, 2) of features (N, 2) of two photos that one epipolar geometry or one homography confirms.
+
+    None if they are too few to believe.
+    """
+    if len(matches) < _MIN_INLIERS:
+        return None
+    options = pycolmap.TwoViewGeometryOptions()
+    options.detect_watermark = False
+    options.ransac.random_seed = _SEED
+    options.ransac.max_error = max_error_px
+    geometry = pycolmap.estimate_two_view_geometry(
+        camera_i, xy_i + 0.5, camera_j, xy_j + 0.5, matches.astype(np.uint32), options
+    )
+    return geometry if len(geometry.inlier_matches) >= _MIN_INLIERS else None
+
+
+def colmap_camera(group: CameraGroup, camera_id: int, focal_known: bool = False) -> pycolmap.Camera:
+    """The camera in COLMAP's terms.
+
+    focal_known  it is close to the truth, so that geometry may build on it
+    """
+    camera = pycolmap.Camera(
+        camera_id=camera_id,
+        model="SIMPLE_RADIAL",
+        width=group.size[0],
+        height=group.size[1],
+        params=_params(group),
+    )
+    camera.has_prior_focal_length = focal_known
+    return camera
+
+
+def camera_group(camera: pycolmap.Camera) -> CameraGroup:
+    """The inverse of `colmap_camera`."""
+    focal, x, y, distortion = camera.params
+    return CameraGroup((camera.width, camera.height), focal, (x - 0.5, y - 0.5), distortion)
 
 
 def _params(group: CameraGroup) -> list[float]:

@@ -20,35 +20,49 @@ class LocalFeatures:
 
     xy           (N, 2) float64 pixels of the original photo (after its EXIF rotation), pixel centres at integers
     descriptors  (N, 128) float32 of unit length
+    strengths    (N,) float32 how clearly each stands out
+    colours      (N, 3) uint8 RGB of the photo there
     """
 
     xy: np.ndarray
     descriptors: np.ndarray
+    strengths: np.ndarray
+    colours: np.ndarray
 
     @classmethod
     def none(cls) -> LocalFeatures:
         """Those of a photo that shows nothing."""
-        return cls(np.zeros((0, 2)), np.zeros((0, 128), dtype=np.float32))
+        return cls(
+            np.zeros((0, 2)),
+            np.zeros((0, 128), dtype=np.float32),
+            np.zeros(0, dtype=np.float32),
+            np.zeros((0, 3), dtype=np.uint8),
+        )
 
     def __len__(self) -> int:
         return len(self.xy)
 
+    def strongest(self, count: int) -> np.ndarray:
+        """Indices of the `count` features that stand out most, ascending."""
+        return np.sort(np.argsort(-self.strengths, kind="stable")[:count])
+
 
 def extract_features(
-    grey: np.ndarray, max_size: int, max_features: int, mask: np.ndarray | None = None
+    rgb: Image.Image, max_size: int, max_features: int, mask: np.ndarray | None = None
 ) -> LocalFeatures:
     """The strongest features of a photo, in order of their place.
 
-    grey      (H, W) uint8
+    rgb       the upright photo
     max_size  longer edge in pixels that the photo is reduced to
     mask      (H, W) bool, True where features may lie; None: everywhere
     """
     import cv2
 
-    H, W = grey.shape
+    W, H = rgb.size
     scale = min(1.0, max_size / max(H, W))
     size = max(1, round(W * scale)), max(1, round(H * scale))
-    small = grey if size == (W, H) else np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.LANCZOS))
+    grey = rgb.convert("L")
+    small = np.asarray(grey if size == (W, H) else grey.resize(size, Image.Resampling.LANCZOS))
     # the precise upscale: without it OpenCV's first octave is a quarter of a pixel off
     sift = cv2.SIFT_create(nfeatures=max_features, contrastThreshold=_CONTRAST, enable_precise_upscale=True)  # type: ignore[attr-defined]
     keypoints, found = sift.detectAndCompute(small, None)
@@ -57,9 +71,10 @@ def extract_features(
     xy = (np.array([point.pt for point in keypoints], dtype=np.float64) + 0.5) * [W / size[0], H / size[1]] - 0.5
     descriptors = np.sqrt(found / (found.sum(1, keepdims=True) + 1e-9)).astype(np.float32)
     descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True) + 1e-9
+    strengths = np.array([point.response for point in keypoints], dtype=np.float32)
     order = np.lexsort((*descriptors[:, :2].T, xy[:, 0], xy[:, 1]))  # whatever the order in which threads found them
-    xy, descriptors = xy[order], descriptors[order]
+    column, row = np.clip(np.rint(xy).astype(int), 0, [W - 1, H - 1]).T
     if mask is not None:
-        column, row = np.clip(np.rint(xy).astype(int), 0, [W - 1, H - 1]).T
-        xy, descriptors = xy[mask[row, column]], descriptors[mask[row, column]]
-    return LocalFeatures(xy, descriptors)
+        order = order[mask[row, column][order]]
+    colours = np.asarray(rgb)[row, column]
+    return LocalFeatures(xy[order], descriptors[order], strengths[order], colours[order])

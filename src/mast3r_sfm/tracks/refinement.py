@@ -67,8 +67,13 @@ class RefinedCameras:
     groups          intrinsics of every camera
     refined         (n,) bool: the view takes the new camera; False: its tracks were too few or do not fit
     num_observations, median_error_px   (n,) of every view's tracks; original pixels, nan without
-    num_points, mean_track_length       of the scene
-    track_depths     n arrays (N,): z-depth of every feature's point in the unit that the cameras came in, nan without
+    focal_std_px   (groups,) standard deviation of every focal length, original pixels; nan if it was held
+    position_std   (n,) of every camera's centre, in the unit that the cameras came in; see `Bundle.position_std`
+    mean_track_length  of the scene
+    track_depths   n arrays (N,): z-depth of every feature's point in the unit that the cameras came in, nan without
+    points         (P, 3) of the tracks, in the frame that the cameras came in
+    point_of, view_of, feature_of   (T,) of every observation of a point: the point, the view, the view's feature
+    errors_px      (T,) reprojection error of every observation, original pixels
     """
 
     cam_from_world: np.ndarray
@@ -76,9 +81,15 @@ class RefinedCameras:
     refined: np.ndarray
     num_observations: np.ndarray
     median_error_px: np.ndarray
-    num_points: int
+    focal_std_px: np.ndarray
+    position_std: np.ndarray
     mean_track_length: float
     track_depths: tuple[np.ndarray, ...]
+    points: np.ndarray
+    point_of: np.ndarray
+    view_of: np.ndarray
+    feature_of: np.ndarray
+    errors_px: np.ndarray
 
 
 def refine_cameras(
@@ -128,7 +139,7 @@ def refine_cameras(
         if advance is not None:
             advance(1)
         depths = [_first_known(bundle.track_depths(k), view.depths) for k, view in enumerate(views)]
-    _settle_intrinsics(bundle, groups, pixel)
+    focal_std_px, position_std = _settle_intrinsics(bundle, groups, pixel)
     if advance is not None:
         advance(1)
 
@@ -137,21 +148,32 @@ def refine_cameras(
     refined = (counts >= MIN_OBSERVATIONS) & (errors <= MAX_ERROR_PX * pixel)
     if refined.sum() < 2:
         return None
-    found, scale = in_frame_of(bundle.cam_from_world(), start, refined)
+    adjusted = bundle.cam_from_world()
+    scale, rotation, shift = into_frame_of(adjusted, start, refined)
+    found = moved_cameras(adjusted, scale, rotation, shift)
+    points, point_of, view_of, feature_of = bundle.tracks()
     return RefinedCameras(
         cam_from_world=np.where(refined[:, None, None], found, start),
         groups=tuple(bundle.group(k) for k in range(len(groups))),
         refined=refined,
         num_observations=counts,
         median_error_px=errors,
-        num_points=bundle.num_points,
+        focal_std_px=focal_std_px,
+        position_std=scale * position_std,
         mean_track_length=bundle.mean_track_length,
         track_depths=tuple(scale * bundle.track_depths(k) for k in range(len(views))),
+        points=scale * points @ rotation.T + shift,
+        point_of=point_of,
+        view_of=view_of,
+        feature_of=feature_of,
+        errors_px=bundle.observation_errors_px(view_of, feature_of),
     )
 
 
-def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: float) -> None:
+def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: float) -> tuple[np.ndarray, np.ndarray]:
     """The last adjustments: every camera gets the intrinsics that its tracks determine, and keeps the others.
+
+    Returns the standard deviations of the focal lengths (groups,), pixels, and of the positions (n,), scene units.
 
     A focal length that the tracks leave uncertain by more than `MAX_FOCAL_STD` stays the one that came in; a principal
     point uncertain by more than `MAX_CENTRE_STD` stays in the middle of the image. Cameras close together or looking
@@ -167,6 +189,7 @@ def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: floa
     settled = [bundle.group(k) for k in range(len(start))]
     bundle.adjust(pixel, principal_point=True, held=held)
     std = bundle.intrinsics_std(pixel, principal_point=True)
+    focal_known = np.array([k not in held for k in range(len(start))])
     for k, own in enumerate(start):
         if k not in held and not std[k, 1:3].max() <= MAX_CENTRE_STD * max(own.size):
             bundle.set_intrinsics(k, settled[k])
@@ -174,15 +197,18 @@ def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: floa
     bundle.adjust(pixel, principal_point=True, held=held)
     bundle.filter(ROUNDS[-1].max_error_px * pixel)
     bundle.adjust(pixel, principal_point=True, held=held)
+    return np.where(focal_known, np.minimum(std[:, 0], focal_std), np.nan), bundle.position_std(pixel, held)
 
 
 NUM_STEPS = len(ROUNDS) + 1
 """Calls of `advance` by `refine_cameras`, one step each."""
 
 
-def in_frame_of(cam_from_world: np.ndarray, reference: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, float]:
-    """Cameras (n, 4, 4) in the frame and unit of a reference, so that the centres of `used` (n,) agree best, and the
-    scale that this took.
+def into_frame_of(
+    cam_from_world: np.ndarray, reference: np.ndarray, used: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Scale, rotation (3, 3) and translation (3,) that bring cameras (n, 4, 4) into the frame and unit of a reference,
+    so that the centres of `used` (n,) agree best.
 
     Centres alone leave a turn about their line open, or all of it if they coincide; then the rotations decide.
     """
@@ -194,10 +220,15 @@ def in_frame_of(cam_from_world: np.ndarray, reference: np.ndarray, used: np.ndar
     if rotation_angles_deg(rotation[None], mean_rotation[None])[0] > 5:
         rotation = mean_rotation
         shift = target[used, :3, 3].mean(0) - scale * rotation @ poses[used, :3, 3].mean(0)
-    moved = poses.copy()
-    moved[:, :3, :3] = rotation @ poses[:, :3, :3]
-    moved[:, :3, 3] = scale * poses[:, :3, 3] @ rotation.T + shift
-    return np.linalg.inv(moved), scale
+    return scale, rotation, shift
+
+
+def moved_cameras(cam_from_world: np.ndarray, scale: float, rotation: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Cameras (n, 4, 4) in a world whose points became scale * rotation X + shift."""
+    poses = np.linalg.inv(cam_from_world)
+    poses[:, :3, 3] = scale * poses[:, :3, 3] @ rotation.T + shift
+    poses[:, :3, :3] = rotation @ poses[:, :3, :3]
+    return np.linalg.inv(poses)
 
 
 def _first_known(preferred: np.ndarray, other: np.ndarray) -> np.ndarray:

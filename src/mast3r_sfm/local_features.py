@@ -1,0 +1,152 @@
+"""Local features as a second source of connection: what photos share by the looks of their details alone.
+
+The network sees a photo at a few hundred pixels. Where it denies a pair, or where its idea of a scene is wrong, details
+of the whole photo that agree with one epipolar geometry still say that two photos show the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from mast3r_sfm.errors import InputError
+from mast3r_sfm.images.loading import read_photo
+from mast3r_sfm.options import RefinementOptions
+from mast3r_sfm.pairwise import PairwiseData
+from mast3r_sfm.progress import Advance
+from mast3r_sfm.tracks import CameraGroup, LocalFeatures, colmap_camera, confirm_pair, extract_features
+from mast3r_sfm.tracks.unguided import match_everywhere
+from mast3r_sfm.types import Correspondences, PairSummary, View
+
+if TYPE_CHECKING:
+    import pycolmap
+
+logger = logging.getLogger(__name__)
+
+MIN_CONNECTING = 20
+"""Confirmed matches of features that connect two photos although the network denies the pair."""
+
+_FEATURES_TO_CONNECT = 4096  # of each photo of a pair that the network denies
+_FEATURES_TO_CHECK = 2048  # of each photo of a pair that it believes
+_MAX_ERROR_PX = 4.0  # of a match from its epipolar line, at 1,600 pixels
+_REFERENCE_PX = 1600.0
+_USUAL_FOCAL = 1.2  # of a photo that tells none, over its long edge
+
+
+@dataclass(frozen=True)
+class FeatureEvidence:
+    """Local features and what they say of the pairs.
+
+    features   of every photo; none of a photo whose file has changed
+    confirmed  by pair of image indices: the matches that one two-view geometry confirms
+    """
+
+    features: tuple[LocalFeatures, ...]
+    confirmed: Mapping[tuple[int, int], pycolmap.TwoViewGeometry]
+
+
+def find_features(
+    images: Sequence[View], options: RefinementOptions, advance: Advance | None = None
+) -> tuple[LocalFeatures, ...]:
+    """Local features of every photo."""
+    found = []
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        try:
+            for one in pool.map(lambda image: _features_of(image, options), images):
+                found.append(one)
+                if advance is not None:
+                    advance(1)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return tuple(found)
+
+
+def match_features(
+    images: Sequence[View],
+    features: Sequence[LocalFeatures],
+    pairs: Sequence[PairSummary],
+    advance: Advance | None = None,
+) -> FeatureEvidence:
+    """Matches of the features of all pairs that were looked at, without regard to the network's opinion of them."""
+    cameras = [colmap_camera(usual_camera(image), 1, image.focal_exif_px is not None) for image in images]
+    confirmed = {}
+    for pair in pairs:
+        i, j = pair.i, pair.j
+        limit = _FEATURES_TO_CHECK if pair.kept else _FEATURES_TO_CONNECT
+        matches = match_everywhere(features[i], features[j], limit)
+        size = max(*images[i].transform.original_size, *images[j].transform.original_size)
+        geometry = confirm_pair(
+            cameras[i],
+            features[i].xy,
+            cameras[j],
+            features[j].xy,
+            matches,
+            _MAX_ERROR_PX * max(1.0, size / _REFERENCE_PX),
+        )
+        if geometry is not None:
+            confirmed[i, j] = geometry
+        if advance is not None:
+            advance(1)
+    return FeatureEvidence(tuple(features), confirmed)
+
+
+def usual_camera(image: View) -> CameraGroup:
+    """The camera of a photo as far as its file tells: EXIF's focal length, or a usual one."""
+    width, height = image.transform.original_size
+    focal = image.focal_exif_px or _USUAL_FOCAL * max(width, height)
+    return CameraGroup((width, height), focal, ((width - 1) / 2, (height - 1) / 2))
+
+
+def connect_by_features(data: PairwiseData, images: Sequence[View], evidence: FeatureEvidence) -> PairwiseData:
+    """The pairs that the network denies but the features confirm take part again, with the features as matches."""
+    by_pair = {(m.i, m.j): m for m in data.correspondences}
+    usual_conf = torch.cat([m.conf for m in data.correspondences]).median() if by_pair else torch.tensor(1.0)
+    summaries = []
+    for pair in data.summaries:
+        geometry = evidence.confirmed.get((pair.i, pair.j))
+        count = 0 if geometry is None else len(geometry.inlier_matches)
+        summary = dataclasses.replace(pair, num_features=count)
+        if not pair.kept and geometry is not None and count >= MIN_CONNECTING:
+            matches = _in_network_pixels(pair, images, evidence.features, geometry.inlier_matches, float(usual_conf))
+            if len(matches) >= MIN_CONNECTING:
+                by_pair[pair.i, pair.j] = matches
+                summary = dataclasses.replace(summary, kept=True)
+        summaries.append(summary)
+    in_order = tuple(by_pair[pair] for pair in data.pairs if pair in by_pair)
+    return dataclasses.replace(data, correspondences=in_order, summaries=tuple(summaries))
+
+
+def _in_network_pixels(
+    pair: PairSummary, images: Sequence[View], features: Sequence[LocalFeatures], index: np.ndarray, conf: float
+) -> Correspondences:
+    """Matched features (M, 2) as matches of the network's images; those that its crop cuts off are left out."""
+    sides, inside = [], np.ones(len(index), dtype=bool)
+    for view, column in ((pair.i, 0), (pair.j, 1)):
+        transform = images[view].transform
+        xy = transform.to_network(features[view].xy[index[:, column]])
+        inside &= ((xy > -0.5) & (xy < np.array(transform.network_size) - 0.5)).all(1)
+        sides.append(xy)
+    xy_i, xy_j = (torch.from_numpy(side[inside]).float() for side in sides)
+    order = np.lexsort((xy_j[:, 0], xy_j[:, 1], xy_i[:, 0], xy_i[:, 1]))
+    return Correspondences(pair.i, pair.j, xy_i[order], xy_j[order], torch.full((len(order),), conf))
+
+
+def _features_of(image: View, options: RefinementOptions) -> LocalFeatures:
+    """Features of the photo; none, with a warning, if its file is gone or has changed its size since it was loaded."""
+    try:
+        photo, mask = read_photo(image.path)
+    except InputError as error:
+        logger.warning("%s; its camera stays as aligned", error)
+        return LocalFeatures.none()
+    if photo.size != image.transform.original_size:
+        logger.warning("%s: has changed since it was loaded; its camera stays as aligned", image.path)
+        return LocalFeatures.none()
+    return extract_features(photo, options.max_feature_size, options.max_features, mask)
