@@ -164,14 +164,14 @@ def _refined(
         depths = depth_at(images[index], data.usable(index), start.anchors[k], focal_px, features.xy, subsample)
         views.append(TrackView(features, depths, start.cam_from_world[k], start.group_of[k]))
     pairs = [(position_of[i], position_of[j]) for i, j in data.pairs if i in position_of and j in position_of]
-    refined = refine_cameras(views, start.groups, pairs, advance) if len(views) > 1 else None
-    cam_from_world = start.cam_from_world if refined is None else refined.cam_from_world
-    groups = start.groups if refined is None else refined.groups
     matched = {
         (position_of[i], position_of[j]): geometry.inlier_matches
         for (i, j), geometry in evidence.confirmed.items()
         if i in position_of and j in position_of
     }
+    refined = refine_cameras(views, start.groups, pairs, matched, advance) if len(views) > 1 else None
+    cam_from_world = start.cam_from_world if refined is None else refined.cam_from_world
+    groups = start.groups if refined is None else refined.groups
     explained = count_explained(
         cam_from_world, [groups[group] for group in start.group_of], [view.features.xy for view in views], matched
     )

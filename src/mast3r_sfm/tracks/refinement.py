@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,11 +96,14 @@ def refine_cameras(
     views: Sequence[TrackView],
     groups: Sequence[CameraGroup],
     pairs: Sequence[tuple[int, int]],
+    known: Mapping[tuple[int, int], np.ndarray] | None = None,
     advance: Advance | None = None,
 ) -> RefinedCameras | None:
     """Adjusts the cameras to tracks of local features; None if there are too few tracks to say anything.
 
     pairs  of views that may share something
+    known  by pair: matches (M, 2) of features that were found without the cameras; they count before those that the
+           cameras lead to, and are found again wherever those are wrong
 
     Intrinsics that the tracks do not determine stay as they came in (`_settle_intrinsics`). The frame stays, and the
     scale is that of the camera centres that came in.
@@ -124,6 +127,7 @@ def refine_cameras(
                 bundle.predict(j, i, depths[j]),
                 one.radius * long_edge,
             )
+            matches = _joined((known or {}).get((i, j)), matches)
             geometry = bundle.confirm(i, j, matches, 2 * one.max_error_px * pixel)
             if geometry is not None:
                 confirmed[i, j] = geometry
@@ -229,6 +233,15 @@ def moved_cameras(cam_from_world: np.ndarray, scale: float, rotation: np.ndarray
     poses[:, :3, 3] = scale * poses[:, :3, 3] @ rotation.T + shift
     poses[:, :3, :3] = rotation @ poses[:, :3, :3]
     return np.linalg.inv(poses)
+
+
+def _joined(first: np.ndarray | None, second: np.ndarray) -> np.ndarray:
+    """Matches (M, 2) of both; where the two disagree about a feature, those of the first."""
+    if first is None or not len(first):
+        return second
+    first = first.astype(np.int64)
+    new = ~(np.isin(second[:, 0], first[:, 0]) | np.isin(second[:, 1], first[:, 1]))
+    return np.concatenate([first, second[new]])
 
 
 def _first_known(preferred: np.ndarray, other: np.ndarray) -> np.ndarray:
