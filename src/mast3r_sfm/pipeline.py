@@ -29,6 +29,7 @@ from mast3r_sfm.model.checkpoint import Model, in_bfloat16
 from mast3r_sfm.options import Precision, ReconstructionOptions, RefinementOptions, SceneGraph
 from mast3r_sfm.pairwise import PairwiseData, predict_pairwise
 from mast3r_sfm.progress import Progress, StageTimer
+from mast3r_sfm.quality import doubts
 from mast3r_sfm.reconstruction import Reconstruction
 from mast3r_sfm.scene_graph import check_pairs, make_pairs
 from mast3r_sfm.types import Correspondences, ModelDescription, PairPrediction, View
@@ -133,6 +134,8 @@ def _reconstruct(
 
     with timer.stage("Dense depth", 1):
         views = densify_views(images, data, aligned, config.subsample)
+    for index, doubt in doubts(views).items():
+        logger.warning("%s: its camera is doubtful: %s", images[index].path, doubt)
 
     return Reconstruction(
         views,

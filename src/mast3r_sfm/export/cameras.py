@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mast3r_sfm.export.files import write_json
+from mast3r_sfm.quality import doubts
 from mast3r_sfm.types import ReconstructedScene, ReconstructedView
 
 CONVENTION = (
@@ -18,17 +19,22 @@ CONVENTION = (
     "along the camera's z axis and not along the ray: X_cam = depth * inverse(K_network) (x, y, 1), "
     "with the distortion taken off first where there is one. "
     "median_reprojection_error_px is in pixels of the network's image, null without matches; track_error_px, of "
-    "the tracks of local features that refined cameras were adjusted to, is in pixels of the original photo."
+    "the tracks of local features that refined cameras were adjusted to, is in pixels of the original photo. "
+    "focal_std_px (pixels of the original photo) and position_std (of the camera centre, in the unit of length) are "
+    "standard deviations by the covariance of that adjustment, null where it says nothing: the first camera and one "
+    "coordinate of the second are held, and the uncertainty of the metric scale is not in them. doubt says why a camera "
+    "is not to be relied on, null if nothing speaks against it."
 )
 UNITS = "metres (approximate)"
 
 
 def cameras_document(reconstruction: ReconstructedScene) -> dict[str, Any]:
     """The content of `cameras.json` (sizes are [width, height])."""
+    found = doubts(reconstruction.views)
     return {
         "convention": CONVENTION,
         "units": UNITS,
-        "images": [_image_entry(view) for view in reconstruction.views],
+        "images": [_image_entry(view, found.get(view.index)) for view in reconstruction.views],
     }
 
 
@@ -36,7 +42,7 @@ def write_cameras(reconstruction: ReconstructedScene, path: Path) -> None:
     write_json(path, cameras_document(reconstruction))
 
 
-def _image_entry(view: ReconstructedView) -> dict[str, Any]:
+def _image_entry(view: ReconstructedView, doubt: str | None) -> dict[str, Any]:
     return {
         "index": view.index,
         "file": view.file,
@@ -54,4 +60,7 @@ def _image_entry(view: ReconstructedView) -> dict[str, Any]:
         "refined": view.refined,
         "num_track_observations": view.num_track_observations,
         "track_error_px": view.track_error_px,
+        "focal_std_px": view.focal_std_px,
+        "position_std": view.position_std,
+        "doubt": doubt,
     }

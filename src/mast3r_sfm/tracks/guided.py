@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 
 from mast3r_sfm.tracks.features import LocalFeatures
 
-_CANDIDATES = 24
+_CANDIDATES = 12
 _MAX_ANGLE = 0.7  # of two descriptors, radians
 _RATIO = 0.85  # of that angle to the angle of the next candidate that lies elsewhere
 _ELSEWHERE_PX = 5.0

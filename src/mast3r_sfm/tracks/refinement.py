@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import pycolmap
 from scipy.spatial import cKDTree
 
 from mast3r_sfm.geometry import rotation_angles_deg, similarity_transform
@@ -19,6 +23,10 @@ MIN_OBSERVATIONS = 60
 
 MAX_ERROR_PX = 2.0
 """A view whose tracks reproject worse than this in the median, at 1,600 pixels, keeps the camera that it has."""
+
+FOCAL_TOLERANCE = 0.005
+"""By how much the focal lengths of one camera may differ without a reason to split them, as a share: the zoom creeps a
+little when the lens focuses, and what the lens model leaves out looks like a little zoom."""
 
 MAX_FOCAL_STD = 0.02
 """Largest standard deviation of a focal length that is adjusted, as a share of it."""
@@ -34,13 +42,15 @@ class Round:
     """One round: matches within `radius` of their predicted place (share of the long edge), then adjustment.
 
     max_error_px  of an observation that stays, at 1,600 pixels
+    iterations    of the adjustments; the first ones need not end where they go
     """
 
     radius: float
     max_error_px: float
+    iterations: int
 
 
-ROUNDS = (Round(0.02, 4.0), Round(0.006, 3.0), Round(0.003, 2.0))
+ROUNDS = (Round(0.02, 4.0, 10), Round(0.006, 3.0, 10), Round(0.003, 2.0, 25))
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ class RefinedCameras:
 
     cam_from_world  (n, 4, 4), in the frame and unit that the cameras came in
     groups          intrinsics of every camera
+    group_of        (n,) the camera of every view; there may be more than came in
     refined         (n,) bool: the view takes the new camera; False: its tracks were too few or do not fit
     num_observations, median_error_px   (n,) of every view's tracks; original pixels, nan without
     focal_std_px   (groups,) standard deviation of every focal length, original pixels; nan if it was held
@@ -78,6 +89,7 @@ class RefinedCameras:
 
     cam_from_world: np.ndarray
     groups: tuple[CameraGroup, ...]
+    group_of: tuple[int, ...]
     refined: np.ndarray
     num_observations: np.ndarray
     median_error_px: np.ndarray
@@ -97,6 +109,7 @@ def refine_cameras(
     groups: Sequence[CameraGroup],
     pairs: Sequence[tuple[int, int]],
     known: Mapping[tuple[int, int], np.ndarray] | None = None,
+    may_split: bool = True,
     advance: Advance | None = None,
 ) -> RefinedCameras | None:
     """Adjusts the cameras to tracks of local features; None if there are too few tracks to say anything.
@@ -104,40 +117,33 @@ def refine_cameras(
     pairs  of views that may share something
     known  by pair: matches (M, 2) of features that were found without the cameras; they count before those that the
            cameras lead to, and are found again wherever those are wrong
+    may_split  whether a view may get a camera of its own because its focal length is clearly another (`split_groups`)
 
     Intrinsics that the tracks do not determine stay as they came in (`_settle_intrinsics`). The frame stays, and the
     scale is that of the camera centres that came in.
     """
     start = np.stack([view.cam_from_world for view in views])
+    groups, group_of = list(groups), [view.group for view in views]
     places = [view.features.xy for view in views]
     trees = [cKDTree(xy) for xy in places]
-    bundle = Bundle(groups, [view.group for view in views], start, places)
+    bundle = Bundle(groups, group_of, start, places)
     long_edge = max(max(group.size) for group in groups)
     pixel = max(1.0, long_edge / _REFERENCE_PX)
     depths = [view.depths for view in views]
-    for one in ROUNDS:
-        confirmed = {}
-        for i, j in pairs:
-            matches = match_guided(
-                views[i].features,
-                views[j].features,
-                trees[i],
-                trees[j],
-                bundle.predict(i, j, depths[i]),
-                bundle.predict(j, i, depths[j]),
-                one.radius * long_edge,
-            )
-            matches = _joined((known or {}).get((i, j)), matches)
-            geometry = bundle.confirm(i, j, matches, 2 * one.max_error_px * pixel)
-            if geometry is not None:
-                confirmed[i, j] = geometry
+    for number, one in enumerate(ROUNDS):
+        confirmed = _confirmed_matches(bundle, views, trees, depths, pairs, known or {}, one, long_edge, pixel)
         if not confirmed:
             return None
+        if may_split and number == len(ROUNDS) - 1:
+            split = _split(bundle, groups, group_of, confirmed, one, places, pixel)
+            if split is not None:
+                groups, group_of = split
+                bundle = Bundle(groups, group_of, bundle.cam_from_world(), places)
         bundle.triangulate(confirmed, 2 * one.max_error_px * pixel)
         if bundle.num_points < MIN_OBSERVATIONS:
             return None
         for factor in (2.0, 1.0):
-            bundle.adjust(loss_px=pixel)
+            bundle.adjust(loss_px=pixel, iterations=one.iterations)
             bundle.filter(factor * one.max_error_px * pixel)
             bundle.extend(factor * one.max_error_px * pixel)
         if advance is not None:
@@ -159,6 +165,7 @@ def refine_cameras(
     return RefinedCameras(
         cam_from_world=np.where(refined[:, None, None], found, start),
         groups=tuple(bundle.group(k) for k in range(len(groups))),
+        group_of=tuple(group_of),
         refined=refined,
         num_observations=counts,
         median_error_px=errors,
@@ -172,6 +179,108 @@ def refine_cameras(
         feature_of=feature_of,
         errors_px=bundle.observation_errors_px(view_of, feature_of),
     )
+
+
+def _confirmed_matches(
+    bundle: Bundle,
+    views: Sequence[TrackView],
+    trees: Sequence[cKDTree],
+    depths: Sequence[np.ndarray],
+    pairs: Sequence[tuple[int, int]],
+    known: Mapping[tuple[int, int], np.ndarray],
+    one: Round,
+    long_edge: int,
+    pixel: float,
+) -> dict[tuple[int, int], pycolmap.TwoViewGeometry]:
+    """By pair: the matches near their predicted places, and the known ones, that a two-view geometry confirms."""
+
+    def work(pair: tuple[int, int]) -> pycolmap.TwoViewGeometry | None:
+        i, j = pair
+        matches = match_guided(
+            views[i].features,
+            views[j].features,
+            trees[i],
+            trees[j],
+            bundle.predict(i, j, depths[i]),
+            bundle.predict(j, i, depths[j]),
+            one.radius * long_edge,
+        )
+        return bundle.confirm(i, j, _joined(known.get(pair), matches), 2 * one.max_error_px * pixel)
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        found = list(pool.map(work, pairs))
+    return {pair: geometry for pair, geometry in zip(pairs, found, strict=True) if geometry is not None}
+
+
+def _split(
+    bundle: Bundle,
+    groups: Sequence[CameraGroup],
+    group_of: Sequence[int],
+    confirmed: Mapping[tuple[int, int], pycolmap.TwoViewGeometry],
+    one: Round,
+    places: Sequence[np.ndarray],
+    pixel: float,
+) -> tuple[list[CameraGroup], list[int]] | None:
+    """New groups and their numbers, if the tracks deny that the views of a group share a focal length; else None.
+
+    For that the tracks are adjusted once with a camera for every view of a group of several.
+    """
+    if len(set(group_of)) == len(group_of):
+        return None
+    alone = Bundle([bundle.group(own) for own in group_of], range(len(group_of)), bundle.cam_from_world(), places)
+    alone.triangulate(confirmed, 2 * one.max_error_px * pixel)
+    if alone.num_points < MIN_OBSERVATIONS:
+        return None
+    alone.adjust(pixel, iterations=one.iterations)
+    focals = np.array([alone.group(k).focal_px for k in range(len(group_of))])
+    std = alone.intrinsics_std(pixel, principal_point=False)[:, 0]
+    numbers = split_groups(focals, std, group_of, alone.num_observations())
+    if list(numbers) == list(group_of):
+        return None
+    started = {number: k for k, number in reversed(list(enumerate(numbers)))}
+    found = []
+    for number in range(max(numbers) + 1):
+        own = bundle.group(group_of[started[number]])
+        members = np.flatnonzero(np.array(numbers) == number)
+        found.append(dataclasses.replace(own, focal_px=float(np.median(focals[members]))))
+    return found, list(numbers)
+
+
+def split_groups(
+    focals: np.ndarray, std: np.ndarray, group_of: Sequence[int], num_observations: np.ndarray
+) -> tuple[int, ...]:
+    """Groups in which every view's own focal length agrees with that of its group, numbered by first appearance.
+
+    focals, std       (n,) of every view adjusted alone, pixels
+    num_observations  (n,)
+
+    A group is split where that lowers the Bayesian information criterion: one more focal length costs ln N for N
+    observations, and spares the squared difference over its variance. The variance is that of the adjustment and of
+    `FOCAL_TOLERANCE` together. Views whose own focal length the tracks do not tell (`MAX_FOCAL_STD`) stay together.
+    """
+    result = [-1] * len(focals)
+    count = 0
+    for group in sorted(set(group_of), key=list(group_of).index):
+        members = np.flatnonzero(np.array(group_of) == group)
+        known = members[std[members] <= MAX_FOCAL_STD * focals[members]]
+        left = known[np.argsort(focals[known], kind="stable")]
+        first = True
+        while len(left):
+            middle = focals[left[(len(left) - 1) // 2]]
+            variance = std[left] ** 2 + (FOCAL_TOLERANCE * middle) ** 2
+            price = np.log(max(2, int(num_observations[members].sum())))
+            agrees = (focals[left] - middle) ** 2 / variance <= price
+            for k in left[agrees]:
+                result[k] = count
+            if first:
+                for k in np.setdiff1d(members, known):
+                    result[k] = count
+            left, first, count = left[~agrees], False, count + 1
+        if first:
+            for k in members:
+                result[k] = count
+            count += 1
+    return number_by_first(result)
 
 
 def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: float) -> tuple[np.ndarray, np.ndarray]:
