@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from mast3r_sfm._version import __version__
+from mast3r_sfm.export.folders import explained_writing
 from mast3r_sfm.export.formats import exporter_of
 from mast3r_sfm.export.glb import SceneStatistics
-from mast3r_sfm.export.result import STORE, explained_writing, stored_threshold, write_result
+from mast3r_sfm.export.result import STORE, stored_threshold, write_result
 from mast3r_sfm.export.store import load_reconstruction
 from mast3r_sfm.options import ReconstructionOptions, SceneOptions
 from mast3r_sfm.types import ModelDescription, PairSummary, ReconstructedScene

@@ -19,9 +19,10 @@ from mast3r_sfm.device import resolve_device
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.evaluation import Evaluation, evaluate_views, read_true_depth, read_truth
 from mast3r_sfm.export.files import write_json
+from mast3r_sfm.export.folders import explained_writing
 from mast3r_sfm.export.glb import SceneStatistics
 from mast3r_sfm.export.match_result import write_match_result
-from mast3r_sfm.export.result import check_output, expected_bytes, explained_writing, read_scene_options, rewrite_scene
+from mast3r_sfm.export.result import check_output, expected_bytes, read_scene_options, rewrite_scene
 from mast3r_sfm.images.loading import find_images
 from mast3r_sfm.model.checkpoint import Model, load_model
 from mast3r_sfm.options import DEFAULT_MODEL, Engine, SceneOptions

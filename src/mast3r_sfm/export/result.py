@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import json
-import logging
 import re
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,13 +19,12 @@ from mast3r_sfm.errors import EmptySceneError, InputError
 from mast3r_sfm.export.cameras import write_cameras
 from mast3r_sfm.export.depth import write_depth_maps
 from mast3r_sfm.export.files import write_json
+from mast3r_sfm.export.folders import explained_writing, is_mount_point, replaced_folder, sibling
 from mast3r_sfm.export.glb import SceneStatistics, write_glb
 from mast3r_sfm.export.matches import write_matches
 from mast3r_sfm.export.store import load_reconstruction, save_reconstruction
 from mast3r_sfm.options import SceneOptions
 from mast3r_sfm.types import ReconstructedScene
-
-logger = logging.getLogger(__name__)
 
 SCENE, STORE, RUN = "scene.glb", "reconstruction.npz", "run.json"
 _TOOL = "mast3r-sfm"
@@ -57,7 +53,7 @@ def check_output(output: Path, overwrite: bool, needed_bytes: int = 0) -> None:
     parent = next((folder for folder in output.parents if folder.exists()), output)
     with explained_writing(parent):
         _check_replaceable(output, overwrite)
-        probe = _sibling(parent / output.name, "probe")
+        probe = sibling(parent / output.name, "probe")
         probe.mkdir()
         probe.rmdir()
         disk = shutil.disk_usage(parent)
@@ -79,7 +75,7 @@ def write_result(
     or an impossible budget). In the last case everything but the scene is written all the same, because
     `rewrite_scene` with other options mends it.
     """
-    with replaced_folder(output, overwrite) as folder:
+    with replaced_result(output, overwrite) as folder:
         save_reconstruction(reconstruction, folder / STORE)
         write_depth_maps(reconstruction, folder)
         write_cameras(reconstruction, folder / "cameras.json")
@@ -97,17 +93,17 @@ def write_result(
 
 
 @contextlib.contextmanager
-def replaced_folder(output: Path, overwrite: bool) -> Iterator[Path]:
+def replaced_result(output: Path, overwrite: bool) -> Iterator[Path]:
     """A folder to write a whole result to; it becomes `output` when the block ends well, and vanishes otherwise.
 
     Raises InputError for what `check_output` checks, and if the disk is full.
     """
     output = output.resolve()
-    with explained_writing(output.parent):
-        _check_replaceable(output, overwrite)
-        with _parents_of(output), _staging_folder(output) as staging:
-            yield staging
-            _move_into_place(staging, output, overwrite)
+    with (
+        explained_writing(output.parent),
+        replaced_folder(output, lambda: _check_replaceable(output, overwrite)) as staging,
+    ):
+        yield staging
 
 
 def write_run(folder: Path, run: Mapping[str, Any]) -> None:
@@ -143,7 +139,7 @@ def rewrite_scene(output: Path, options: SceneOptions) -> SceneStatistics:
     if run is None:
         raise InputError(f"{output} is not a result of {_TOOL}: name the output folder of a finished reconstruction")
     reconstruction = load_reconstruction(output / STORE)
-    new_scene, new_run = _sibling(output / SCENE, "new"), _sibling(output / RUN, "new")
+    new_scene, new_run = sibling(output / SCENE, "new"), sibling(output / RUN, "new")
     with explained_writing(output):
         try:
             statistics = write_glb(reconstruction, new_scene, options)
@@ -183,7 +179,7 @@ def _check_replaceable(output: Path, overwrite: bool) -> None:
         raise InputError(f"`output={output}` is a file: name a folder")
     if Path.cwd().is_relative_to(output):
         raise InputError(f"`output={output}` holds the current folder: name a new folder, for example {output}/result")
-    if _is_mount_point(output):
+    if is_mount_point(output):
         raise InputError(
             f"`output={output}` is a mount point, which cannot be replaced as a whole: "
             f"name a folder in it, for example {output}/result"
@@ -203,92 +199,3 @@ def _check_replaceable(output: Path, overwrite: bool) -> None:
             f"`output={output}` holds a result and also {foreign[0]}, which `overwrite=True` would delete: "
             "move it elsewhere, or name another folder"
         )
-
-
-def _is_mount_point(folder: Path) -> bool:
-    if folder.is_mount():
-        return True
-    try:  # a bind mount from the same disk, as containers have them, shows only here
-        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return False
-    # the fifth field; blanks and the like are octal there
-    points = {re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), line.split()[4]) for line in mounts}
-    return str(folder) in points
-
-
-def _sibling(path: Path, role: str) -> Path:
-    """A new hidden name beside `path`, on the same disk, so that renaming is possible and atomic."""
-    return path.with_name(f".{path.name}.{role}-{secrets.token_hex(4)}")
-
-
-@contextlib.contextmanager
-def _parents_of(output: Path) -> Iterator[None]:
-    """Creates the folders above `output`; takes those that it created away again on failure."""
-    missing = [folder for folder in output.parents if not folder.exists()]
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        for folder in missing:
-            with contextlib.suppress(OSError):  # not there, or no longer empty
-                folder.rmdir()
-        raise
-
-
-@contextlib.contextmanager
-def _staging_folder(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that is gone afterwards, whatever happens, unless it was moved into place."""
-    staging = _sibling(output, "partial")
-    try:
-        staging.mkdir()
-        yield staging
-    finally:
-        _remove(staging)
-
-
-def _move_into_place(staging: Path, output: Path, overwrite: bool) -> None:
-    """Renames `staging` to `output`; a result that was there is deleted afterwards, or put back on failure."""
-    old = _sibling(output, "old")
-    try:
-        _check_replaceable(output, overwrite)  # again: hours may have passed
-        if output.exists():
-            output.rename(old)
-        staging.rename(output)
-    except (OSError, InputError) as error:
-        rescued = output.with_name(f"{output.name}-{secrets.token_hex(4)}")
-        staging.rename(rescued)
-        raise InputError(f"{error}. The finished result is in {rescued}") from error
-    finally:
-        # Ctrl-C may come between any two steps, so look at what is there
-        if not output.exists() and old.exists():
-            old.rename(output)
-        _remove(old)
-    if old.exists():
-        logger.warning("The replaced result could not be deleted: %s", old)
-
-
-def _remove(folder: Path) -> None:
-    """Deletes a folder as far as possible, and does not let Ctrl-C leave half of it."""
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-    except KeyboardInterrupt:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-@contextlib.contextmanager
-def explained_writing(folder: Path) -> Iterator[None]:
-    """Turns failures of the file system into an InputError that names the folder and the cure."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(_explanation(error, folder)) from error
-
-
-def _explanation(error: OSError, folder: Path) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"The disk of {folder} is full: free some space, or name an `output` on another disk"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{folder} cannot be written to ({error.strerror}): change its permissions, or name another `output`"
-    return f"Writing to {folder} failed ({error.strerror or error}): name another `output`"
