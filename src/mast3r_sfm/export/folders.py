@@ -15,6 +15,9 @@ from mast3r_sfm.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+DESKTOP_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
+"""Left by file managers that looked at a folder."""
+
 
 @contextlib.contextmanager
 def replaced_folder(output: Path, check: Callable[[], None]) -> Iterator[Path]:

@@ -11,27 +11,29 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mast3r_sfm.errors import EmptySceneError, InputError
 from mast3r_sfm.export.cameras import write_cameras
+from mast3r_sfm.export.colmap import foreign_entry
 from mast3r_sfm.export.depth import write_depth_maps
 from mast3r_sfm.export.files import write_json
-from mast3r_sfm.export.folders import explained_writing, is_mount_point, replaced_folder, sibling
+from mast3r_sfm.export.folders import DESKTOP_LITTER, explained_writing, is_mount_point, replaced_folder, sibling
+from mast3r_sfm.export.formats import exporter_of
 from mast3r_sfm.export.glb import SceneStatistics, write_glb
 from mast3r_sfm.export.matches import write_matches
 from mast3r_sfm.export.store import load_reconstruction, save_reconstruction
-from mast3r_sfm.options import SceneOptions
+from mast3r_sfm.options import ExportFormat, PhotoOptions, SceneOptions
 from mast3r_sfm.types import ReconstructedScene
 
 SCENE, STORE, RUN = "scene.glb", "reconstruction.npz", "run.json"
 _TOOL = "mast3r-sfm"
 _OWN_ENTRY = re.compile(
     r"scene\.glb|reconstruction\.npz|run\.json|cameras\.json|matches\.(npz|png)|(depth|confidence)_\d{3,}\.(npy|png)"
+    r"|colmap"
 )
-_DESKTOP_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # left by file managers that looked at the folder
 
 
 def expected_bytes(num_pixels: int, num_matches: int, options: SceneOptions) -> int:
@@ -65,30 +67,47 @@ def check_output(output: Path, overwrite: bool, needed_bytes: int = 0) -> None:
 
 
 def write_result(
-    reconstruction: ReconstructedScene, output: Path, options: SceneOptions, run: Mapping[str, Any], overwrite: bool
+    reconstruction: ReconstructedScene,
+    output: Path,
+    options: SceneOptions,
+    run: Mapping[str, Any],
+    overwrite: bool,
+    exports: Sequence[ExportFormat] = (),
+    photos: PhotoOptions | None = None,
 ) -> SceneStatistics:
     """Writes all files of a result to the folder `output`, or leaves everything as it was.
 
-    run  content of `run.json`; "tool" and "scene" are added
+    run      content of `run.json`; "tool" and "scene" are added
+    exports  further formats, each in a folder of its name; `photos` says how photos are written there
 
-    Raises InputError for what `check_output` checks, if the disk is full, and if there is no scene to write (empty,
-    or an impossible budget). In the last case everything but the scene is written all the same, because
-    `rewrite_scene` with other options mends it.
+    Raises InputError for what `check_output` checks, if the disk is full, if there is no scene to write (empty, or an
+    impossible budget), and if an export fails (photos that are gone). In the last two cases everything else is written
+    all the same, because `rewrite_scene` and `write_exports` mend it.
     """
+    failed: list[str] = []
+    cause: InputError | None = None
     with replaced_result(output, overwrite) as folder:
         save_reconstruction(reconstruction, folder / STORE)
         write_depth_maps(reconstruction, folder)
         write_cameras(reconstruction, folder / "cameras.json")
         write_matches(reconstruction, folder / "matches.npz")
-        no_scene: InputError | None = None
         try:
             statistics = write_glb(reconstruction, folder / SCENE, options)
             scene = _scene_section(options, statistics)
         except InputError as error:
-            no_scene, scene = error, {**dataclasses.asdict(options), "error": str(error)}
+            failed.append(_with_cure(error, output))
+            cause = error
+            scene = {**dataclasses.asdict(options), "error": str(error)}
+        for kind in exports:
+            try:
+                exporter_of(kind)(reconstruction, folder / kind, options, photos or PhotoOptions())
+            except InputError as error:
+                again = f"{_TOOL} export {output} --export {kind}"
+                failed.append(f"{error}. Everything but the {kind} export is in {output}; for it run: {again}")
+                cause = error
         write_run(folder, {**run, "scene": scene})
-    if no_scene is not None:
-        raise InputError(_with_cure(no_scene, output)) from no_scene
+    if failed:
+        raise InputError(". ".join(failed)) from cause
     return statistics
 
 
@@ -152,6 +171,21 @@ def rewrite_scene(output: Path, options: SceneOptions) -> SceneStatistics:
     return statistics
 
 
+def write_exports(output: Path, exports: Sequence[ExportFormat], photos: PhotoOptions) -> None:
+    """Writes further formats of an existing result, each into a folder of its name, which replaces an earlier one.
+
+    Raises InputError if `output` is not a result or cannot be written to, and as the exporters do. An earlier folder
+    stays then.
+    """
+    output = output.resolve()
+    if _read_run(output) is None:
+        raise InputError(f"{output} is not a result of {_TOOL}: name the output folder of a finished reconstruction")
+    reconstruction = load_reconstruction(output / STORE)
+    for kind in exports:
+        with explained_writing(output):
+            exporter_of(kind)(reconstruction, output / kind, SceneOptions(), photos)
+
+
 def _scene_section(options: SceneOptions, statistics: SceneStatistics) -> dict[str, Any]:
     return {**dataclasses.asdict(options), **dataclasses.asdict(statistics), "share_kept": statistics.share_kept}
 
@@ -184,7 +218,7 @@ def _check_replaceable(output: Path, overwrite: bool) -> None:
             f"`output={output}` is a mount point, which cannot be replaced as a whole: "
             f"name a folder in it, for example {output}/result"
         )
-    entries = {entry.name for entry in output.iterdir()} - _DESKTOP_LITTER
+    entries = {entry.name for entry in output.iterdir()} - DESKTOP_LITTER
     if not entries:
         return
     if _read_run(output) is None:
@@ -194,6 +228,8 @@ def _check_replaceable(output: Path, overwrite: bool) -> None:
             f"`output={output}` already holds a result: name another folder, or replace it by `overwrite=True`"
         )
     foreign = sorted(name for name in entries if not _OWN_ENTRY.fullmatch(name))
+    if ExportFormat.COLMAP in entries and (below := foreign_entry(output / ExportFormat.COLMAP)) is not None:
+        foreign.append(f"{ExportFormat.COLMAP}/{below}")
     if foreign:
         raise InputError(
             f"`output={output}` holds a result and also {foreign[0]}, which `overwrite=True` would delete: "
