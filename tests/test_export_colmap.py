@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pillow_heif
 import pycolmap
 import pytest
 from export_scene import pose, view
@@ -233,12 +234,19 @@ class TestPhotos:
             assert image.size == SIZE and image.getexif().get(0x0112, 1) == 1
             assert np.abs(np.asarray(image).astype(int) - upright).max() < 12
 
-    @pytest.mark.parametrize(("suffix", "expected"), [(".webp", "a.jpg"), (".png", "a.png"), (".tif", "a.png")])
+    @pytest.mark.parametrize(
+        ("suffix", "expected"), [(".webp", "a.jpg"), (".heic", "a.jpg"), (".png", "a.png"), (".tif", "a.png")]
+    )
     def test_what_other_programs_may_not_read_is_written_anew(self, tmp_path: Path, suffix: str, expected: str) -> None:
         picture = Image.fromarray(picture_of_dots(np.array([[30, 40]])))
-        if suffix != ".webp":
-            picture = Image.fromarray(np.asarray(picture)[..., 0].astype(np.uint16) * 256)  # 16 bits
-        picture.save(tmp_path / f"a{suffix}")
+        if suffix == ".heic":
+            pillow_heif.from_pillow(picture).save(tmp_path / "a.heic", quality=95)
+        elif suffix == ".webp":
+            picture.save(tmp_path / "a.webp")
+        else:
+            Image.fromarray(np.asarray(picture)[..., 0].astype(np.uint16) * 256).save(
+                tmp_path / f"a{suffix}"
+            )  # 16 bits
         found = self.exported(tmp_path, camera_view(0, tmp_path / f"a{suffix}"))
         with Image.open(found[expected]) as image:
             assert image.mode == "RGB" and image.size == SIZE and image.getpixel((30, 40))[0] > 240  # type: ignore[index]
@@ -355,7 +363,7 @@ class TestStraightening:
         # half the size: x_small = (x + 0.5) / 2 - 0.5; the odd row is cut off
         small = reduced(PictureCamera((320, 241), K, -0.1), 160)
         assert small.size == (160, 120) and small.distortion == -0.1
-        np.testing.assert_allclose(small.K, [[125, 0, 81.375], [0, 125, 58], [0, 0, 1]])
+        np.testing.assert_allclose(small.K, np.array([[125, 0, 81.375], [0, 125, 58], [0, 0, 1]]))
         np.testing.assert_allclose(
             map_pixels(np.array([[0.5, 0.5]]), PictureCamera((320, 241), K, -0.1), small), [[0, 0]]
         )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mast3r_sfm.options import AlignmentConfig as AlignmentConfig
     from mast3r_sfm.options import PhotoOptions as PhotoOptions
     from mast3r_sfm.options import ReconstructionOptions as ReconstructionOptions
+    from mast3r_sfm.options import RefinementOptions as RefinementOptions
     from mast3r_sfm.options import SceneGraph as SceneGraph
     from mast3r_sfm.options import SceneOptions as SceneOptions
     from mast3r_sfm.options import VerificationLimits as VerificationLimits
@@ -46,6 +47,7 @@ _HOME = {
         "AlignmentConfig",
         "PhotoOptions",
         "ReconstructionOptions",
+        "RefinementOptions",
         "SceneGraph",
         "SceneOptions",
         "VerificationLimits",
