@@ -27,7 +27,7 @@ from mast3r_sfm.export.files import to_strict_json, write_json, write_npz
 from mast3r_sfm.export.match_picture import draw_matches, matches_picture, spread_selection
 from mast3r_sfm.export.matches import write_matches
 from mast3r_sfm.export.store import load_reconstruction, save_reconstruction
-from mast3r_sfm.types import ImageTransform, ReconstructedScene, ReconstructedView
+from mast3r_sfm.types import ImageTransform, ReconstructedScene, ReconstructedView, Tracks
 
 
 def read_png(path: Path) -> np.ndarray:
@@ -205,7 +205,15 @@ class TestStore:
             matches(0, 1, [[1, 2], [3, 4]], [[5, 6], [7, 0]], [1.5, 2.5]),
             matches(1, 0, np.zeros((0, 2)), np.zeros((0, 2)), []),
         )
-        return ReconstructedScene((full, lost), pairs)
+        tracks = Tracks(
+            points=rng.random((3, 3)),
+            colours=rng.integers(0, 256, (3, 3)).astype(np.uint8),
+            errors_px=rng.random(3).astype(np.float32),
+            point_of=np.array([0, 0, 1, 1, 2, 2]),
+            view_of=np.array([0, 1, 0, 1, 0, 1]),
+            xy=rng.random((6, 2)),
+        )
+        return ReconstructedScene((full, lost), pairs, tracks)
 
     @staticmethod
     def assert_same(value: Any, expected: Any) -> None:
@@ -273,18 +281,34 @@ class TestStore:
         with pytest.raises(InputError, match="conf_001"):
             load_reconstruction(tmp_path / "less.npz")
 
-    def test_results_of_the_first_format_are_read(self, tmp_path: Path) -> None:
+    def test_a_result_without_tracks(self, tmp_path: Path) -> None:
+        without = dataclasses.replace(self.everything(), tracks=None)
+        save_reconstruction(without, tmp_path / "r.npz")
+        self.assert_same(load_reconstruction(tmp_path / "r.npz"), without)
+
+    def test_tracks_that_are_incomplete(self, tmp_path: Path) -> None:
+        save_reconstruction(self.everything(), tmp_path / "r.npz")
+        with np.load(tmp_path / "r.npz") as file:
+            write_npz(tmp_path / "less.npz", {key: file[key] for key in file if key != "track_xy"})
+        with pytest.raises(InputError, match="track_xy"):
+            load_reconstruction(tmp_path / "less.npz")
+
+    @pytest.mark.parametrize("version", [1, 2])
+    def test_results_of_earlier_formats_are_read(self, tmp_path: Path, version: int) -> None:
         everything = self.everything()
         save_reconstruction(everything, tmp_path / "r.npz")
-        new = ("distortion", "refined", "num_track_observations", "track_error_px")
+        of_refinement = ("distortion", "refined", "num_track_observations", "track_error_px")
+        new = {"track_points", "track_colours", "track_errors_px", "track_point_of", "track_view_of", "track_xy"}
+        new |= set(of_refinement) if version == 1 else set()
         with np.load(tmp_path / "r.npz") as file:
+            assert new <= set(file)
             old = {key: file[key] for key in file if key not in new}
-        write_npz(tmp_path / "old.npz", old | {"format_version": np.array(1)})
-        self.assert_same(load_reconstruction(tmp_path / "old.npz"), everything)
+        write_npz(tmp_path / "old.npz", old | {"format_version": np.array(version)})
+        self.assert_same(load_reconstruction(tmp_path / "old.npz"), dataclasses.replace(everything, tracks=None))
 
     def test_another_version(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "r.npz", format_version=np.array(99))
-        with pytest.raises(InputError, match="has format 99, this version of mast3r-sfm reads format 2"):
+        with pytest.raises(InputError, match="has format 99, this version of mast3r-sfm reads formats up to 3"):
             load_reconstruction(tmp_path / "r.npz")
 
 

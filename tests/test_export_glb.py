@@ -15,6 +15,7 @@ from mast3r_sfm.export.frusta import COLOURS, default_camera_size, frustum_corne
 from mast3r_sfm.export.glb import SceneStatistics, write_glb
 from mast3r_sfm.export.gltf import linear_from_srgb
 from mast3r_sfm.export.surface import thinned_surface
+from mast3r_sfm.geometry import undistort
 from mast3r_sfm.options import SceneOptions
 from mast3r_sfm.reconstruction import Reconstruction
 from mast3r_sfm.types import ReconstructedView
@@ -305,6 +306,25 @@ class TestCameras:
         colours = [p["material"]["pbrMetallicRoughness"]["baseColorFactor"] for p in (wires_0, wires_1)]
         assert colours == [[1, 0, 0, 1], [0, 0, 1, 1]]
         assert glb.texture(photo_1["material"]).shape == (12, 16, 3)
+
+    def test_a_lens_that_distorts_shows_a_straight_photo(self, tmp_path: Path) -> None:
+        """A vertical line of the scene, bent in the photo, is straight and in its place on the base of the camera."""
+        W, H, focal, k1, line_x = 160, 120, 120.0, -0.2, -0.5
+        x, y = np.meshgrid(np.arange(W), np.arange(H))
+        seen = np.stack([x - (W - 1) / 2, y - (H - 1) / 2], -1) / focal
+        straight = undistort(seen, k1)
+        light = np.exp(-(((straight[..., 0] - line_x) * focal / 2) ** 2))
+        photo = np.repeat((255 * light).astype(np.uint8)[..., None], 3, -1)
+        assert np.ptp(photo[..., 0].argmax(1)) > 3
+        bent = view(np.full((H, W), 2.0), rgb=photo, focal=focal, distortion=k1)
+        _, glb = written(tmp_path, [bent], SceneOptions())
+        _, base = glb.primitives("cameras")
+        picture = glb.texture(base["material"])[..., 0]
+        assert np.ptp(picture.argmax(1)) <= 1
+        # glTF looks along +z with x to the left
+        left, right = (-base["POSITION"][k, 0] / base["POSITION"][k, 2] for k in (0, 1))
+        place = (picture.argmax(1).mean() + 0.5) / picture.shape[1]
+        assert left + place * (right - left) == pytest.approx(line_x, abs=1 / focal)
 
     def test_colours_repeat_after_the_eleventh(self, tmp_path: Path) -> None:
         views = [view(np.full((4, 5), 2.0), index=i) for i in range(13)]

@@ -40,15 +40,21 @@ def project(points: np.ndarray, K: np.ndarray, distortion: float = 0.0) -> np.nd
 def undistort(seen: np.ndarray, distortion: float) -> np.ndarray:
     """Points (..., 2) in units of the focal length from where a lens of radial distortion k1 shows them.
 
-    Solves x (1 + k1 |x|^2) = x_seen along the radius by Newton's method; far outside of what a lens can show, where
-    there is no solution, it ends somewhere on the way.
+    Solves x (1 + k1 |x|^2) = x_seen along the radius by Newton's method. Where there is no solution, far outside of
+    what a lens of negative k1 can show, the radius is the largest that has one.
     """
+    largest = 1 / np.sqrt(-3 * distortion) if distortion < 0 else np.inf  # where x (1 + k1 x^2) turns back
     radius = np.linalg.norm(seen, axis=-1, keepdims=True)
     found = radius.copy()
     for _ in range(8):
         slope = np.maximum(1 + 3 * distortion * found**2, 0.1)
-        found = found - (found * (1 + distortion * found**2) - radius) / slope
+        found = np.minimum(found - (found * (1 + distortion * found**2) - radius) / slope, largest)
     return seen * np.divide(found, radius, out=np.ones_like(radius), where=radius > 0)
+
+
+def distort(rays: np.ndarray, distortion: float) -> np.ndarray:
+    """Where a lens of radial distortion k1 shows points (..., 2) in units of the focal length: x (1 + k1 |x|^2)."""
+    return rays * (1 + distortion * (rays**2).sum(-1, keepdims=True))
 
 
 def to_world(points: np.ndarray, world_from_cam: np.ndarray) -> np.ndarray:

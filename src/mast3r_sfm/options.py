@@ -318,3 +318,35 @@ class SceneOptions:
         if self.min_conf_thr is not None:
             return self
         return replace(self, min_conf_thr=DEFAULT_MIN_CONF_THR if of_model is None else of_model)
+
+
+class ExportFormat(StrEnum):
+    """What a result can hold besides its usual files, each in a folder of its name."""
+
+    COLMAP = "colmap"
+
+    @classmethod
+    def parse(cls, value: str) -> ExportFormat:
+        """Raises InputError that lists what is allowed."""
+        try:
+            return cls(value)
+        except ValueError as error:
+            raise InputError(f"`export` {value}: unknown; allowed: {', '.join(cls)}") from error
+
+
+@dataclass(frozen=True)
+class PhotoOptions:
+    """How photos are written beside exported cameras. By default they are copied, so far as other programs read them.
+
+    undistort       straighten what the lens bends; the cameras then have no distortion
+    max_image_size  long edge of the copies, None: that of the photos
+    """
+
+    undistort: bool = choice(False, "Exported photos are straightened copies, with cameras without lens distortion.")
+    max_image_size: int | None = choice(
+        None, "Long edge of the exported photos, pixels [default: that of the photos].", minimum=1
+    )
+
+    def __post_init__(self) -> None:
+        if self.max_image_size is not None and self.max_image_size < 1:
+            raise InputError(f"`max_image_size` is {self.max_image_size}, must be at least 1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from mast3r_sfm._version import __version__
+from mast3r_sfm.export.folders import explained_writing
 from mast3r_sfm.export.formats import exporter_of
 from mast3r_sfm.export.glb import SceneStatistics
-from mast3r_sfm.export.result import STORE, explained_writing, stored_threshold, write_result
+from mast3r_sfm.export.result import STORE, stored_threshold, write_result
 from mast3r_sfm.export.store import load_reconstruction
-from mast3r_sfm.options import ReconstructionOptions, SceneOptions
+from mast3r_sfm.options import ExportFormat, PhotoOptions, ReconstructionOptions, SceneOptions
 from mast3r_sfm.types import ModelDescription, PairSummary, ReconstructedScene
 
 
@@ -56,27 +57,37 @@ class Reconstruction(ReconstructedScene):
         *,
         overwrite: bool = False,
         details: Mapping[str, Any] | None = None,
+        exports: Sequence[ExportFormat | str] = (),
+        photos: PhotoOptions | None = None,
     ) -> SceneStatistics:
         """Writes the folder `output`: scene.glb, depth, confidence, cameras, matches, all at once or not at all.
 
         scene      what goes into scene.glb; the threshold is the model's own unless it names one
         overwrite  replace an earlier result
         details    more entries of run.json, which says how the result came about
+        exports    further formats (`ExportFormat`), each in a folder of its name
+        photos     how photos are written in those
 
-        Raises InputError if `output` cannot be written or holds other files, or if the scene would be empty;
-        everything but the scene is then written all the same.
+        Raises InputError if `output` cannot be written or holds other files, or if the scene would be empty or an
+        export fails; everything else is then written all the same.
         """
+        kinds = [ExportFormat.parse(kind) for kind in exports]
         run = {**self._run_document(), **(details or {})}
-        return write_result(self, Path(output), self._with_threshold(scene), run, overwrite)
+        return write_result(self, Path(output), self._with_threshold(scene), run, overwrite, kinds, photos)
 
-    def export(self, kind: str, path: str | Path, scene: SceneOptions | None = None) -> None:
-        """Writes one format (see `export.formats`) to `path`.
+    def export(
+        self, kind: str, path: str | Path, scene: SceneOptions | None = None, photos: PhotoOptions | None = None
+    ) -> None:
+        """Writes one format (see `export.formats`) to `path`: "glb", "cameras", "depth", "matches", "colmap".
 
-        Raises InputError for a format that is not known, and for a scene that would be empty.
+        scene   what goes into a GLB file
+        photos  how photos are written beside the cameras of "colmap"
+
+        Raises InputError for a format that is not known, for a scene that would be empty, and for photos that are gone.
         """
         write = exporter_of(kind)
         with explained_writing(Path(path)):
-            write(self, Path(path), self._with_threshold(scene))
+            write(self, Path(path), self._with_threshold(scene), photos or PhotoOptions())
 
     def _with_threshold(self, scene: SceneOptions | None) -> SceneOptions:
         own = self.default_min_conf_thr if self.model is None else self.model.min_conf_thr

@@ -32,6 +32,8 @@ from mast3r_sfm.errors import Mast3rSfmError
 from mast3r_sfm.options import (
     AlignmentConfig,
     Engine,
+    ExportFormat,
+    PhotoOptions,
     Precision,
     ReconstructionOptions,
     RefinementOptions,
@@ -104,6 +106,7 @@ verify_option = click.option(
     show_default=True,
     help="Drop matches that the predicted geometry denies; the published method keeps them.",
 )
+photo_options = options(option(PhotoOptions, "undistort"), option(PhotoOptions, "max_image_size"))
 niter_option = option(AlignmentConfig, "niter_coarse", "--niter", "niter")
 
 
@@ -135,6 +138,8 @@ def cli() -> None:
 @option(SceneOptions, "as_pointcloud")
 @option(SceneOptions, "max_points")
 @option(SceneOptions, "clean_depth")
+@option(ReconstructRequest, "exports", "--export", "exports")
+@photo_options
 @option(ReconstructionOptions, "batch_size", metavar="N")
 @option(ReconstructionOptions, "seed")
 @option(ReconstructRequest, "engine")
@@ -174,6 +179,8 @@ def reconstruct(**flags: Any) -> int:
             max_points=flags["max_points"],
             clean_depth=flags["clean_depth"],
         ),
+        exports=_exports(flags),
+        photos=_photos(flags),
         display=_display(flags),
         flags={name: value for name, value in flags.items() if name not in ("inputs", "output")},
     )
@@ -217,14 +224,16 @@ OF_THE_RUN = {"default": None, "show_default": False}
 @option(SceneOptions, "as_pointcloud", "--as-pointcloud/--as-mesh", help="[default: that of the run]", **OF_THE_RUN)
 @option(SceneOptions, "max_points", help="[default: that of the run]", **OF_THE_RUN)
 @option(SceneOptions, "clean_depth", help="[default: that of the run]", **OF_THE_RUN)
+@option(ExportRequest, "exports", "--export", "exports")
+@photo_options
 @display_options
 def export(folder: Path, **flags: Any) -> None:
-    """Write scene.glb of a finished result anew, without the network."""
+    """Write scene.glb of a finished result anew, or another format of it, without the network."""
     from mast3r_sfm.app import commands
 
     names = ("min_conf_thr", "as_pointcloud", "max_points", "clean_depth")
     changes = {name: flags[name] for name in names if flags[name] is not None}
-    commands.export(ExportRequest(folder, changes, _display(flags)))
+    commands.export(ExportRequest(folder, changes, _exports(flags), _photos(flags), _display(flags)))
 
 
 @cli.command()
@@ -307,6 +316,18 @@ def _model_request(flags: dict[str, Any]) -> ModelRequest:
 
 def _verification(flags: dict[str, Any]) -> VerificationLimits | None:
     return VerificationLimits() if flags["verify_matches"] else None
+
+
+def _exports(flags: dict[str, Any]) -> tuple[ExportFormat, ...]:
+    return tuple(dict.fromkeys(ExportFormat(value) for value in flags["exports"]))
+
+
+def _photos(flags: dict[str, Any]) -> PhotoOptions:
+    """Raises click.UsageError for options of photos without an export that writes photos."""
+    photos = PhotoOptions(undistort=flags["undistort"], max_image_size=flags["max_image_size"])
+    if photos != PhotoOptions() and not flags["exports"]:
+        raise click.UsageError("--undistort and --max-image-size are for exported photos: add --export colmap")
+    return photos
 
 
 def _display(flags: dict[str, Any]) -> Display:

@@ -44,13 +44,16 @@ def option(owner: type, name: str, *flags: str, **changes: Any) -> Callable[[Com
     elif kind in (Device, SceneGraph):
         metavar = "DEVICE" if kind is Device else "GRAPH"
         settings |= {"type": _Parsed(kind, metavar), "metavar": metavar, "default": str(one.default)}
+    elif typing.get_origin(kind) is tuple:
+        (item, _) = typing.get_args(kind)  # tuple[Format, ...]
+        settings |= {"type": click.Choice([str(value) for value in item]), "multiple": True}
     elif issubclass(kind, StrEnum):
         settings |= {"type": click.Choice([str(value) for value in kind]), "default": str(one.default)}
     elif kind is Path:
         settings |= {"type": click.Path(path_type=Path), "metavar": "DIR"}
     else:
         settings |= {"type": click.IntRange(min=minimum) if minimum is not None else kind}
-    if kind is not bool and one.default is not None:
+    if kind is not bool and one.default not in (None, ()):
         settings["show_default"] = True
     return click.option(*(flags or (flag,)), **(settings | changes))
 

@@ -19,12 +19,13 @@ from mast3r_sfm.device import resolve_device
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.evaluation import Evaluation, evaluate_views, read_true_depth, read_truth
 from mast3r_sfm.export.files import write_json
+from mast3r_sfm.export.folders import explained_writing
 from mast3r_sfm.export.glb import SceneStatistics
 from mast3r_sfm.export.match_result import write_match_result
-from mast3r_sfm.export.result import check_output, expected_bytes, explained_writing, read_scene_options, rewrite_scene
+from mast3r_sfm.export.result import check_output, expected_bytes, read_scene_options, rewrite_scene, write_exports
 from mast3r_sfm.images.loading import find_images
 from mast3r_sfm.model.checkpoint import Model, load_model
-from mast3r_sfm.options import DEFAULT_MODEL, Engine, SceneOptions
+from mast3r_sfm.options import DEFAULT_MODEL, Engine, ExportFormat, SceneOptions
 from mast3r_sfm.pipeline import load_images, match_images, plan_pairs
 from mast3r_sfm.pipeline import reconstruct as run_pipeline
 from mast3r_sfm.reconstruction import Reconstruction, plain, versions
@@ -54,6 +55,8 @@ def reconstruct(request: ReconstructRequest) -> bool:
             output,
             request.scene,
             overwrite=request.overwrite,
+            exports=request.exports,
+            photos=request.photos,
             details={
                 "arguments": sys.argv[1:],
                 "inputs": list(request.inputs),
@@ -103,9 +106,13 @@ def match(request: MatchRequest) -> None:
 def export(request: ExportRequest) -> None:
     """The `export` command."""
     with logging_to_console(request.display.debug):
-        scene = dataclasses.replace(read_scene_options(request.folder), **request.changes)
-        statistics = rewrite_scene(request.folder, scene)
-        say(_scene_line(statistics, scene), request.display.quiet)
+        if request.changes or not request.exports:
+            scene = dataclasses.replace(read_scene_options(request.folder), **request.changes)
+            statistics = rewrite_scene(request.folder, scene)
+            say(_scene_line(statistics, scene), request.display.quiet)
+        if request.exports:
+            write_exports(request.folder, request.exports, request.photos)
+            say(f"Written: {', '.join(str(request.folder / kind) for kind in request.exports)}", request.display.quiet)
 
 
 def evaluate(request: EvaluateRequest) -> None:
@@ -173,7 +180,7 @@ def _reconstruct_native(
         num_pairs = overlapping if pairs is None else len(pairs)
         subsample = request.options.alignment.subsample
         num_matches = estimate_matches(views, min(num_pairs, overlapping), subsample)
-        check_output(output, request.overwrite, _result_bytes(views, num_matches, request.scene))
+        check_output(output, request.overwrite, _result_bytes(views, num_matches, request.scene, request.exports))
         memory = estimate_memory(model, views, num_pairs, subsample, request.options.batch_size)
         shown = f"{num_pairs} pairs" if pairs is not None else "pairs chosen by similarity"
         height, width = views[0].shape
@@ -185,9 +192,12 @@ def _reconstruct_native(
         return run_pipeline(views, model, request.options, display, pairs)
 
 
-def _result_bytes(views: Sequence[View], num_matches: float, scene: SceneOptions) -> int:
+def _result_bytes(
+    views: Sequence[View], num_matches: float, scene: SceneOptions, exports: Sequence[ExportFormat]
+) -> int:
     """Room that the result takes, to be told of a full disk before the work and not after it."""
-    return expected_bytes(sum(view.shape[0] * view.shape[1] for view in views), int(num_matches), scene)
+    copies = len(exports) * sum(view.path.stat().st_size for view in views if view.path.exists())
+    return copies + expected_bytes(sum(view.shape[0] * view.shape[1] for view in views), int(num_matches), scene)
 
 
 def _reconstruct_upstream(

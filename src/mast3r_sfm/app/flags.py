@@ -8,6 +8,7 @@ _FLAG_OF = {
     "niter_coarse": "--niter",
     "niter_fine": "--niter",
     "verification=None": "--no-verify-matches",
+    "refinement=RefinementOptions()": "--refine-cameras",
     "inputs": "--input",
 }
 """Parameters that go by another name on the command line than their own with dashes."""

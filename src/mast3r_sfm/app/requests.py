@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mast3r_sfm.options import Device, Engine, Precision, ReconstructionOptions, SceneOptions, choice
+from mast3r_sfm.options import (
+    Device,
+    Engine,
+    ExportFormat,
+    PhotoOptions,
+    Precision,
+    ReconstructionOptions,
+    SceneOptions,
+    choice,
+)
 
 EXIT_PARTIAL = 5
 """Exit code of a run that wrote all its files but could not register every image."""
@@ -61,6 +70,10 @@ class ReconstructRequest:
     model: ModelRequest = field(default_factory=ModelRequest)
     options: ReconstructionOptions = field(default_factory=ReconstructionOptions)
     scene: SceneOptions = field(default_factory=SceneOptions)
+    exports: tuple[ExportFormat, ...] = choice(
+        (), "Also write this format, into OUTPUT/colmap; may be given several times."
+    )
+    photos: PhotoOptions = field(default_factory=PhotoOptions)
     display: Display = field(default_factory=Display)
     flags: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
@@ -81,10 +94,17 @@ class MatchRequest:
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """`export`. `changes`: the fields of `SceneOptions` that differ from those of the run."""
+    """`export`. `changes`: the fields of `SceneOptions` that differ from those of the run.
+
+    With `exports`, the scene is written anew only if there are changes.
+    """
 
     folder: Path
     changes: Mapping[str, Any] = field(default_factory=dict)
+    exports: tuple[ExportFormat, ...] = choice(
+        (), "Write this format, into OUTDIR/colmap, instead of the scene; may be given several times."
+    )
+    photos: PhotoOptions = field(default_factory=PhotoOptions)
     display: Display = field(default_factory=Display)
 
 

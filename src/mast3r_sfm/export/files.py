@@ -60,10 +60,11 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def encode_png(rgb: np.ndarray) -> bytes:
-    """PNG of an (H, W, 3) uint8 RGB picture."""
+    """PNG of an (H, W, 3) uint8 RGB picture, or of an (H, W) uint8 grey one."""
     import cv2
 
-    _, data = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    picture = rgb if rgb.ndim == 2 else cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+    _, data = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 3])
     return data.tobytes()
 
 
@@ -78,7 +79,7 @@ def encode_jpeg(rgb: np.ndarray, quality: int = 92) -> bytes:
 
 
 def write_png(path: Path, rgb: np.ndarray) -> None:
-    """Writes an (H, W, 3) uint8 RGB picture. Not `cv2.imwrite`: that reports no failure."""
+    """Writes an (H, W, 3) uint8 RGB picture, or an (H, W) grey one. Not `cv2.imwrite`: that reports no failure."""
     path.write_bytes(encode_png(rgb))
 
 

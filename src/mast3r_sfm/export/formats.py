@@ -7,20 +7,22 @@ from pathlib import Path
 
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.cameras import write_cameras
+from mast3r_sfm.export.colmap import write_colmap
 from mast3r_sfm.export.depth import write_depth_maps
 from mast3r_sfm.export.glb import write_glb
 from mast3r_sfm.export.matches import write_matches
-from mast3r_sfm.options import SceneOptions
+from mast3r_sfm.options import PhotoOptions, SceneOptions
 from mast3r_sfm.types import ReconstructedScene
 
-Exporter = Callable[[ReconstructedScene, Path, SceneOptions], object]
-"""Writes a scene to a file, or for formats of several files (depth) into a folder. Raises InputError."""
+Exporter = Callable[[ReconstructedScene, Path, SceneOptions, PhotoOptions], object]
+"""Writes a scene to a file, or for formats of several files (depth, colmap) into a folder. Raises InputError."""
 
 EXPORTERS: Mapping[str, Exporter] = {
-    "glb": write_glb,
-    "cameras": lambda scene, path, _: write_cameras(scene, path),
-    "depth": lambda scene, folder, _: _write_depth(scene, folder),
-    "matches": lambda scene, path, _: write_matches(scene, path),
+    "glb": lambda scene, path, options, _: write_glb(scene, path, options),
+    "cameras": lambda scene, path, *_: write_cameras(scene, path),
+    "depth": lambda scene, folder, *_: _write_depth(scene, folder),
+    "matches": lambda scene, path, *_: write_matches(scene, path),
+    "colmap": lambda scene, folder, _, photos: write_colmap(scene, folder, photos),
 }
 
 

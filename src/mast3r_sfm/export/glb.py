@@ -24,6 +24,7 @@ from mast3r_sfm.errors import EmptySceneError, InputError
 from mast3r_sfm.export.files import encode_jpeg
 from mast3r_sfm.export.frusta import COLOURS, default_camera_size, frustum_corners, frustum_wires
 from mast3r_sfm.export.gltf import GlbBuilder
+from mast3r_sfm.export.optics import PictureCamera, straightened_picture, without_distortion
 from mast3r_sfm.export.surface import Surface, kept_pixels, thinned_surface
 from mast3r_sfm.options import SceneOptions
 from mast3r_sfm.types import ReconstructedScene, ReconstructedView
@@ -200,16 +201,22 @@ def _add_cameras(
     size: float,
     textures: dict[int, int],
 ) -> None:
-    """Adds a frustum for every view, with the photo on its base: the texture of its mesh or, without, a small copy."""
+    """Adds a frustum for every view, with the photo on its base: the texture of its mesh or, without, a small copy.
+
+    The base is flat, so the photo of a lens that distorts is straightened for it, always as a small copy.
+    """
     wire_materials = [builder.add_material(f"camera {srgb}", srgb=srgb) for srgb in COLOURS[: len(views)]]
     nodes = []
     for number, view in enumerate(views):
         rotation, centre = view.world_from_cam[:3, :3], view.world_from_cam[:3, 3]
-        corners = frustum_corners(view.K, view.depth.shape, size) @ rotation.T + centre
+        camera = PictureCamera((view.depth.shape[1], view.depth.shape[0]), view.K, view.distortion)
+        straight = without_distortion(camera)
+        corners = frustum_corners(straight.K, straight.size[::-1], size) @ rotation.T + centre
         wires, wire_faces = frustum_wires(corners, centre, size)
-        texture = textures.get(view.index)
+        texture = textures.get(view.index) if straight is camera else None
         if texture is None:
-            texture = builder.add_texture(encode_jpeg(_small_copy(view.rgb)), _label(view))
+            picture = _small_copy(straightened_picture(view.rgb, camera, straight))
+            texture = builder.add_texture(encode_jpeg(picture), _label(view))
         photo = builder.add_material(f"photo {view.index:03d}", texture=texture)
         primitives = [
             builder.triangles(

@@ -10,7 +10,7 @@ from mast3r_sfm.export.depth import confidence_picture, confidence_scale, depth_
 from mast3r_sfm.export.files import write_npy, write_png
 from mast3r_sfm.export.match_picture import draw_matches
 from mast3r_sfm.export.matches import write_match_arrays
-from mast3r_sfm.export.result import replaced_folder, write_run
+from mast3r_sfm.export.result import replaced_result, write_run
 from mast3r_sfm.types import Correspondences, PairPrediction, View
 
 
@@ -33,7 +33,7 @@ def write_match_result(
     depths = [view.points[..., 2].float().cpu().numpy() for view in own]
     confs = [view.conf.float().cpu().numpy() for view in own]
     depth_colours, conf_colours = depth_scale(depths), confidence_scale(confs)
-    with replaced_folder(output, overwrite) as folder:
+    with replaced_result(output, overwrite) as folder:
         for k, (depth, conf) in enumerate(zip(depths, confs, strict=True)):
             write_npy(folder / f"depth_{k:03d}.npy", depth)
             write_npy(folder / f"confidence_{k:03d}.npy", conf)

@@ -8,34 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import json
-import logging
 import re
-import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mast3r_sfm.errors import EmptySceneError, InputError
 from mast3r_sfm.export.cameras import write_cameras
+from mast3r_sfm.export.colmap import foreign_entry
 from mast3r_sfm.export.depth import write_depth_maps
 from mast3r_sfm.export.files import write_json
+from mast3r_sfm.export.folders import DESKTOP_LITTER, explained_writing, is_mount_point, replaced_folder, sibling
+from mast3r_sfm.export.formats import exporter_of
 from mast3r_sfm.export.glb import SceneStatistics, write_glb
 from mast3r_sfm.export.matches import write_matches
 from mast3r_sfm.export.store import load_reconstruction, save_reconstruction
-from mast3r_sfm.options import SceneOptions
+from mast3r_sfm.options import ExportFormat, PhotoOptions, SceneOptions
 from mast3r_sfm.types import ReconstructedScene
-
-logger = logging.getLogger(__name__)
 
 SCENE, STORE, RUN = "scene.glb", "reconstruction.npz", "run.json"
 _TOOL = "mast3r-sfm"
 _OWN_ENTRY = re.compile(
     r"scene\.glb|reconstruction\.npz|run\.json|cameras\.json|matches\.(npz|png)|(depth|confidence)_\d{3,}\.(npy|png)"
+    r"|colmap"
 )
-_DESKTOP_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # left by file managers that looked at the folder
 
 
 def expected_bytes(num_pixels: int, num_matches: int, options: SceneOptions) -> int:
@@ -57,7 +55,7 @@ def check_output(output: Path, overwrite: bool, needed_bytes: int = 0) -> None:
     parent = next((folder for folder in output.parents if folder.exists()), output)
     with explained_writing(parent):
         _check_replaceable(output, overwrite)
-        probe = _sibling(parent / output.name, "probe")
+        probe = sibling(parent / output.name, "probe")
         probe.mkdir()
         probe.rmdir()
         disk = shutil.disk_usage(parent)
@@ -69,45 +67,62 @@ def check_output(output: Path, overwrite: bool, needed_bytes: int = 0) -> None:
 
 
 def write_result(
-    reconstruction: ReconstructedScene, output: Path, options: SceneOptions, run: Mapping[str, Any], overwrite: bool
+    reconstruction: ReconstructedScene,
+    output: Path,
+    options: SceneOptions,
+    run: Mapping[str, Any],
+    overwrite: bool,
+    exports: Sequence[ExportFormat] = (),
+    photos: PhotoOptions | None = None,
 ) -> SceneStatistics:
     """Writes all files of a result to the folder `output`, or leaves everything as it was.
 
-    run  content of `run.json`; "tool" and "scene" are added
+    run      content of `run.json`; "tool" and "scene" are added
+    exports  further formats, each in a folder of its name; `photos` says how photos are written there
 
-    Raises InputError for what `check_output` checks, if the disk is full, and if there is no scene to write (empty,
-    or an impossible budget). In the last case everything but the scene is written all the same, because
-    `rewrite_scene` with other options mends it.
+    Raises InputError for what `check_output` checks, if the disk is full, if there is no scene to write (empty, or an
+    impossible budget), and if an export fails (photos that are gone). In the last two cases everything else is written
+    all the same, because `rewrite_scene` and `write_exports` mend it.
     """
-    with replaced_folder(output, overwrite) as folder:
+    failed: list[str] = []
+    cause: InputError | None = None
+    with replaced_result(output, overwrite) as folder:
         save_reconstruction(reconstruction, folder / STORE)
         write_depth_maps(reconstruction, folder)
         write_cameras(reconstruction, folder / "cameras.json")
         write_matches(reconstruction, folder / "matches.npz")
-        no_scene: InputError | None = None
         try:
             statistics = write_glb(reconstruction, folder / SCENE, options)
             scene = _scene_section(options, statistics)
         except InputError as error:
-            no_scene, scene = error, {**dataclasses.asdict(options), "error": str(error)}
+            failed.append(_with_cure(error, output))
+            cause = error
+            scene = {**dataclasses.asdict(options), "error": str(error)}
+        for kind in exports:
+            try:
+                exporter_of(kind)(reconstruction, folder / kind, options, photos or PhotoOptions())
+            except InputError as error:
+                again = f"{_TOOL} export {output} --export {kind}"
+                failed.append(f"{error}. Everything but the {kind} export is in {output}; for it run: {again}")
+                cause = error
         write_run(folder, {**run, "scene": scene})
-    if no_scene is not None:
-        raise InputError(_with_cure(no_scene, output)) from no_scene
+    if failed:
+        raise InputError(". ".join(failed)) from cause
     return statistics
 
 
 @contextlib.contextmanager
-def replaced_folder(output: Path, overwrite: bool) -> Iterator[Path]:
+def replaced_result(output: Path, overwrite: bool) -> Iterator[Path]:
     """A folder to write a whole result to; it becomes `output` when the block ends well, and vanishes otherwise.
 
     Raises InputError for what `check_output` checks, and if the disk is full.
     """
     output = output.resolve()
-    with explained_writing(output.parent):
-        _check_replaceable(output, overwrite)
-        with _parents_of(output), _staging_folder(output) as staging:
-            yield staging
-            _move_into_place(staging, output, overwrite)
+    with (
+        explained_writing(output.parent),
+        replaced_folder(output, lambda: _check_replaceable(output, overwrite)) as staging,
+    ):
+        yield staging
 
 
 def write_run(folder: Path, run: Mapping[str, Any]) -> None:
@@ -143,7 +158,7 @@ def rewrite_scene(output: Path, options: SceneOptions) -> SceneStatistics:
     if run is None:
         raise InputError(f"{output} is not a result of {_TOOL}: name the output folder of a finished reconstruction")
     reconstruction = load_reconstruction(output / STORE)
-    new_scene, new_run = _sibling(output / SCENE, "new"), _sibling(output / RUN, "new")
+    new_scene, new_run = sibling(output / SCENE, "new"), sibling(output / RUN, "new")
     with explained_writing(output):
         try:
             statistics = write_glb(reconstruction, new_scene, options)
@@ -154,6 +169,21 @@ def rewrite_scene(output: Path, options: SceneOptions) -> SceneStatistics:
             new_scene.unlink(missing_ok=True)
             new_run.unlink(missing_ok=True)
     return statistics
+
+
+def write_exports(output: Path, exports: Sequence[ExportFormat], photos: PhotoOptions) -> None:
+    """Writes further formats of an existing result, each into a folder of its name, which replaces an earlier one.
+
+    Raises InputError if `output` is not a result or cannot be written to, and as the exporters do. An earlier folder
+    stays then.
+    """
+    output = output.resolve()
+    if _read_run(output) is None:
+        raise InputError(f"{output} is not a result of {_TOOL}: name the output folder of a finished reconstruction")
+    reconstruction = load_reconstruction(output / STORE)
+    for kind in exports:
+        with explained_writing(output):
+            exporter_of(kind)(reconstruction, output / kind, SceneOptions(), photos)
 
 
 def _scene_section(options: SceneOptions, statistics: SceneStatistics) -> dict[str, Any]:
@@ -183,12 +213,12 @@ def _check_replaceable(output: Path, overwrite: bool) -> None:
         raise InputError(f"`output={output}` is a file: name a folder")
     if Path.cwd().is_relative_to(output):
         raise InputError(f"`output={output}` holds the current folder: name a new folder, for example {output}/result")
-    if _is_mount_point(output):
+    if is_mount_point(output):
         raise InputError(
             f"`output={output}` is a mount point, which cannot be replaced as a whole: "
             f"name a folder in it, for example {output}/result"
         )
-    entries = {entry.name for entry in output.iterdir()} - _DESKTOP_LITTER
+    entries = {entry.name for entry in output.iterdir()} - DESKTOP_LITTER
     if not entries:
         return
     if _read_run(output) is None:
@@ -198,97 +228,10 @@ def _check_replaceable(output: Path, overwrite: bool) -> None:
             f"`output={output}` already holds a result: name another folder, or replace it by `overwrite=True`"
         )
     foreign = sorted(name for name in entries if not _OWN_ENTRY.fullmatch(name))
+    if ExportFormat.COLMAP in entries and (below := foreign_entry(output / ExportFormat.COLMAP)) is not None:
+        foreign.append(f"{ExportFormat.COLMAP}/{below}")
     if foreign:
         raise InputError(
             f"`output={output}` holds a result and also {foreign[0]}, which `overwrite=True` would delete: "
             "move it elsewhere, or name another folder"
         )
-
-
-def _is_mount_point(folder: Path) -> bool:
-    if folder.is_mount():
-        return True
-    try:  # a bind mount from the same disk, as containers have them, shows only here
-        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return False
-    # the fifth field; blanks and the like are octal there
-    points = {re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), line.split()[4]) for line in mounts}
-    return str(folder) in points
-
-
-def _sibling(path: Path, role: str) -> Path:
-    """A new hidden name beside `path`, on the same disk, so that renaming is possible and atomic."""
-    return path.with_name(f".{path.name}.{role}-{secrets.token_hex(4)}")
-
-
-@contextlib.contextmanager
-def _parents_of(output: Path) -> Iterator[None]:
-    """Creates the folders above `output`; takes those that it created away again on failure."""
-    missing = [folder for folder in output.parents if not folder.exists()]
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        for folder in missing:
-            with contextlib.suppress(OSError):  # not there, or no longer empty
-                folder.rmdir()
-        raise
-
-
-@contextlib.contextmanager
-def _staging_folder(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that is gone afterwards, whatever happens, unless it was moved into place."""
-    staging = _sibling(output, "partial")
-    try:
-        staging.mkdir()
-        yield staging
-    finally:
-        _remove(staging)
-
-
-def _move_into_place(staging: Path, output: Path, overwrite: bool) -> None:
-    """Renames `staging` to `output`; a result that was there is deleted afterwards, or put back on failure."""
-    old = _sibling(output, "old")
-    try:
-        _check_replaceable(output, overwrite)  # again: hours may have passed
-        if output.exists():
-            output.rename(old)
-        staging.rename(output)
-    except (OSError, InputError) as error:
-        rescued = output.with_name(f"{output.name}-{secrets.token_hex(4)}")
-        staging.rename(rescued)
-        raise InputError(f"{error}. The finished result is in {rescued}") from error
-    finally:
-        # Ctrl-C may come between any two steps, so look at what is there
-        if not output.exists() and old.exists():
-            old.rename(output)
-        _remove(old)
-    if old.exists():
-        logger.warning("The replaced result could not be deleted: %s", old)
-
-
-def _remove(folder: Path) -> None:
-    """Deletes a folder as far as possible, and does not let Ctrl-C leave half of it."""
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-    except KeyboardInterrupt:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-@contextlib.contextmanager
-def explained_writing(folder: Path) -> Iterator[None]:
-    """Turns failures of the file system into an InputError that names the folder and the cure."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(_explanation(error, folder)) from error
-
-
-def _explanation(error: OSError, folder: Path) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"The disk of {folder} is full: free some space, or name an `output` on another disk"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{folder} cannot be written to ({error.strerror}): change its permissions, or name another `output`"
-    return f"Writing to {folder} failed ({error.strerror or error}): name another `output`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -12,9 +13,10 @@ import numpy as np
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.files import write_npz
 from mast3r_sfm.export.matches import pack_matches, unpack_matches
-from mast3r_sfm.types import ImageTransform, ReconstructedScene, ReconstructedView
+from mast3r_sfm.types import ImageTransform, ReconstructedScene, ReconstructedView, Tracks
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+"""Format 2 has no tracks, format 1 no distortion and nothing else of a refinement; both are read."""
 
 
 def save_reconstruction(reconstruction: ReconstructedScene, path: Path) -> None:
@@ -46,6 +48,8 @@ def save_reconstruction(reconstruction: ReconstructedScene, path: Path) -> None:
         arrays[f"cleaned_{number:03d}"] = cleaned
         if view.mask is not None:
             arrays[f"mask_{number:03d}"] = view.mask
+    if reconstruction.tracks is not None:
+        arrays |= {f"track_{key}": getattr(reconstruction.tracks, key) for key in _TRACKS}
     write_npz(path, arrays)
 
 
@@ -57,9 +61,9 @@ def load_reconstruction(path: Path) -> ReconstructedScene:
     try:
         with np.load(path, allow_pickle=False) as file:
             version = int(file["format_version"])
-            if version not in (1, FORMAT_VERSION):
+            if not 1 <= version <= FORMAT_VERSION:
                 raise InputError(
-                    f"{path} has format {version}, this version of mast3r-sfm reads format {FORMAT_VERSION}: "
+                    f"{path} has format {version}, this version of mast3r-sfm reads formats up to {FORMAT_VERSION}: "
                     "run the reconstruction again"
                 )
             matches = unpack_matches({key: file[f"match_{key}"] for key in pack_matches([])})
@@ -67,13 +71,14 @@ def load_reconstruction(path: Path) -> ReconstructedScene:
             views_before_refinement = np.zeros(len(columns["index"]))  # what format 1 does not have
             columns |= {key: file.get(key, views_before_refinement) for key in _COLUMNS_OF_REFINEMENT}
             views = tuple(_view(file, columns, number) for number in range(len(columns["index"])))
+            tracks = Tracks(**{key: file[f"track_{key}"] for key in _TRACKS}) if "track_points" in file else None
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: name the output folder of a finished reconstruction") from error
     except (OSError, EOFError, KeyError, IndexError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"{path} cannot be read ({type(error).__name__}: {error}): run the reconstruction again"
         ) from error
-    return ReconstructedScene(views, matches)
+    return ReconstructedScene(views, matches, tracks)
 
 
 _COLUMNS = (
@@ -87,6 +92,7 @@ _COLUMNS = (
     "num_matches",
 )
 _COLUMNS_OF_REFINEMENT = ("distortion", "refined", "num_track_observations", "track_error_px")
+_TRACKS = tuple(field.name for field in dataclasses.fields(Tracks))
 
 
 def _cleaned(conf: np.ndarray, cleaned: np.ndarray) -> np.ndarray:

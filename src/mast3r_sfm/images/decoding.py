@@ -22,6 +22,14 @@ logger = logging.getLogger(__name__)
 # What a file may contain, whatever its name says. An open list would let Pillow start Ghostscript for a renamed EPS.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF")
 
+_SUFFIXES_OF_PLAIN = {
+    "JPEG": (".jpg", ".jpeg"),
+    "MPO": (".jpg", ".jpeg"),  # a JPEG with previews behind it
+    "PNG": (".png",),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",),
+}
+
 # Transposition that undoes each EXIF orientation (EXIF 2.32, tag 0x0112); 1 is upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -103,6 +111,35 @@ def decode_image(data: bytes, name: str) -> DecodedImage:
         rgb = rgb.transpose(transposition)
         alpha = None if alpha is None else alpha.transpose(transposition)
     return DecodedImage(rgb, alpha, focal_px_from_exif(_exif_ifd(exif, name), rgb.size))
+
+
+@dataclass(frozen=True)
+class PlainFile:
+    """What any program shows of a file as this package does.
+
+    size      (width, height)
+    suffixes  usual for its format, the first is the best known
+    """
+
+    size: tuple[int, int]
+    suffixes: tuple[str, ...]
+
+
+def plain_file(data: bytes) -> PlainFile | None:
+    """Of an upright JPEG, PNG, TIFF or BMP of 8 bits; None for everything else, and for what cannot be read."""
+    try:
+        if _container_brands(data):
+            return None
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image_format, turned = str(image.format), {image.getexif().get(_ORIENTATION, 1)}
+        if image_format == "PNG":  # which may carry its EXIF behind the pixels
+            image.load()
+            turned.add(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # as in `decode_image`, which says what is wrong
+        return None
+    if image_format not in _SUFFIXES_OF_PLAIN or image.mode not in ("L", "RGB", "RGBA") or turned & set(_UPRIGHT):
+        return None
+    return PlainFile(image.size, _SUFFIXES_OF_PLAIN[image_format])
 
 
 @contextmanager

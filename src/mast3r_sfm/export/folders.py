@@ -1,0 +1,122 @@
+"""Folders that appear completely or not at all, and failures of the file system in plain words."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mast3r_sfm.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+DESKTOP_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
+"""Left by file managers that looked at a folder."""
+
+
+@contextlib.contextmanager
+def replaced_folder(output: Path, check: Callable[[], None]) -> Iterator[Path]:
+    """A hidden folder beside `output` to write to; it takes the output's place when the block ends well.
+
+    Otherwise it vanishes, and `output` stays as it was.
+
+    check  raises InputError if `output` must not be replaced; it is called before the block and again after it
+    """
+    check()
+    with _parents_of(output), _staging_folder(output) as staging:
+        yield staging
+        _move_into_place(staging, output, check)
+
+
+@contextlib.contextmanager
+def explained_writing(folder: Path) -> Iterator[None]:
+    """Turns failures of the file system into an InputError that names the folder and the cure."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(_explanation(error, folder)) from error
+
+
+def _explanation(error: OSError, folder: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk of {folder} is full: free some space, or name an `output` on another disk"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{folder} cannot be written to ({error.strerror}): change its permissions, or name another `output`"
+    return f"Writing to {folder} failed ({error.strerror or error}): name another `output`"
+
+
+def sibling(path: Path, role: str) -> Path:
+    """A new hidden name beside `path`, on the same disk, so that renaming is possible and atomic."""
+    return path.with_name(f".{path.name}.{role}-{secrets.token_hex(4)}")
+
+
+def is_mount_point(folder: Path) -> bool:
+    if folder.is_mount():
+        return True
+    try:  # a bind mount from the same disk, as containers have them, shows only here
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    # the fifth field; blanks and the like are octal there
+    points = {re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), line.split()[4]) for line in mounts}
+    return str(folder) in points
+
+
+@contextlib.contextmanager
+def _parents_of(output: Path) -> Iterator[None]:
+    """Creates the folders above `output`; takes those that it created away again on failure."""
+    missing = [folder for folder in output.parents if not folder.exists()]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # not there, or no longer empty
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _staging_folder(output: Path) -> Iterator[Path]:
+    """A folder beside `output` that is gone afterwards, whatever happens, unless it was moved into place."""
+    staging = sibling(output, "partial")
+    try:
+        staging.mkdir()
+        yield staging
+    finally:
+        _remove(staging)
+
+
+def _move_into_place(staging: Path, output: Path, check: Callable[[], None]) -> None:
+    """Renames `staging` to `output`; a result that was there is deleted afterwards, or put back on failure."""
+    old = sibling(output, "old")
+    try:
+        check()  # again: hours may have passed
+        if output.exists():
+            output.rename(old)
+        staging.rename(output)
+    except (OSError, InputError) as error:
+        rescued = output.with_name(f"{output.name}-{secrets.token_hex(4)}")
+        staging.rename(rescued)
+        raise InputError(f"{error}. The finished result is in {rescued}") from error
+    finally:
+        # Ctrl-C may come between any two steps, so look at what is there
+        if not output.exists() and old.exists():
+            old.rename(output)
+        _remove(old)
+    if old.exists():
+        logger.warning("The replaced result could not be deleted: %s", old)
+
+
+def _remove(folder: Path) -> None:
+    """Deletes a folder as far as possible, and does not let Ctrl-C leave half of it."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

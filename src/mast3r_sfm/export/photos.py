@@ -1,0 +1,139 @@
+"""Photos beside exported cameras: copied as they are where any program reads them rightly, else written anew."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mast3r_sfm.errors import InputError
+from mast3r_sfm.export.files import encode_jpeg, write_png
+from mast3r_sfm.export.optics import (
+    PictureCamera,
+    reduced,
+    reduced_picture,
+    straightened_picture,
+    without_distortion,
+)
+from mast3r_sfm.images.decoding import decode_image, plain_file, quiet_pillow
+from mast3r_sfm.options import PhotoOptions
+from mast3r_sfm.types import ReconstructedView
+
+_LOSSLESS = (".png", ".tif", ".tiff", ".bmp")
+_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class WrittenPhoto:
+    """A photo of the export.
+
+    name     of its file, unique
+    camera   that of the picture in the file
+    """
+
+    name: str
+    camera: PictureCamera
+
+
+def write_photos(
+    views: Sequence[ReconstructedView], stems: Sequence[str], folder: Path, masks: Path, options: PhotoOptions
+) -> list[WrittenPhoto]:
+    """Writes the photo of every view into `folder`; where it has transparency, also its mask, of the same name.
+
+    stems   of the file names (`unique_stems`)
+    masks   folder that is created if there is a mask to write: 255 where the photo is opaque, else 0
+
+    Upright JPEG, PNG, TIFF and BMP files of 8 bits are copied byte for byte if they are to be neither straightened nor
+    reduced. Everything else becomes an upright 8-bit PNG if it was lossless or has transparency, else a JPEG.
+
+    Raises InputError that names the file if a photo cannot be read, or is not the one that was reconstructed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(view.mask is not None for view in views):
+        masks.mkdir(parents=True, exist_ok=True)
+    # few threads: each holds a photo at full size
+    with quiet_pillow(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        try:
+            return list(pool.map(lambda view, stem: _write_photo(view, stem, folder, masks, options), views, stems))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def unique_stems(files: Sequence[str]) -> list[str]:
+    """A file name without suffix for every file, unique without regard to case: its own; -2, -3, ... if it is taken.
+
+    They depend on nothing but the files and their order. Stems and not names are unique, because the suffix may change,
+    and because programs find masks and depth maps by them.
+    """
+    # names need not be valid Unicode, those in a model must
+    own = [Path(file).stem.encode("utf-8", "replace").decode().replace("?", "_") for file in files]
+    count = Counter(stem.casefold() for stem in own)
+    taken: set[str] = set()
+    unique = []
+    for stem in own:
+        name, number = stem, 1
+        while name.casefold() in taken or (number > 1 and name.casefold() in count):
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name.casefold())
+        unique.append(name)
+    return unique
+
+
+def _write_photo(view: ReconstructedView, stem: str, folder: Path, masks: Path, options: PhotoOptions) -> WrittenPhoto:
+    data = _bytes_of(view)
+    source = PictureCamera.of_photo(view)
+    straight = without_distortion(source) if options.undistort else source
+    target = reduced(straight, options.max_image_size)
+    suffix = Path(view.file).suffix
+    plain = plain_file(data) if target is source else None
+    if plain is not None and view.mask is not None and ".png" not in plain.suffixes:
+        plain = None  # a mask has the name of its photo and is a PNG, so the photo becomes one
+    if plain is not None:
+        _check_size(view, plain.size)
+        name = stem + (suffix if suffix.lower() in plain.suffixes else plain.suffixes[0])
+        (folder / name).write_bytes(data)
+        if view.mask is None:
+            return WrittenPhoto(name, target)
+    decoded = decode_image(data, view.file)
+    _check_size(view, decoded.rgb.size)
+
+    def as_written(picture: Image.Image) -> np.ndarray:
+        return reduced_picture(straightened_picture(np.asarray(picture), source, straight), straight, target)
+
+    if plain is None:
+        if view.mask is not None or suffix.lower() in _LOSSLESS:
+            name = f"{stem}.png"
+            write_png(folder / name, as_written(decoded.rgb))
+        else:
+            name = f"{stem}.jpg"
+            (folder / name).write_bytes(encode_jpeg(as_written(decoded.rgb), _QUALITY))
+    if view.mask is not None and decoded.alpha is not None:
+        write_png(masks / name, np.where(as_written(decoded.alpha) >= 128, 255, 0).astype(np.uint8))
+    return WrittenPhoto(name, target)
+
+
+def _bytes_of(view: ReconstructedView) -> bytes:
+    try:
+        return Path(view.file).read_bytes()
+    except OSError as error:
+        hint = "" if Path(view.file).is_absolute() else ", or start from the folder that this path is relative to"
+        raise InputError(
+            f"{view.file}: cannot be read ({error.strerror or error}); the export needs the photos where they were "
+            f"when they were reconstructed: put them back{hint}"
+        ) from error
+
+
+def _check_size(view: ReconstructedView, size: tuple[int, int]) -> None:
+    if size != view.transform.original_size:
+        width, height = view.transform.original_size
+        raise InputError(
+            f"{view.file}: is {size[0]}x{size[1]} pixels now and was {width}x{height} when it was reconstructed; "
+            "put the photo back, or run the reconstruction again"
+        )
