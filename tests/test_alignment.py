@@ -78,7 +78,7 @@ def test_adam_equals_torch() -> None:
 def test_a_chain_of_poses_is_the_product_along_the_tree() -> None:
     scene = load_scene("swin6")
     problem = problem_of(scene, dataclasses.replace(PUBLISHED, tree="mst"))
-    model = SceneModel(problem, False)
+    model = SceneModel(problem)
     generator = torch.Generator().manual_seed(2)
     poses = torch.randn(6, 3, 4, generator=generator)
     expected = {problem.tree.root: poses[problem.tree.root]}
@@ -232,7 +232,7 @@ def test_objectives_equal_the_transcription(name: str, shared: bool, relative: b
     )
     problem = in_float64(problem_of(scene, config))
     with float64_default():
-        model = SceneModel(problem, shared)
+        model = SceneModel(problem)
         generator = torch.Generator().manual_seed(3)
         theta = model.initial()
         for name_, spread in {"quaternions": 0.1, "translations": 0.2, "log_sizes": 0.2}.items():
@@ -264,7 +264,7 @@ def test_slabs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = load_scene("fallback4")
     config = dataclasses.replace(PUBLISHED, matching_conf_thr=5.0)
     problem = problem_of(scene, config)
-    theta = SceneModel(problem, False).initial()
+    theta = SceneModel(problem).initial()
     whole = [
         objective(theta) for objective in (CoarseObjective(problem, config, theta), FineObjective(problem, config))
     ]
@@ -280,8 +280,8 @@ def test_slabs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_prior_pulls_principal_points_to_the_centre() -> None:
     problem = problem_of(load_scene("mixed4"), PUBLISHED)
-    theta = SceneModel(problem, False).initial()
-    SceneModel(problem, False).unpack(theta).principal_points[1] += torch.tensor([0.1, -0.2])
+    theta = SceneModel(problem).initial()
+    SceneModel(problem).unpack(theta).principal_points[1] += torch.tensor([0.1, -0.2])
     free, free_gradient = FineObjective(problem, PUBLISHED)(theta)
     config = dataclasses.replace(PUBLISHED, principal_point_prior=40.0)
     held, held_gradient = FineObjective(problem, config)(theta)
@@ -559,7 +559,7 @@ def test_an_iteration_asks_the_host_nothing(name: str, shared: bool) -> None:
     scene = load_scene(name)
     config = AlignmentConfig(matching_conf_thr=scene.options["matching_conf_thr"], shared_intrinsics=shared)
     problem = problem_of(scene, config)
-    theta = SceneModel(problem, shared).initial()
+    theta = SceneModel(problem).initial()
     for objective in (CoarseObjective(problem, config, theta), FineObjective(problem, config)):
         stage = Stage(objective, theta, 0.01, 10)
         before = [tensor.clone() for tensor in stage.state()]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mast3r_sfm.model.checkpoint import Model as Model
     from mast3r_sfm.model.checkpoint import load_model as load_model
     from mast3r_sfm.options import AlignmentConfig as AlignmentConfig
+    from mast3r_sfm.options import IntrinsicsGroups as IntrinsicsGroups
     from mast3r_sfm.options import ReconstructionOptions as ReconstructionOptions
     from mast3r_sfm.options import SceneGraph as SceneGraph
     from mast3r_sfm.options import SceneOptions as SceneOptions
@@ -41,7 +42,14 @@ if TYPE_CHECKING:
 _HOME = {
     "errors": ("EmptySceneError", "InputError", "Mast3rSfmError", "ModelError", "ReconstructionError"),
     "model.checkpoint": ("Model", "load_model"),
-    "options": ("AlignmentConfig", "ReconstructionOptions", "SceneGraph", "SceneOptions", "VerificationLimits"),
+    "options": (
+        "AlignmentConfig",
+        "IntrinsicsGroups",
+        "ReconstructionOptions",
+        "SceneGraph",
+        "SceneOptions",
+        "VerificationLimits",
+    ),
     "pipeline": ("PairMatches", "load_images", "match_images", "reconstruct"),
     "reconstruction": ("Reconstruction",),
     "types": ("Correspondences", "ReconstructedView", "View"),

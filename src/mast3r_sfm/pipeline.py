@@ -3,6 +3,7 @@
 images = load_images("photos", model)      files -> upright, resized views       images/
 result = reconstruct(images, model)
     predict_pairwise                       views -> matches, canonical views     inference, matching/, canonical
+    group_cameras                          -> photos of one camera, one zoom     camera_groups
     align_group                            -> cameras and depths of the anchors  alignment/
     densify_views                          -> depth and confidence of all pixels densify
     refine_views (if asked)                -> cameras exact to part of a pixel   refine, tracks/
@@ -17,7 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from mast3r_sfm.alignment import align_group
+from mast3r_sfm.alignment import CameraLayout, align_group
+from mast3r_sfm.camera_groups import group_cameras, stated_focals
 from mast3r_sfm.densify import densify_views
 from mast3r_sfm.device import lack_of_memory_explained
 from mast3r_sfm.errors import InputError, NotFiniteError, ReconstructionError
@@ -25,12 +27,12 @@ from mast3r_sfm.images.loading import ImageSizing, find_images, load_views
 from mast3r_sfm.inference import encode_views, predict_pairs
 from mast3r_sfm.matching import match_pair, verify_matches
 from mast3r_sfm.model.checkpoint import Model, in_bfloat16
-from mast3r_sfm.options import Precision, ReconstructionOptions, SceneGraph
+from mast3r_sfm.options import IntrinsicsGroups, Precision, ReconstructionOptions, SceneGraph
 from mast3r_sfm.pairwise import predict_pairwise
 from mast3r_sfm.progress import Progress, StageTimer
 from mast3r_sfm.reconstruction import Reconstruction
 from mast3r_sfm.scene_graph import check_pairs, make_pairs
-from mast3r_sfm.types import Correspondences, ModelDescription, PairPrediction, View
+from mast3r_sfm.types import CanonicalView, Correspondences, ModelDescription, PairPrediction, View
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +111,11 @@ def _reconstruct(
     groups = data.groups()
     _require_connection(images, groups, data.canonical[groups[0][0]] is not None)
 
+    base_focals = _focals_of_originals(images, data.canonical)
+    camera_of = group_cameras(images, options.intrinsics_groups, base_focals)
+    layout = _camera_layout(images, groups[0], camera_of, base_focals, options)
     with timer.stage("Align cameras", config.niter_coarse + config.niter_fine) as advance:
-        aligned = align_group(groups[0], data.canonical, data.correspondences, data.fallback, config, advance)
+        aligned = align_group(groups[0], data.canonical, data.correspondences, data.fallback, config, advance, layout)
 
     with timer.stage("Dense depth", 1):
         views = densify_views(images, data, aligned, config.subsample)
@@ -119,7 +124,7 @@ def _reconstruct(
         from mast3r_sfm.refine import NUM_STEPS, refine_views  # its libraries need not load for a run without it
 
         with timer.stage("Refine cameras", len(aligned.group) + NUM_STEPS) as advance:
-            views = refine_views(images, views, data.pairs, options.refinement, config.shared_intrinsics, advance)
+            views = refine_views(images, views, data.pairs, options.refinement, camera_of, advance)
 
     return Reconstruction(
         views,
@@ -130,6 +135,34 @@ def _reconstruct(
         pairs=data.summaries,
         groups=tuple(map(tuple, groups)),
         seconds=timer.seconds,
+    )
+
+
+def _focals_of_originals(images: Sequence[View], canonical: Sequence[CanonicalView | None]) -> list[float | None]:
+    """Predicted focal lengths in pixels of the original images."""
+    return [
+        None if view is None else view.focal_px / image.transform.network_per_original
+        for image, view in zip(images, canonical, strict=True)
+    ]
+
+
+def _camera_layout(
+    images: Sequence[View],
+    aligned: Sequence[int],
+    camera_of: Sequence[int],
+    base_focals: Sequence[float | None],
+    options: ReconstructionOptions,
+) -> CameraLayout:
+    """The intrinsics that the aligned images share."""
+    members = [images[k] for k in aligned]
+    if not options.alignment.original_pixels:
+        shared = options.intrinsics_groups is IntrinsicsGroups.SHARED
+        return CameraLayout.published([view.shape for view in members], shared)
+    stated = stated_focals(images, camera_of, base_focals)
+    return CameraLayout.of_photos(
+        [view.transform for view in members],
+        [camera_of[k] for k in aligned],
+        [stated[camera_of[k]] for k in aligned],
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mast3r_sfm.errors import InputError
+from mast3r_sfm.graphs import number_by_first
 from mast3r_sfm.images.loading import read_grey
 from mast3r_sfm.options import RefinementOptions
 from mast3r_sfm.progress import Advance
@@ -25,27 +26,24 @@ def refine_views(
     views: Sequence[ReconstructedView],
     pairs: Sequence[tuple[int, int]],
     options: RefinementOptions,
-    shared_intrinsics: bool,
+    camera_of: Sequence[int],
     advance: Advance | None = None,
 ) -> tuple[ReconstructedView, ...]:
     """The views with cameras adjusted to tracks of local features; those without enough tracks stay as they are.
 
-    pairs  of indices into `views`
-    shared_intrinsics   photos of one size share a camera; else every photo has one of its own
+    pairs      of indices into `views`
+    camera_of  group of every image (`camera_groups`): its photos of one size share a camera
 
     The depth maps stay as predicted but for their scale, which follows the tracks. Lengths stay those of the network.
     """
     registered = [view for view in views if view.registered]
     position_of = {view.index: k for k, view in enumerate(registered)}
-    sizes = [view.transform.original_size for view in registered]
-    group_of = [sizes.index(size) for size in sizes] if shared_intrinsics else list(range(len(registered)))
-    used_groups = sorted(set(group_of))
+    group_of = number_by_first([(camera_of[view.index], view.transform.original_size) for view in registered])
+    used_groups = range(max(group_of) + 1)
     inputs = []
     for view, group in zip(registered, group_of, strict=True):
         found = _features_of(images[view.index], options)
-        inputs.append(
-            TrackView(found, depth_at(view, found.xy), np.linalg.inv(view.world_from_cam), used_groups.index(group))
-        )
+        inputs.append(TrackView(found, depth_at(view, found.xy), np.linalg.inv(view.world_from_cam), group))
         if advance is not None:
             advance(1)
     groups = [_start(registered, group_of, group) for group in used_groups]
