@@ -1,7 +1,7 @@
 """Which photos were taken by one camera with one zoom, and so share a focal length.
 
 A start, and rather one group too few than too many: a focal length that all photos of a camera agree on is better than
-each photo's own, because a network's focal lengths scatter by some 6 per cent over the photos of one camera.
+each photo's own, because a network's focal lengths scatter by 6 to 9 per cent over the photos of one camera.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from mast3r_sfm.types import View
 
 MAX_SPREAD = 1.4
 """Predicted focal lengths of one zoom differ from their median by less than this factor. Those of the bundled model
-reach 1.12 over the photos of one camera (benchmarks/RESULTS.md, Camera groups)."""
+reach 1.23 over the photos of one camera (benchmarks/RESULTS.md, Camera groups)."""
 
-MAX_EXIF_ERROR = 1.6
-"""A focal length of EXIF that differs from the predicted one by more than this factor is not believed: the photo was
-cropped, or its tags are another photo's. Wider than `MAX_SPREAD`, because a model may be biased for a whole scene."""
+MAX_EXIF_LACK = 1.6
+"""A predicted focal length that is longer than EXIF's by more than this factor is believed instead: the photo was
+cropped, and its tags are those of the whole. In the other direction EXIF is right, however large the difference: a
+network mistakes a long lens for a normal one (the bundled model by a factor of up to 2.8; too long by 1.4 at most)."""
 
 
 def group_cameras(
@@ -67,8 +68,8 @@ def stated_focals(
     """The focal length that EXIF states for each group, pixels of the original images; None for none.
 
     It is that of the group's largest photo (the median, of several): tags stay as they are when a photo is cropped,
-    and are then read as if the crop had the angle of view of the whole. None as well if it is more than
-    `MAX_EXIF_ERROR` off the median of the group's predictions.
+    and are then read as if the crop had the angle of view of the whole. None as well if the median of the group's
+    predictions is longer by more than `MAX_EXIF_LACK`.
     """
     return tuple(_stated_focal(images, base_focals, members) for members in _members(group_of))
 
@@ -84,9 +85,8 @@ def _stated_focal(images: Sequence[View], base_focals: Sequence[float | None], m
     largest = max(area for area, _ in known)
     stated = float(np.median([focal for area, focal in known if area == largest]))
     predicted = [base for k in members if (base := base_focals[k]) is not None]
-    if predicted and not _within(stated, float(np.median(predicted)), MAX_EXIF_ERROR):
-        return None
-    return stated
+    cropped = bool(predicted) and float(np.median(predicted)) > MAX_EXIF_LACK * stated
+    return None if cropped else stated
 
 
 def _members(group_of: Sequence[int]) -> list[list[int]]:

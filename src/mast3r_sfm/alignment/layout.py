@@ -1,7 +1,7 @@
 """Which intrinsics are unknown: the focal lengths and principal points that views share, and what each makes of them.
 
-A network sees a photo resized, and by another factor if its shape is another: 4032x3024 becomes 512x384, a 1:1 crop of it
-with 3024x3024 becomes 512x512. What such photos share is therefore a focal length in pixels of the originals.
+A network sees a photo resized, and by another factor if its shape is another: 4032x3024 becomes 512x384, a 1:1 crop
+of it with 3024x3024 becomes 512x512. What such photos share is therefore a focal length in pixels of the originals.
 """
 
 from __future__ import annotations
