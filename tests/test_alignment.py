@@ -661,12 +661,20 @@ class HostQuestions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("name", "shared"), [("fallback4", False), ("shared4", True)])
-def test_an_iteration_asks_the_host_nothing(name: str, shared: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "shared", "groups"), [("fallback4", False, None), ("shared4", True, None), ("mixed4", False, (0, 0, 1, 0))]
+)
+def test_an_iteration_asks_the_host_nothing(name: str, shared: bool, groups: tuple[int, ...] | None) -> None:
     """So it can be recorded as a CUDA graph."""
     scene = load_scene(name)
     config = AlignmentConfig(matching_conf_thr=scene.options["matching_conf_thr"], shared_intrinsics=shared)
     problem = problem_of(scene, config)
+    if groups is not None:
+        shapes = [view.conf.shape for view in scene.canonical_views]
+        transforms = [ImageTransform((2 * W, 2 * H), (W, H), (0, 0), (W, H)) for H, W in shapes]
+        problem = dataclasses.replace(
+            problem, layout=CameraLayout.of_photos(transforms, groups, [400.0, 400.0, None, 400.0])
+        )
     theta = SceneModel(problem).initial()
     for objective in (CoarseObjective(problem, config, theta), FineObjective(problem, config)):
         stage = Stage(objective, theta, 0.01, 10)
