@@ -91,8 +91,8 @@ class SceneModel:
         self._focal_range = (0.25 * diagonal, 10 * diagonal)
         self._inverse_base_focals = problem.base_focals.reciprocal()
         self._focal_factors = layout.focal_factors.to(device)
-        self._of_focals = _Shared(layout.focal_of, device)
-        self._of_centres = _Shared(layout.centre_of, device)
+        self._of_focals = _Shared(layout.focal_of, self._focal_factors)
+        self._of_centres = _Shared(layout.centre_of, self._focal_factors)
         self.focal_shares = self._of_focals.total(self._focal_factors.new_full((n,), 1 / n))
         centre_shares = self._of_centres.total(self._focal_factors.new_full((n,), 1 / n))
         self.centre_shares = centre_shares if 1 < layout.num_centres < n else None
@@ -193,13 +193,14 @@ class _Shared:
     read is a sum by atomics on a GPU.
 
     number_of  (n,) int64 the number of each view, by first appearance
+    like       of the device and type of the values
     """
 
-    def __init__(self, number_of: torch.Tensor, device: torch.device) -> None:
+    def __init__(self, number_of: torch.Tensor, like: torch.Tensor) -> None:
         n, count = len(number_of), int(number_of.max()) + 1
         self._broadcast = count in (1, n)
         self._summed = count == 1 < n
-        self._select = torch.nn.functional.one_hot(number_of).to(device, torch.get_default_dtype())
+        self._select = torch.nn.functional.one_hot(number_of).to(like)
 
     def per_view(self, values: torch.Tensor) -> torch.Tensor:
         """(count, ...) -> (n, ...), or (1, ...) if all share one."""
