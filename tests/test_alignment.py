@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mast3r_sfm.alignment import (
     AlignmentConfig,
+    CameraLayout,
     align,
     build_problem,
     losses,
@@ -24,6 +25,7 @@ from mast3r_sfm.alignment.execution import segments as segment_sums
 from mast3r_sfm.alignment.execution import slabs
 from mast3r_sfm.alignment.execution.adam import BETAS, EPS, CosineAdam
 from mast3r_sfm.alignment.execution.segments import SegmentSum
+from mast3r_sfm.alignment.initial import place_along_tree
 from mast3r_sfm.alignment.objectives import CoarseObjective, FineObjective
 from mast3r_sfm.alignment.parameters import SceneModel
 from mast3r_sfm.alignment.problem import AlignmentProblem
@@ -31,7 +33,7 @@ from mast3r_sfm.alignment.solver import Stage
 from mast3r_sfm.canonical import anchor_index, depth_offsets
 from mast3r_sfm.errors import InputError, ReconstructionError
 from mast3r_sfm.pairwise import sample_fallback
-from mast3r_sfm.types import CanonicalView, Correspondences, FallbackPrediction
+from mast3r_sfm.types import CanonicalView, Correspondences, FallbackPrediction, ImageTransform
 
 PUBLISHED = AlignmentConfig.published()
 
@@ -78,7 +80,7 @@ def test_adam_equals_torch() -> None:
 def test_a_chain_of_poses_is_the_product_along_the_tree() -> None:
     scene = load_scene("swin6")
     problem = problem_of(scene, dataclasses.replace(PUBLISHED, tree="mst"))
-    model = SceneModel(problem, False)
+    model = SceneModel(problem)
     generator = torch.Generator().manual_seed(2)
     poses = torch.randn(6, 3, 4, generator=generator)
     expected = {problem.tree.root: poses[problem.tree.root]}
@@ -232,7 +234,7 @@ def test_objectives_equal_the_transcription(name: str, shared: bool, relative: b
     )
     problem = in_float64(problem_of(scene, config))
     with float64_default():
-        model = SceneModel(problem, shared)
+        model = SceneModel(problem)
         generator = torch.Generator().manual_seed(3)
         theta = model.initial()
         for name_, spread in {"quaternions": 0.1, "translations": 0.2, "log_sizes": 0.2}.items():
@@ -264,7 +266,7 @@ def test_slabs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = load_scene("fallback4")
     config = dataclasses.replace(PUBLISHED, matching_conf_thr=5.0)
     problem = problem_of(scene, config)
-    theta = SceneModel(problem, False).initial()
+    theta = SceneModel(problem).initial()
     whole = [
         objective(theta) for objective in (CoarseObjective(problem, config, theta), FineObjective(problem, config))
     ]
@@ -280,8 +282,8 @@ def test_slabs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_prior_pulls_principal_points_to_the_centre() -> None:
     problem = problem_of(load_scene("mixed4"), PUBLISHED)
-    theta = SceneModel(problem, False).initial()
-    SceneModel(problem, False).unpack(theta).principal_points[1] += torch.tensor([0.1, -0.2])
+    theta = SceneModel(problem).initial()
+    SceneModel(problem).unpack(theta).principal_points[1] += torch.tensor([0.1, -0.2])
     free, free_gradient = FineObjective(problem, PUBLISHED)(theta)
     config = dataclasses.replace(PUBLISHED, principal_point_prior=40.0)
     held, held_gradient = FineObjective(problem, config)(theta)
@@ -294,14 +296,28 @@ def test_the_prior_pulls_principal_points_to_the_centre() -> None:
 # --- whole alignments ----------------------------------------------------------------------------------------------
 
 
-def hilly_scene(num_views: int, indices: list[int] | None = None) -> tuple[list[CanonicalView], list[Correspondences]]:
+@dataclasses.dataclass(frozen=True)
+class Pinhole:
+    """Size, focal length and principal point of an image, pixels."""
+
+    width: int = 128
+    height: int = 96
+    focal: float = 110.0
+    centre: tuple[float, float] = (64.0, 48.0)
+
+
+def hilly_scene(
+    num_views: int, indices: list[int] | None = None, cameras: Sequence[Pinhole] | None = None
+) -> tuple[list[CanonicalView], list[Correspondences]]:
     """Views of a hilly wall, side by side and turned a little, with exact canonical views and matches."""
-    H, W, focal = 96, 128, 110.0
     indices = list(range(num_views)) if indices is None else indices
-    x, y = torch.meshgrid(torch.arange(W, dtype=torch.float64), torch.arange(H, dtype=torch.float64), indexing="xy")
-    rays = torch.stack([(x - W / 2) / focal, (y - H / 2) / focal, torch.ones_like(x)], -1)
-    views, poses, worlds = [], [], []
-    for k in range(num_views):
+    cameras = [Pinhole()] * num_views if cameras is None else cameras
+    views, poses, worlds, pixels = [], [], [], []
+    for k, camera in enumerate(cameras):
+        H, W, focal = camera.height, camera.width, camera.focal
+        x, y = torch.meshgrid(torch.arange(W, dtype=torch.float64), torch.arange(H, dtype=torch.float64), indexing="xy")
+        rays = torch.stack([(x - camera.centre[0]) / focal, (y - camera.centre[1]) / focal, torch.ones_like(x)], -1)
+        pixels.append((x, y))
         angle = -0.1 * k
         R = torch.tensor([[math.cos(angle), 0, math.sin(angle)], [0, 1, 0], [-math.sin(angle), 0, math.cos(angle)]])
         R = R.double()
@@ -322,9 +338,11 @@ def hilly_scene(num_views: int, indices: list[int] | None = None) -> tuple[list[
         for b in range(a):
             source = worlds[a][::2, ::2].reshape(-1, 3)
             cam = (source - poses[b][1]) @ poses[b][0]
-            uv = cam[:, :2] / cam[:, 2:] * focal + torch.tensor([W / 2, H / 2])
+            uv = cam[:, :2] / cam[:, 2:] * cameras[b].focal + torch.tensor(cameras[b].centre)
             near = uv.round()
-            kept = ((uv - near).norm(dim=1) < 0.2) & (near >= 0).all(1) & (near[:, 0] < W) & (near[:, 1] < H)
+            inside = (near >= 0).all(1) & (near[:, 0] < cameras[b].width) & (near[:, 1] < cameras[b].height)
+            kept = ((uv - near).norm(dim=1) < 0.2) & inside
+            x, y = pixels[a]
             xy_a = torch.stack([x[::2, ::2].reshape(-1), y[::2, ::2].reshape(-1)], 1)[kept].int()
             matches.append(
                 Correspondences(indices[a], indices[b], xy_a, near[kept].int(), torch.full((int(kept.sum()),), 3.0))
@@ -353,6 +371,96 @@ def test_exact_views_are_put_where_they_were() -> None:
     fine = dataclasses.replace(config, niter_fine=100)
     before, after = reprojection_errors(problem, placed), reprojection_errors(problem, align(problem, fine))
     assert (before < 0.2).all() and (after < before).all()
+
+
+def photos_of_one_camera() -> tuple[list[ImageTransform], list[Pinhole]]:
+    """4:3 photos of 256x192, their centred 1:1 crops of 192x192, and upright ones, with a focal length of 220."""
+    landscape = ImageTransform((256, 192), (128, 96), (0, 0), (128, 96))
+    square = ImageTransform((192, 192), (128, 128), (0, 0), (128, 128))
+    upright = ImageTransform((192, 256), (96, 128), (0, 0), (96, 128))
+    transforms = [landscape, square, landscape, square, upright]
+    cameras = []
+    for transform in transforms:
+        width, height = transform.original_size
+        K = transform.K_to_network(np.array([[220, 0, (width - 1) / 2], [0, 220, (height - 1) / 2], [0, 0, 1]]))
+        cameras.append(Pinhole(*transform.network_size, float(K[0, 0]), (float(K[0, 2]), float(K[1, 2]))))
+    return transforms, cameras
+
+
+def test_photos_of_one_camera_share_a_focal_length_whatever_their_shape() -> None:
+    transforms, cameras = photos_of_one_camera()
+    views, matches = hilly_scene(5, cameras=cameras)
+    # as a network errs: for every photo another focal length
+    guesses = [1.1, 0.95, 1.0, 0.9, 1.1]
+    views = [dataclasses.replace(v, focal_px=v.focal_px * g) for v, g in zip(views, guesses, strict=True)]
+    config = AlignmentConfig(niter_coarse=80, niter_fine=200)
+    result = align(build_problem(views, matches, {}, config, CameraLayout.of_photos(transforms, [7] * 5)), config)
+    K = np.stack([t.K_to_original(own) for t, own in zip(transforms, result.K.numpy(), strict=True)])
+    np.testing.assert_allclose(K[:, 0, 0], K[0, 0, 0], rtol=1e-6)
+    assert K[0, 0, 0] == pytest.approx(220, rel=0.01)
+    # landscape and square photos share their offset from the centre of the pixels; that of an upright one is its own
+    offsets = K[:, :2, 2] - [((w - 1) / 2, (h - 1) / 2) for w, h in (t.original_size for t in transforms)]
+    np.testing.assert_allclose(offsets[:4], offsets[:1].repeat(4, 0), atol=1e-4)
+    assert not np.allclose(offsets[4], offsets[0], atol=1e-4)
+    assert np.abs(offsets).max() < 3
+
+    # one focal length in network pixels fits neither: the photos' shares of a pixel are 1/2 and 2/3
+    config = dataclasses.replace(config, shared_intrinsics=True)
+    wrong = align(build_problem(views, matches, {}, config), config).K[:, 0, 0]
+    off = [float(f) / t.network_per_original / 220 for f, t in zip(wrong, transforms, strict=True)]
+    assert max(off) / min(off) == pytest.approx(4 / 3) and max(abs(np.log(off))) > 0.1
+
+
+def test_the_layout_of_photos_by_hand() -> None:
+    transforms, _ = photos_of_one_camera()
+    layout = CameraLayout.of_photos(transforms, [3, 3, 1, 3, 3], [200.0, 200.0, None, 200.0, 200.0])
+    assert layout.focal_of.tolist() == [0, 0, 1, 0, 0]
+    assert layout.centre_of.tolist() == [0, 0, 1, 0, 2]
+    torch.testing.assert_close(layout.focal_factors, torch.tensor([1 / 2, 2 / 3, 1 / 2, 2 / 3, 1 / 2]))
+    torch.testing.assert_close(layout.stated_focals, torch.tensor([200, torch.nan]), equal_nan=True)
+    # 4:3: ((256 - 1) / 2 + 1/2) / 2 - 1/2 = 63.5. Square: (95.5 + 1/2) 2/3 - 1/2 = 63.5.
+    assert layout.centres[:2].tolist() == [[63.5, 47.5], [63.5, 63.5]]
+    # the group's largest sides are 256 and 192, times the factors
+    torch.testing.assert_close(layout.centre_units[:2], torch.tensor([[128, 96], [256 * 2 / 3, 128]]))
+    # a crop off the middle: the resized photo is 134 wide, 2 of its pixels are cut off on the left and 4 on the right
+    cut = ImageTransform((268, 192), (134, 96), (2, 0), (128, 96))
+    assert CameraLayout.of_photos([cut], [0]).centres.tolist() == [[64.5, 47.5]]
+
+
+def test_a_group_starts_at_its_mean_or_where_exif_says() -> None:
+    transforms, cameras = photos_of_one_camera()
+    views, matches = hilly_scene(5, cameras=cameras)
+    guesses = [1.1, 0.9, 1.0, 0.8, 1.2]
+    views = [dataclasses.replace(v, focal_px=v.focal_px * g) for v, g in zip(views, guesses, strict=True)]
+    views[1] = dataclasses.replace(views[1], conf=views[1].conf * 3)
+    layout = CameraLayout.of_photos(transforms, [0, 0, 1, 1, 2], [None, None, 250.0, 250.0, None])
+    model = SceneModel(build_problem(views, matches, {}, AlignmentConfig(), layout))
+    start = model.unpack(model.initial())
+    # (1.1 + 3 * 0.9) / 4 = 0.95 of 220
+    torch.testing.assert_close(start.log_focals.exp(), torch.tensor([209.0, 250.0, 264.0]))
+    focals = model.intrinsics(start.log_focals, start.principal_points).K[:, 0, 0]
+    torch.testing.assert_close(focals, torch.tensor([209 / 2, 209 * 2 / 3, 250 / 2, 250 * 2 / 3, 264 / 2]))
+
+
+def test_objectives_of_groups_equal_finite_differences() -> None:
+    transforms, cameras = photos_of_one_camera()
+    views, matches = hilly_scene(5, cameras=cameras)
+    config = AlignmentConfig(focal_prior=3.0)
+    layout = CameraLayout.of_photos(transforms, [0, 0, 1, 1, 0], [200.0, 200.0, None, None, 200.0])
+    problem = in_float64(build_problem(views, matches, {}, config, layout))
+    with float64_default():
+        objective = FineObjective(problem, config)
+        theta = objective.model.initial()
+        place_along_tree(objective.model, CoarseObjective(problem, config, theta).points, theta)
+        theta[objective.model.slices["principal_points"]] += torch.linspace(-0.02, 0.03, 6)
+        gradients = objective(theta)[1]
+        for name in ("log_focals", "principal_points"):
+            part, step = objective.model.slices[name], 1e-6
+            for k in range(part.start, part.stop):
+                by_step = torch.zeros_like(theta)
+                by_step[k] = step
+                slope = float(objective(theta + by_step)[0] - objective(theta - by_step)[0]) / (2 * step)
+                assert float(gradients[name].reshape(-1)[k - part.start]) == pytest.approx(slope, rel=1e-3, abs=1e-5)
 
 
 def relative_to(poses: torch.Tensor, first: int) -> torch.Tensor:
@@ -553,13 +661,21 @@ class HostQuestions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("name", "shared"), [("fallback4", False), ("shared4", True)])
-def test_an_iteration_asks_the_host_nothing(name: str, shared: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "shared", "groups"), [("fallback4", False, None), ("shared4", True, None), ("mixed4", False, (0, 0, 1, 0))]
+)
+def test_an_iteration_asks_the_host_nothing(name: str, shared: bool, groups: tuple[int, ...] | None) -> None:
     """So it can be recorded as a CUDA graph."""
     scene = load_scene(name)
     config = AlignmentConfig(matching_conf_thr=scene.options["matching_conf_thr"], shared_intrinsics=shared)
     problem = problem_of(scene, config)
-    theta = SceneModel(problem, shared).initial()
+    if groups is not None:
+        shapes = [view.conf.shape for view in scene.canonical_views]
+        transforms = [ImageTransform((2 * W, 2 * H), (W, H), (0, 0), (W, H)) for H, W in shapes]
+        problem = dataclasses.replace(
+            problem, layout=CameraLayout.of_photos(transforms, groups, [400.0, 400.0, None, 400.0])
+        )
+    theta = SceneModel(problem).initial()
     for objective in (CoarseObjective(problem, config, theta), FineObjective(problem, config)):
         stage = Stage(objective, theta, 0.01, 10)
         before = [tensor.clone() for tensor in stage.state()]

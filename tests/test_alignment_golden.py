@@ -165,7 +165,7 @@ def test_coarse_stage(name: str) -> None:
     golden = scene.golden
     config = config_of(scene, niter_fine=0)
     problem = problem_of(scene, config)
-    model = SceneModel(problem, config.shared_intrinsics)
+    model = SceneModel(problem)
     theta = model.initial()
     start = parameters_of(scene, model, "coarse_start")
     torch.testing.assert_close(theta, start, rtol=1e-5, atol=1e-5)

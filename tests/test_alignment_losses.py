@@ -91,6 +91,19 @@ def test_losses_are_weighted_means_of_robust_distances() -> None:
 def test_prior_is_the_mean_squared_distance_from_the_centre() -> None:
     points = torch.tensor([[0.5, 0.5], [0.6, 0.3]])
     assert float(losses.principal_point_prior(points, 40.0)) == pytest.approx(40 * (0.1**2 + 0.2**2) / 2)
+    # if nine views of ten have the second one
+    shares = torch.tensor([0.1, 0.9])
+    assert float(losses.principal_point_prior(points, 40.0, shares)) == pytest.approx(40 * 0.9 * (0.1**2 + 0.2**2))
+
+
+def test_prior_of_focal_lengths_is_relative_and_leaves_the_unknown_free() -> None:
+    # 110 where 100 is stated, 50 where nothing is; three views of four have the first
+    focals = torch.tensor([110.0, 50.0]).log().requires_grad_()
+    stated, shares = torch.tensor([100.0, torch.nan]).log(), torch.tensor([0.75, 0.25])
+    loss = losses.focal_prior(focals, stated, 2.0, shares)
+    assert loss.item() == pytest.approx(2 * 0.75 * math.log(1.1) ** 2, rel=1e-5)
+    gradient = torch.autograd.grad(loss, focals)[0]
+    torch.testing.assert_close(gradient, torch.tensor([2 * 0.75 * 2 * math.log(1.1), 0.0]))
 
 
 # --- evaluation against the definitions ---------------------------------------------------------------------------

@@ -184,6 +184,12 @@ def _bad_inputs(tmp_path: Path, photos: Path) -> dict[str, tuple[list[object], i
         "weights of another config": ([*good, *out, "--model-name", folder["weights"]], 3, "enc_blocks.2"),
         "unknown device": ([*good, *with_small, "--device", "tpu"], 2, "tpu"),
         "tf32 on a CPU": ([*good, *with_small, "--precision", "tf32"], 2, "tf32"),
+        "shared and not": (
+            [*good, *with_small, "--shared-intrinsics", "--intrinsics-groups", "auto"],
+            2,
+            "--shared-intrinsics contradicts --intrinsics-groups auto",
+        ),
+        "unknown groups": ([*good, *with_small, "--intrinsics-groups", "some"], 2, "per-image"),
         "unknown precision": ([*good, *with_small, "--precision", "int4"], 2, "int4"),
         "unknown option": ([*good, *with_small, "--speed", "9"], 2, "--speed"),
         "unknown graph": ([*good, *with_small, "--scene-graph", "ring"], 2, "ring"),

@@ -15,10 +15,10 @@ import numpy as np
 import pillow_heif
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from mast3r_sfm.errors import InputError
-from mast3r_sfm.images.decoding import DecodedImage, decode_image, focal_px_from_exif
+from mast3r_sfm.images.decoding import DecodedImage, camera_from_exif, decode_image, focal_px_from_exif
 from mast3r_sfm.images.loading import (
     IMAGE_SUFFIXES,
     ImageSizing,
@@ -28,7 +28,7 @@ from mast3r_sfm.images.loading import (
     load_views,
     network_transform,
 )
-from mast3r_sfm.types import ImageTransform, View
+from mast3r_sfm.types import CameraIdentity, ImageTransform, View
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "preprocess.json").read_text())
 AS_IS = ImageSizing(size=64, patch_size=16, accept_squares=True)
@@ -68,9 +68,14 @@ def on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return a * colour + (1 - a) * 255.0
 
 
-def exif_with(orientation: int | None = None, **tags: Any) -> Image.Exif:
+def exif_with(orientation: int | None = None, make: Any = None, model: Any = None, **tags: Any) -> Image.Exif:
     names = {"focal_mm": 0x920A, "focal_35mm": 0xA405, "x_resolution": 0xA20E, "unit": 0xA210, "width": 0xA002}
+    names["lens"] = 0xA434
     exif = Image.Exif()
+    if make is not None:
+        exif[0x010F] = make
+    if model is not None:
+        exif[0x0110] = model
     if orientation is not None:
         exif[0x0112] = orientation
     if tags:
@@ -488,7 +493,7 @@ def test_damaged_exif_does_not_cost_the_photo(tmp_path: Path) -> None:
     data = encoded(Image.fromarray(COLOUR), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f", quality=100)
     view = view_of(data, tmp_path, "photo.jpg")
     assert np.abs(view.rgb - COLOUR.astype(float)).mean() < 10
-    assert view.focal_exif_px is None
+    assert view.focal_exif_px is None and view.camera is None
 
 
 # ---------------------------------------------------------------- focal length
@@ -532,6 +537,43 @@ def test_nonsense_focal_lengths(value: object) -> None:
 def test_focal_length_is_of_the_original_image(tmp_path: Path) -> None:
     data = encoded(Image.new("RGB", (800, 600)), "JPEG", exif=exif_with(focal_35mm=26))
     assert view_of(data, tmp_path).focal_exif_px == pytest.approx(26 / FILM_DIAGONAL * 1000)
+
+
+# ---------------------------------------------------------------- the camera
+
+PHONE = CameraIdentity("Apple", "iPhone 12", "back camera 4.2mm f/1.6", 4.2, 26.0)
+CAMERA_CASES: dict[str, tuple[dict[str, Any], CameraIdentity | None]] = {
+    "all": (
+        {"make": "Apple", "model": "iPhone 12", "lens": PHONE.lens, "focal_mm": 4.2, "focal_35mm": 26},
+        PHONE,
+    ),
+    "padded": (
+        {"make": "NIKON CORPORATION   ", "model": "NIKON  D80"},
+        CameraIdentity("NIKON CORPORATION", "NIKON D80"),
+    ),
+    "focal length alone": ({"focal_mm": 50}, CameraIdentity(focal_mm=50.0)),
+    "focal length unknown": ({"model": "X", "focal_mm": 0, "focal_35mm": 0}, CameraIdentity(model="X")),
+    "lens alone": ({"lens": "50mm"}, None),
+    "nothing": ({}, None),
+}
+
+
+@pytest.mark.parametrize("name", CAMERA_CASES)
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_camera_from_exif(name: str, file_format: str, tmp_path: Path) -> None:
+    tags, expected = CAMERA_CASES[name]
+    data = encoded(Image.new("RGB", (40, 30)), file_format, exif=exif_with(6, **tags))
+    assert view_of(data, tmp_path).camera == expected
+
+
+def test_a_focal_length_as_different_fractions_is_one() -> None:
+    as_third, as_tenth = ({0x920A: TiffImagePlugin.IFDRational(a, b)} for a, b in ((12599, 3000), (42, 10)))
+    assert camera_from_exif({}, as_third) == camera_from_exif({}, as_tenth) == CameraIdentity(focal_mm=4.2)
+
+
+@pytest.mark.parametrize("value", [-35, float("nan"), float("inf"), (1, 2), b"\0\xff", None, "", " \0 "])
+def test_nonsense_cameras(value: object) -> None:
+    assert camera_from_exif({0x010F: value, 0x0110: value}, {0xA434: value, 0x920A: value, 0xA405: value}) is None
 
 
 # ---------------------------------------------------------------- what cannot be used

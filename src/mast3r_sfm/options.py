@@ -50,6 +50,27 @@ class Precision(StrEnum):
             raise InputError(f"`precision` {value}: unknown; allowed: {', '.join(cls)}") from error
 
 
+class IntrinsicsGroups(StrEnum):
+    """Which photos share a focal length and a principal point.
+
+    auto       those of one camera with one zoom, as far as EXIF, the sizes and the predictions tell (`camera_groups`)
+    shared     all of them
+    per-image  none
+    """
+
+    AUTO = "auto"
+    SHARED = "shared"
+    PER_IMAGE = "per-image"
+
+    @classmethod
+    def parse(cls, value: str) -> IntrinsicsGroups:
+        """Raises InputError that lists what is allowed."""
+        try:
+            return cls(value)
+        except ValueError as error:
+            raise InputError(f"`intrinsics_groups` {value}: unknown; allowed: {', '.join(cls)}") from error
+
+
 class Engine(StrEnum):
     """Who computes: this package, or the published code where it is installed."""
 
@@ -189,7 +210,12 @@ class AlignmentConfig:
                          weight, in pixels of the loss, of the mean squared distance of the principal points from
                          the image centres in units of (W, H). Without it they absorb the errors of the predicted
                          depth: they wander by several per cent of the image and take the poses along.
-    shared_intrinsics    one focal length and one (relative) principal point for all views
+    original_pixels      the intrinsics that views share are those of the original photos, around the centre of their
+                         pixels (`alignment.layout`). False: those of the network's images, around (W/2, H/2), and
+                         either all views share them or none
+    focal_prior          weight, in pixels of the loss, of the mean squared difference between the logarithms of the
+                         focal lengths and of those that EXIF states. With original_pixels only.
+    shared_intrinsics    all views share the intrinsics; what `ReconstructionOptions.intrinsics_groups` calls "shared"
     train_root           also move the root of the tree. That is a freedom of the frame only, and in float32 it
                          turns the world at random; the published method does it.
     """
@@ -212,14 +238,18 @@ class AlignmentConfig:
     optimize_depth: bool = True
     optimize_principal_point: bool = True
     principal_point_prior: float = 100.0
-    shared_intrinsics: bool = choice(False, "One focal length and principal point for all images.")
+    original_pixels: bool = True
+    focal_prior: float = 1.0
+    shared_intrinsics: bool = choice(False, "The same as --intrinsics-groups shared.")
     train_root: bool = False
 
     @classmethod
     def published(cls, **changes: Any) -> AlignmentConfig:
         """The published method, with `changes`."""
         published: dict[str, Any] = {
+            "focal_prior": 0.0,
             "lr_fine": 0.01,
+            "original_pixels": False,
             "place_along_tree": False,
             "principal_point_prior": 0.0,
             "relative_distances": False,
@@ -258,6 +288,8 @@ class ReconstructionOptions:
     scene_graph   which pairs are predicted; a string is parsed (`SceneGraph.parse`)
     batch_size    pairs decoded at once, None: by the free memory
     verification  limits of the test of matches by geometry, None: all matches are kept, as published
+    intrinsics_groups   which photos share a focal length and a principal point; a string is parsed. "shared" also if
+                  `alignment.shared_intrinsics`
     refinement    of the aligned cameras by features at the photos' resolution, None: they stay as aligned
     seed          of all random choices: the same input, seed and device give the same result
     """
@@ -266,11 +298,22 @@ class ReconstructionOptions:
     batch_size: int | None = choice(None, "Pairs per batch [default: by the free memory].", minimum=1)
     verification: VerificationLimits | None = field(default_factory=VerificationLimits)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
-    refinement: RefinementOptions | None = None
+    intrinsics_groups: IntrinsicsGroups = choice(
+        IntrinsicsGroups.AUTO,
+        "Which photos share a focal length. auto: those of one camera with one zoom by EXIF, size and prediction; "
+        "shared: all, whatever their size (crops, not resized copies).",
+    )
+    refinement: RefinementOptions | None = field(default_factory=RefinementOptions)
     seed: int = choice(0, "Of all random choices.")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scene_graph", SceneGraph.parse(self.scene_graph))
+        groups = IntrinsicsGroups.parse(self.intrinsics_groups)
+        if self.alignment.shared_intrinsics:
+            if groups is IntrinsicsGroups.PER_IMAGE:
+                raise InputError(f"`shared_intrinsics` contradicts `intrinsics_groups={groups}`; give one of them")
+            groups = IntrinsicsGroups.SHARED
+        object.__setattr__(self, "intrinsics_groups", groups)
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"`batch_size` is {self.batch_size}, must be at least 1")
 

@@ -4,6 +4,7 @@ images = load_images("photos", model)      files -> upright, resized views      
 result = reconstruct(images, model)
     predict_pairwise                       views -> matches, canonical views     inference, matching/, canonical
     find_features, match_features          photos -> what their details share    local_features, tracks/
+    group_cameras                          -> photos of one camera, one zoom     camera_groups
     align_group                            -> cameras and depths of the anchors  alignment/
     refine_group                           -> cameras exact to part of a pixel   refine, placing, tracks/
     densify_views                          -> depth and confidence of all pixels densify
@@ -18,7 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from mast3r_sfm.alignment import align_group
+from mast3r_sfm.alignment import CameraLayout, align_group
+from mast3r_sfm.camera_groups import group_cameras, stated_focals
 from mast3r_sfm.densify import densify_views
 from mast3r_sfm.device import lack_of_memory_explained
 from mast3r_sfm.errors import InputError, NotFiniteError, ReconstructionError
@@ -26,13 +28,13 @@ from mast3r_sfm.images.loading import ImageSizing, find_images, load_views
 from mast3r_sfm.inference import encode_views, predict_pairs
 from mast3r_sfm.matching import match_pair, verify_matches
 from mast3r_sfm.model.checkpoint import Model, in_bfloat16
-from mast3r_sfm.options import Precision, ReconstructionOptions, RefinementOptions, SceneGraph
+from mast3r_sfm.options import IntrinsicsGroups, Precision, ReconstructionOptions, RefinementOptions, SceneGraph
 from mast3r_sfm.pairwise import PairwiseData, predict_pairwise
 from mast3r_sfm.progress import Progress, StageTimer
 from mast3r_sfm.quality import doubts
 from mast3r_sfm.reconstruction import Reconstruction
 from mast3r_sfm.scene_graph import check_pairs, make_pairs
-from mast3r_sfm.types import Correspondences, ModelDescription, PairPrediction, View
+from mast3r_sfm.types import CanonicalView, Correspondences, ModelDescription, PairPrediction, View
 
 if TYPE_CHECKING:
     from mast3r_sfm.local_features import FeatureEvidence
@@ -120,15 +122,17 @@ def _reconstruct(
     groups = data.groups()
     _require_connection(images, groups, data.canonical[groups[0][0]] is not None)
 
+    base_focals = _focals_of_originals(images, data.canonical)
+    camera_of = group_cameras(images, options.intrinsics_groups, base_focals)
+    layout = _camera_layout(images, groups[0], camera_of, base_focals, options)
     with timer.stage("Align cameras", config.niter_coarse + config.niter_fine) as advance:
-        aligned = align_group(groups[0], data.canonical, data.correspondences, data.fallback, config, advance)
+        aligned = align_group(groups[0], data.canonical, data.correspondences, data.fallback, config, advance, layout)
 
     if evidence is not None:
         from mast3r_sfm.refine import NUM_STEPS, refine_group  # its libraries need not load for a run without it
 
         with timer.stage("Refine cameras", NUM_STEPS) as advance:
-            group_of = group_by_size(images, config.shared_intrinsics)
-            aligned = refine_group(images, data, aligned, evidence, group_of, config.subsample, advance)
+            aligned = refine_group(images, data, aligned, evidence, camera_of, options, advance)
     groups = _with_first(aligned.group, groups)
     _warn_of_left_out(images, groups)
 
@@ -147,6 +151,34 @@ def _reconstruct(
         pairs=data.summaries,
         groups=tuple(map(tuple, groups)),
         seconds=timer.seconds,
+    )
+
+
+def _focals_of_originals(images: Sequence[View], canonical: Sequence[CanonicalView | None]) -> list[float | None]:
+    """Predicted focal lengths in pixels of the original images."""
+    return [
+        None if view is None else view.focal_px / image.transform.network_per_original
+        for image, view in zip(images, canonical, strict=True)
+    ]
+
+
+def _camera_layout(
+    images: Sequence[View],
+    aligned: Sequence[int],
+    camera_of: Sequence[int],
+    base_focals: Sequence[float | None],
+    options: ReconstructionOptions,
+) -> CameraLayout:
+    """The intrinsics that the aligned images share."""
+    members = [images[k] for k in aligned]
+    if not options.alignment.original_pixels:
+        shared = options.intrinsics_groups is IntrinsicsGroups.SHARED
+        return CameraLayout.published([view.shape for view in members], shared)
+    stated = stated_focals(images, camera_of, base_focals)
+    return CameraLayout.of_photos(
+        [view.transform for view in members],
+        [camera_of[k] for k in aligned],
+        [stated[camera_of[k]] for k in aligned],
     )
 
 
@@ -189,11 +221,6 @@ def without_overflow(model: Model, work: Callable[[Model], Result]) -> Result:
             raise
     logger.warning("the network overflows in fp16; it runs again in bf16, which is less accurate (see `precision`)")
     return work(in_bfloat16(model))
-
-
-def group_by_size(images: Sequence[View], shared: bool) -> list[int]:
-    sizes = [image.transform.original_size for image in images]
-    return [sizes.index(size) for size in sizes] if shared else list(range(len(images)))
 
 
 def _find_evidence(

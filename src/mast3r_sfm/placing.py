@@ -77,7 +77,7 @@ def place_views(
     K, distortion = start.K.copy(), np.zeros(n)
     for k in np.flatnonzero(is_refined).tolist():
         assert refined is not None
-        group = refined.groups[start.group_of[k]]
+        group = refined.groups[refined.group_of[k]]
         K[k], distortion[k] = images[members[k]].transform.K_to_network(group.K), group.distortion
     world_from_cam = np.linalg.inv(cam_from_world)
     views = {index: data.usable(index) for index in members}
@@ -145,7 +145,7 @@ def _refinement(evidence: FeatureEvidence, start: Start, refined: RefinedCameras
     point_of = number[point_of[kept]]
     lengths = np.maximum(np.bincount(point_of, minlength=len(used)), 1)
     mean_colour = np.stack([np.bincount(point_of, colours[kept, c], len(used)) / lengths for c in range(3)], axis=1)
-    group_of = np.array(start.group_of)
+    group_of = np.array(refined.group_of)
     return Refinement(
         refined=refined.refined,
         distortion=distortion,

@@ -15,7 +15,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from mast3r_sfm.alignment import AlignedGroup
+from mast3r_sfm.graphs import number_by_first
 from mast3r_sfm.local_features import FeatureEvidence, usual_camera
+from mast3r_sfm.options import IntrinsicsGroups, ReconstructionOptions
 from mast3r_sfm.pairwise import PairwiseData
 from mast3r_sfm.placing import Candidate, Start, depth_at, place_views
 from mast3r_sfm.progress import Advance
@@ -43,22 +45,27 @@ def refine_group(
     data: PairwiseData,
     aligned: AlignedGroup,
     evidence: FeatureEvidence,
-    group_of: Sequence[int],
-    subsample: int,
+    camera_of: Sequence[int],
+    options: ReconstructionOptions,
     advance: Advance | None = None,
 ) -> AlignedGroup:
     """The group with cameras adjusted to tracks of local features and anchors solved again; views without enough
     tracks keep their cameras. It may have gained or lost images, if the features alone explain the photos better.
 
-    group_of  number of the camera of every image
+    camera_of  group of every image (`camera_groups`): its photos of one size share a camera
     """
+    subsample = options.alignment.subsample
+    group_of = number_by_first(
+        [(camera, image.transform.original_size) for camera, image in zip(camera_of, images, strict=True)]
+    )
+    may_split = options.intrinsics_groups is IntrinsicsGroups.AUTO
     total = sum(len(geometry.inlier_matches) for geometry in evidence.confirmed.values())
-    best = _refined(images, data, evidence, _aligned_start(images, aligned, group_of), subsample, advance)
+    best = _refined(images, data, evidence, _aligned_start(images, aligned, group_of), subsample, may_split, advance)
     if total >= _MIN_EVIDENCE and best.num_explained < ENOUGH_EXPLAINED * total:
         logger.info("the aligned cameras explain %d of %d matches of features", best.num_explained, total)
         mapped = _mapped_start(images, data, evidence, group_of, subsample)
         if mapped is not None:
-            other = _refined(images, data, evidence, mapped, subsample, None)
+            other = _refined(images, data, evidence, mapped, subsample, may_split, None)
             logger.info("those of the mapper explain %d", other.num_explained)
             if other.num_explained > CLEARLY_MORE * best.num_explained:
                 best = other
@@ -154,6 +161,7 @@ def _refined(
     evidence: FeatureEvidence,
     start: Start,
     subsample: int,
+    may_split: bool,
     advance: Advance | None,
 ) -> Candidate:
     position_of = {index: k for k, index in enumerate(start.members)}
@@ -169,11 +177,12 @@ def _refined(
         for (i, j), geometry in evidence.confirmed.items()
         if i in position_of and j in position_of
     }
-    refined = refine_cameras(views, start.groups, pairs, matched, advance) if len(views) > 1 else None
+    refined = refine_cameras(views, start.groups, pairs, matched, may_split, advance) if len(views) > 1 else None
     cam_from_world = start.cam_from_world if refined is None else refined.cam_from_world
     groups = start.groups if refined is None else refined.groups
+    used_groups = start.group_of if refined is None else refined.group_of
     explained = count_explained(
-        cam_from_world, [groups[group] for group in start.group_of], [view.features.xy for view in views], matched
+        cam_from_world, [groups[group] for group in used_groups], [view.features.xy for view in views], matched
     )
     return Candidate(start, refined, explained)
 

@@ -39,6 +39,11 @@ class ImageTransform:
         return matrix
 
     @property
+    def network_per_original(self) -> float:
+        """How long a pixel of the original image is in the network's image; the mean of both axes."""
+        return float(np.mean(np.diag(self.network_from_original)[:2]))
+
+    @property
     def original_from_network(self) -> np.ndarray:
         """(3, 3) float64, the inverse of `network_from_original`."""
         return np.linalg.inv(self.network_from_original)
@@ -62,6 +67,27 @@ class ImageTransform:
         return self.network_from_original @ np.asarray(K_original, dtype=np.float64)
 
 
+@dataclass(frozen=True)
+class CameraIdentity:
+    """What EXIF says of the camera and lens that took a photo; photos that agree in it were taken with one zoom.
+
+    make, model, lens  names as written, "" if missing
+    focal_mm           focal length of the lens
+    focal_35mm         that of 35 mm film with the same angle of view, which a digital zoom changes as well
+    """
+
+    make: str = ""
+    model: str = ""
+    lens: str = ""
+    focal_mm: float | None = None
+    focal_35mm: float | None = None
+
+    @property
+    def knows_zoom(self) -> bool:
+        """Whether a focal length is named, not the camera alone."""
+        return self.focal_mm is not None or self.focal_35mm is not None
+
+
 def network_input(rgb: torch.Tensor) -> torch.Tensor:
     """(..., H, W, 3) uint8 pixels -> (..., 3, H, W) float32 in [-1, 1]."""
     return rgb.movedim(-1, -3).contiguous().to(torch.float32).div_(255).sub_(0.5).div_(0.5)
@@ -77,6 +103,7 @@ class View:
     alpha    (H, W) uint8 opacity of an image with transparency (composited on white), else None
     sha256   hex digest of the file's bytes
     focal_exif_px  focal length of the original image in pixels from EXIF, or None if it names none
+    camera   what EXIF says of the camera, None if it names neither a camera nor a focal length
     """
 
     index: int
@@ -86,6 +113,7 @@ class View:
     alpha: np.ndarray | None = None
     sha256: str = ""
     focal_exif_px: float | None = None
+    camera: CameraIdentity | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -6,6 +6,7 @@
 from mast3r_sfm.alignment.group import AlignedGroup as AlignedGroup
 from mast3r_sfm.alignment.group import align_group as align_group
 from mast3r_sfm.alignment.kinematic_tree import KinematicTree as KinematicTree
+from mast3r_sfm.alignment.layout import CameraLayout as CameraLayout
 from mast3r_sfm.alignment.problem import AlignmentProblem as AlignmentProblem
 from mast3r_sfm.alignment.problem import build_problem as build_problem
 from mast3r_sfm.alignment.reprojection import reprojection_errors as reprojection_errors

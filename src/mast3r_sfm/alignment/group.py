@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mast3r_sfm.alignment.layout import CameraLayout
 from mast3r_sfm.alignment.problem import build_problem
 from mast3r_sfm.alignment.reprojection import reprojection_errors
 from mast3r_sfm.alignment.solver import AlignmentResult, align
@@ -40,14 +41,17 @@ def align_group(
     fallback: Mapping[tuple[int, int], FallbackPrediction],
     config: AlignmentConfig,
     advance: Advance | None = None,
+    layout: CameraLayout | None = None,
 ) -> AlignedGroup:
     """Aligns the images of `group`; `canonical` is by image, and matches with other images do not count.
+
+    layout  of the images of `group` in their order, None: as published
 
     Raises ReconstructionError as `build_problem` and `align`.
     """
     inside = set(group)
     matches = tuple(m for m in correspondences if m.i in inside and m.j in inside)
     views = [view for k in group if (view := canonical[k]) is not None]
-    problem = build_problem(views, matches, fallback, config)
+    problem = build_problem(views, matches, fallback, config, layout)
     cameras = align(problem, config, advance)
     return AlignedGroup(tuple(group), cameras, reprojection_errors(problem, cameras), matches)

@@ -153,14 +153,33 @@ def fallback_loss(
     return _weighted_mean(robust_distance(points, in_world, exponent), conf)
 
 
-def principal_point_prior(principal_points: torch.Tensor, weight: float) -> torch.Tensor:
+def principal_point_prior(
+    principal_points: torch.Tensor, weight: float, shares: torch.Tensor | None = None
+) -> torch.Tensor:
     """Keeps principal points near the image centres.
 
-        L = weight * mean_i |p_i - (1/2, 1/2)|^2
+        L = weight * sum_i w_i |p_i - (1/2, 1/2)|^2
 
     principal_points  (m, 2) p in units of (W, H)
+    shares            (m,) w: the share of the views that have it; None: equal ones
     """
-    return weight / len(principal_points) * (principal_points - 0.5).square().sum()
+    if shares is None:
+        return weight / len(principal_points) * (principal_points - 0.5).square().sum()
+    return weight * (shares * (principal_points - 0.5).square().sum(1)).sum()
+
+
+def focal_prior(
+    log_focals: torch.Tensor, stated_log_focals: torch.Tensor, weight: float, shares: torch.Tensor
+) -> torch.Tensor:
+    """Keeps focal lengths near those that are stated.
+
+        L = weight * sum_i w_i (log f_i - log g_i)^2
+
+    stated_log_focals  (m,) log g, nan where none is stated; such focal lengths are free
+    shares             (m,) w: the share of the views that have it
+    """
+    difference = torch.nan_to_num(log_focals - stated_log_focals, nan=0.0)
+    return weight * (shares * difference.square()).sum()
 
 
 def _weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

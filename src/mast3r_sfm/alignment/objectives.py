@@ -1,9 +1,9 @@
 """What the two stages minimise: loss and gradient as functions of the flat parameter vector.
 
     coarse  L = coarse_loss + fallback_weight * fallback_loss
-    fine    L = fine_loss   + fallback_weight * fallback_loss + principal_point_prior
+    fine    L = fine_loss   + fallback_weight * fallback_loss + principal_point_prior + focal_prior
 
-The terms are defined in `losses`; all but the prior are evaluated by their counterparts in `execution`.
+The terms are defined in `losses`; all but the priors are evaluated by their counterparts in `execution`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mast3r_sfm.alignment.execution.coarse_loss import CoarseLoss, constant_poin
 from mast3r_sfm.alignment.execution.fallback_loss import FallbackLoss
 from mast3r_sfm.alignment.execution.fine_loss import FineLoss
 from mast3r_sfm.alignment.execution.gradients import PullBack
-from mast3r_sfm.alignment.losses import principal_point_prior
+from mast3r_sfm.alignment.losses import focal_prior, principal_point_prior
 from mast3r_sfm.alignment.parameters import Extrinsics, Intrinsics, Parameters, SceneModel
 from mast3r_sfm.alignment.problem import AlignmentProblem
 from mast3r_sfm.options import AlignmentConfig
@@ -36,7 +36,7 @@ class Objective(ABC):
     def __init__(self, problem: AlignmentProblem, config: AlignmentConfig) -> None:
         self.problem = problem
         self.config = config
-        self.model = SceneModel(problem, config.shared_intrinsics)
+        self.model = SceneModel(problem)
         self._fallback_loss = FallbackLoss(problem.fallback, config.exponent_fallback) if problem.fallback else None
 
     @abstractmethod
@@ -123,6 +123,8 @@ class FineObjective(Objective):
             trained.append("normalized_core_depths")
         self.trained = tuple(trained)
         self._fine_loss = FineLoss(problem.matches, config.exponent_fine)
+        stated = self.model.stated_focals
+        self._stated_log_focals = stated.log() if config.focal_prior and bool(stated.isfinite().any()) else None
 
     def __call__(self, theta: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         parameters, leaves = self._leaves(theta)
@@ -145,7 +147,17 @@ class FineObjective(Objective):
 
         if "principal_points" in self.trained and self.config.principal_point_prior:
             with torch.enable_grad():
-                prior = principal_point_prior(parameters.principal_points, self.config.principal_point_prior)
+                prior = principal_point_prior(
+                    parameters.principal_points, self.config.principal_point_prior, self.model.centre_shares
+                )
+            pull_back.add(prior, torch.ones_like(prior))
+            loss = loss + prior.detach()
+
+        if self._stated_log_focals is not None:
+            with torch.enable_grad():
+                prior = focal_prior(
+                    parameters.log_focals, self._stated_log_focals, self.config.focal_prior, self.model.focal_shares
+                )
             pull_back.add(prior, torch.ones_like(prior))
             loss = loss + prior.detach()
         return loss, pull_back.to(leaves)

@@ -1,7 +1,7 @@
 """The unknowns of the scene in one flat vector, and the cameras and depths that follow from them.
 
 With the size s of a view, the global scaling G = 1 / min s, the base focal fb, the focal f, the normalised core depth k
-and the image centre o = (W/2, H/2, 1) (docs/method.md, Parameters of the scene),
+and the image centre o = (W/2, H/2, 1), or that of `CameraLayout` (docs/method.md, Parameters of the scene),
 
     depth   d = G s med (k - 1 + f / fb)
     centre  c = G t - G s R l,    l = med (f / fb) K^-1 o
@@ -23,13 +23,13 @@ from mast3r_sfm.alignment.problem import AlignmentProblem
 
 @dataclass(frozen=True)
 class Parameters:
-    """Views of one flat float vector, in this order. m is n, or 1 if the intrinsics are shared.
+    """Views of one flat float vector, in this order. F and C, at most n, are those of `CameraLayout`.
 
     quaternions             (n, 4) xyzw, relative to the parent in the tree
     translations            (n, 3)
     log_sizes               (n,)
-    log_focals              (m,)
-    principal_points        (m, 2) in units of (W, H)
+    log_focals              (F,)
+    principal_points        (C, 2) in units of (W, H)
     normalized_core_depths  (n, A) k; starts as that of the problem
     """
 
@@ -61,20 +61,25 @@ class Extrinsics:
 
 
 class SceneModel:
-    """The forward model of one problem: constants, layout of the flat vector, equations."""
+    """The forward model of one problem: constants, layout of the flat vector, equations.
 
-    def __init__(self, problem: AlignmentProblem, shared_intrinsics: bool) -> None:
+    focal_shares   (F,) the share of the views that have each focal length
+    centre_shares  (C,) likewise of the principal points; None if it is the same for all of them
+    stated_focals  (F,) as of `CameraLayout`
+    """
+
+    def __init__(self, problem: AlignmentProblem) -> None:
         device = problem.device
         n, num_anchors = problem.normalized_core_depths.shape
         self.problem = problem
         self.num_views = n
-        m = 1 if shared_intrinsics else n
+        layout = problem.layout
         self.shapes = {
             "quaternions": (n, 4),
             "translations": (n, 3),
             "log_sizes": (n,),
-            "log_focals": (m,),
-            "principal_points": (m, 2),
+            "log_focals": (layout.num_focals,),
+            "principal_points": (layout.num_centres, 2),
             "normalized_core_depths": (n, num_anchors),
         }
         sizes = [int(np.prod(shape)) for shape in self.shapes.values()]
@@ -85,7 +90,17 @@ class SceneModel:
         diagonal = torch.linalg.vector_norm(problem.sizes, dim=1)
         self._focal_range = (0.25 * diagonal, 10 * diagonal)
         self._inverse_base_focals = problem.base_focals.reciprocal()
-        self._image_centre = torch.cat([problem.sizes / 2, torch.ones(n, 1, device=device)], 1)[:, :, None]
+        self._focal_factors = layout.focal_factors.to(device)
+        self._of_focals = _Shared(layout.focal_of, self._focal_factors)
+        self._of_centres = _Shared(layout.centre_of, self._focal_factors)
+        self.focal_shares = self._of_focals.total(self._focal_factors.new_full((n,), 1 / n))
+        centre_shares = self._of_centres.total(self._focal_factors.new_full((n,), 1 / n))
+        self.centre_shares = centre_shares if 1 < layout.num_centres < n else None
+        self.stated_focals = layout.stated_focals.to(device)
+        centres = layout.centres.to(device)
+        self._centre_units = layout.centre_units.to(device)
+        self._centre_offsets = centres - 0.5 * self._centre_units  # zero in the published layout
+        self._image_centre = torch.cat([centres, torch.ones(n, 1, device=device)], 1)[:, :, None]
         self._zeros = torch.zeros(n, device=device)
         self._ones = torch.ones(n, device=device)
         self._rotation_basis = _rotation_basis().to(device)
@@ -93,16 +108,18 @@ class SceneModel:
         self._jumps = _ancestor_jumps(problem.tree, device)
 
     def initial(self) -> torch.Tensor:
-        """(size,) float32: everything at the root with unit sizes, base focals, centred principal points."""
+        """(size,) float32: everything at the root with unit sizes, base focals, centred principal points.
+
+        A shared focal length starts at the mean of the base focals, weighted by the mean confidences of the views; one
+        that is stated starts there.
+        """
         problem = self.problem
         theta = torch.zeros(self.size, device=problem.device)
         start = self.unpack(theta)
         start.quaternions[:, 3] = 1
-        if len(start.log_focals) == self.num_views:
-            start.log_focals[:] = problem.base_focals.log()
-        else:
-            weight = problem.mean_confs / problem.mean_confs.sum()
-            start.log_focals[:] = (weight * problem.base_focals).sum().log()
+        weight = problem.mean_confs / self._of_focals.per_view(self._of_focals.total(problem.mean_confs))
+        mean = self._of_focals.total(weight * (problem.base_focals / self._focal_factors))
+        start.log_focals[:] = torch.where(self.stated_focals.isfinite(), self.stated_focals, mean).log()
         start.principal_points[:] = 0.5
         start.normalized_core_depths[:] = problem.normalized_core_depths
         return theta
@@ -111,8 +128,9 @@ class SceneModel:
         return Parameters(**{name: theta[self.slices[name]].view(shape) for name, shape in self.shapes.items()})
 
     def intrinsics(self, log_focals: torch.Tensor, principal_points: torch.Tensor) -> Intrinsics:
-        focals = log_focals.exp().clamp(*self._focal_range)  # (n,) also if they are shared
-        centre_x, centre_y = (principal_points * self.problem.sizes).unbind(1)
+        focals = (self._of_focals.per_view(log_focals.exp()) * self._focal_factors).clamp(*self._focal_range)
+        centres = self._of_centres.per_view(principal_points) * self._centre_units + self._centre_offsets
+        centre_x, centre_y = centres.unbind(1)
         inverse = focals.reciprocal()
         zero, one = self._zeros, self._ones
         K = torch.stack([focals, zero, centre_x, zero, focals, centre_y, zero, zero, one], 1).view(-1, 3, 3)
@@ -166,6 +184,33 @@ class SceneModel:
             ancestors = torch.addmm(root, select, poses.view(-1, 12)).view(-1, 3, 4)
             poses = torch.baddbmm(ancestors * translation, ancestors[:, :, :3], poses)
         return poses
+
+
+class _Shared:
+    """Values that n views share: from one per number to one per view, and sums the other way.
+
+    One value, or as many as views, are broadcast as they are. Otherwise a matrix selects: the gradient of an indexed
+    read is a sum by atomics on a GPU.
+
+    number_of  (n,) int64 the number of each view, by first appearance
+    like       of the device and type of the values
+    """
+
+    def __init__(self, number_of: torch.Tensor, like: torch.Tensor) -> None:
+        n, count = len(number_of), int(number_of.max()) + 1
+        self._broadcast = count in (1, n)
+        self._summed = count == 1 < n
+        self._select = torch.nn.functional.one_hot(number_of).to(like)
+
+    def per_view(self, values: torch.Tensor) -> torch.Tensor:
+        """(count, ...) -> (n, ...), or (1, ...) if all share one."""
+        return values if self._broadcast else self._select @ values
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """(n,) -> (count,): the sums over the views that share a number."""
+        if self._broadcast:
+            return values.sum(0, keepdim=True) if self._summed else values
+        return self._select.T @ values
 
 
 # rotation matrix minus the identity, row by row, as sums of products of the unit quaternion (x, y, z, w)

@@ -17,6 +17,7 @@ from mast3r_sfm.alignment.execution.packing import (
     pack_matches,
 )
 from mast3r_sfm.alignment.kinematic_tree import KinematicTree, build_tree
+from mast3r_sfm.alignment.layout import CameraLayout
 from mast3r_sfm.canonical import block_grid
 from mast3r_sfm.errors import ReconstructionError
 from mast3r_sfm.graphs import connected_components
@@ -37,6 +38,7 @@ class AlignmentProblem:
     median_depths           (n,) float32 median of `CanonicalView.core_depth`, the depth of the anchors
     normalized_core_depths  (n, A) float32 core depth / median depth
     mean_confs              (n,) float32 mean of the canonical confidence
+    layout                  the intrinsics that views share
     num_matches             (n,) numpy int64: matches of each view, all pairs
     scores                  (n, n) numpy float32 number of matches of every pair
     fallback                None if every pair is good
@@ -49,6 +51,7 @@ class AlignmentProblem:
     median_depths: torch.Tensor
     normalized_core_depths: torch.Tensor
     mean_confs: torch.Tensor
+    layout: CameraLayout
     num_matches: np.ndarray
     scores: np.ndarray
     tree: KinematicTree
@@ -69,12 +72,14 @@ def build_problem(
     correspondences: Sequence[Correspondences],
     fallback: Mapping[tuple[int, int], FallbackPrediction],
     config: AlignmentConfig,
+    layout: CameraLayout | None = None,
 ) -> AlignmentProblem:
     """Packs the views and the matches of all their pairs, on the device of the canonical views.
 
     correspondences  every unordered pair once, views named by `CanonicalView.index`
     fallback         key (r, v): view v's points in the camera of view r (`pairwise.sample_fallback`); needed for both
                      orientations of every pair whose best match is not above `config.matching_conf_thr`
+    layout           of the views in their order, None: as published (`CameraLayout.published`)
 
     Raises ReconstructionError if the matches do not connect all views, or if a view has no positive depth.
     """
@@ -111,6 +116,7 @@ def build_problem(
         median_depths=median_depths,
         normalized_core_depths=core_depths / median_depths[:, None],
         mean_confs=torch.stack([view.conf.mean() for view in canonical]),
+        layout=layout or CameraLayout.published(shapes, config.shared_intrinsics),
         num_matches=scores.sum(1).astype(np.int64),
         scores=scores,
         tree=build_tree(scores, num_anchors, config.tree),

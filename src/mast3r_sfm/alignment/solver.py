@@ -48,7 +48,7 @@ def align(problem: AlignmentProblem, config: AlignmentConfig, advance: Advance |
     Raises ReconstructionError when the loss stops being finite.
     """
     with matmul_precision("fp32"), current(problem.device):
-        model = SceneModel(problem, config.shared_intrinsics)
+        model = SceneModel(problem)
         theta = model.initial()
         coarse = CoarseObjective(problem, config, theta)
         if config.place_along_tree:

@@ -28,11 +28,12 @@ from mast3r_sfm.app.requests import (
     ModelRequest,
     ReconstructRequest,
 )
-from mast3r_sfm.errors import Mast3rSfmError
+from mast3r_sfm.errors import InputError, Mast3rSfmError
 from mast3r_sfm.options import (
     AlignmentConfig,
     Engine,
     ExportFormat,
+    IntrinsicsGroups,
     PhotoOptions,
     Precision,
     ReconstructionOptions,
@@ -123,6 +124,7 @@ def cli() -> None:
 @option(ReconstructionOptions, "scene_graph")
 @niter_option
 @click.option("--no-refine", is_flag=True, help="Stop after the first stage (3D loss, intrinsics fixed).")
+@option(ReconstructionOptions, "intrinsics_groups")
 @option(AlignmentConfig, "shared_intrinsics")
 @click.option(
     "--refine-cameras/--no-refine-cameras",
@@ -155,7 +157,6 @@ def reconstruct(**flags: Any) -> int:
     alignment = AlignmentConfig(
         niter_coarse=flags["niter"],
         niter_fine=0 if flags["no_refine"] else flags["niter"],
-        shared_intrinsics=flags["shared_intrinsics"],
         subsample=flags["subsample"],
         matching_conf_thr=flags["matching_conf_thr"],
     )
@@ -170,6 +171,7 @@ def reconstruct(**flags: Any) -> int:
             batch_size=flags["batch_size"],
             verification=_verification(flags),
             alignment=alignment,
+            intrinsics_groups=_intrinsics_groups(flags),
             refinement=RefinementOptions(flags["max_feature_size"]) if flags["refine_cameras"] else None,
             seed=flags["seed"],
         ),
@@ -328,6 +330,17 @@ def _photos(flags: dict[str, Any]) -> PhotoOptions:
     if photos != PhotoOptions() and not flags["exports"]:
         raise click.UsageError("--undistort and --max-image-size are for exported photos: add --export colmap")
     return photos
+
+
+def _intrinsics_groups(flags: dict[str, Any]) -> IntrinsicsGroups:
+    """Raises InputError if both options are given and differ."""
+    groups = IntrinsicsGroups(flags["intrinsics_groups"])
+    if not flags["shared_intrinsics"] or groups is IntrinsicsGroups.SHARED:
+        return groups
+    source = click.get_current_context().get_parameter_source("intrinsics_groups")
+    if source is not click.core.ParameterSource.DEFAULT:
+        raise InputError(f"`shared_intrinsics` contradicts `intrinsics_groups={groups}`; give one of them")
+    return IntrinsicsGroups.SHARED
 
 
 def _display(flags: dict[str, Any]) -> Display:

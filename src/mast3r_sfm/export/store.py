@@ -36,6 +36,8 @@ def save_reconstruction(reconstruction: ReconstructedScene, path: Path) -> None:
         "refined": np.array([view.refined for view in views], dtype=bool),
         "num_track_observations": np.array([view.num_track_observations for view in views], dtype=np.int64),
         "track_error_px": np.array([view.track_error_px for view in views], dtype=np.float64),
+        "focal_std_px": np.array([view.focal_std_px for view in views], dtype=np.float64),
+        "position_std": np.array([view.position_std for view in views], dtype=np.float64),
         **{f"match_{key}": array for key, array in pack_matches(reconstruction.matches).items()},
     }
     for number, view in enumerate(views):
@@ -68,8 +70,9 @@ def load_reconstruction(path: Path) -> ReconstructedScene:
                 )
             matches = unpack_matches({key: file[f"match_{key}"] for key in pack_matches([])})
             columns = {key: file[key] for key in _COLUMNS}
-            views_before_refinement = np.zeros(len(columns["index"]))  # what format 1 does not have
-            columns |= {key: file.get(key, views_before_refinement) for key in _COLUMNS_OF_REFINEMENT}
+            count = len(columns["index"])
+            # earlier formats do not have all of them
+            columns |= {key: file.get(key, np.full(count, usual)) for key, usual in _COLUMNS_OF_REFINEMENT.items()}
             views = tuple(_view(file, columns, number) for number in range(len(columns["index"])))
             tracks = Tracks(**{key: file[f"track_{key}"] for key in _TRACKS}) if "track_points" in file else None
     except FileNotFoundError as error:
@@ -91,7 +94,14 @@ _COLUMNS = (
     "median_reprojection_error_px",
     "num_matches",
 )
-_COLUMNS_OF_REFINEMENT = ("distortion", "refined", "num_track_observations", "track_error_px")
+_COLUMNS_OF_REFINEMENT = {
+    "distortion": 0.0,
+    "refined": False,
+    "num_track_observations": 0,
+    "track_error_px": np.nan,
+    "focal_std_px": np.nan,
+    "position_std": np.nan,
+}
 _TRACKS = tuple(field.name for field in dataclasses.fields(Tracks))
 
 
@@ -123,5 +133,7 @@ def _view(file: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray], num
         distortion=float(columns["distortion"][number]),
         refined=bool(columns["refined"][number]),
         num_track_observations=int(columns["num_track_observations"][number]),
-        track_error_px=float(columns["track_error_px"][number]) if columns["refined"][number] else float("nan"),
+        track_error_px=float(columns["track_error_px"][number]),
+        focal_std_px=float(columns["focal_std_px"][number]),
+        position_std=float(columns["position_std"][number]),
     )

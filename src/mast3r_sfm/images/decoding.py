@@ -1,4 +1,4 @@
-"""From the bytes of an image file to upright 8-bit RGB, opacity and the focal length that EXIF states."""
+"""From the bytes of an image file to upright 8-bit RGB, opacity, and the camera and focal length that EXIF states."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from PIL import Image, features
 
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.text import byte_count
+from mast3r_sfm.types import CameraIdentity
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ _UPRIGHT = {
 }
 
 # EXIF and TIFF tags
+_MAKE = 0x010F
+_MODEL = 0x0110
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC = 262
@@ -52,6 +55,7 @@ _FOCAL_PLANE_X_RESOLUTION = 0xA20E
 _FOCAL_PLANE_UNIT = 0xA210
 _PIXEL_X_DIMENSION = 0xA002
 _PIXEL_Y_DIMENSION = 0xA003
+_LENS_MODEL = 0xA434
 
 _MM_PER_FOCAL_PLANE_UNIT = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}
 _DIAGONAL_35MM = math.hypot(36.0, 24.0)
@@ -66,11 +70,13 @@ class DecodedImage:
     rgb    mode RGB, transparency composited on white
     alpha  mode L opacity of the same size, None if the image is opaque everywhere
     focal_exif_px  focal length in pixels of this image, None if EXIF states none
+    camera         what EXIF says of the camera, None if it names neither a camera nor a focal length
     """
 
     rgb: Image.Image
     alpha: Image.Image | None
     focal_exif_px: float | None
+    camera: CameraIdentity | None = None
 
 
 def decode_image(data: bytes, name: str) -> DecodedImage:
@@ -110,7 +116,8 @@ def decode_image(data: bytes, name: str) -> DecodedImage:
     if transposition is not None:
         rgb = rgb.transpose(transposition)
         alpha = None if alpha is None else alpha.transpose(transposition)
-    return DecodedImage(rgb, alpha, focal_px_from_exif(_exif_ifd(exif, name), rgb.size))
+    details = _exif_ifd(exif, name)
+    return DecodedImage(rgb, alpha, focal_px_from_exif(details, rgb.size), camera_from_exif(exif, details))
 
 
 @dataclass(frozen=True)
@@ -175,6 +182,22 @@ def focal_px_from_exif(exif: Mapping[int, Any], size: tuple[int, int]) -> float 
     captured_long_side = max((side for side in captured if side is not None), default=float(max(size)))
     focal = focal_mm * pixels_per_unit / mm_per_unit * max(size) / captured_long_side
     return _plausible(focal, diagonal)
+
+
+def camera_from_exif(exif: Mapping[int, Any], details: Mapping[int, Any]) -> CameraIdentity | None:
+    """What the tags of a file's main directory and of its EXIF directory (`details`) say of the camera.
+
+    None if they name neither a camera nor a focal length. A tag that makes no sense counts as missing.
+    """
+    focal_mm, focal_35mm = _positive(details.get(_FOCAL_LENGTH_MM)), _positive(details.get(_FOCAL_LENGTH_35MM))
+    camera = CameraIdentity(
+        make=_words(exif.get(_MAKE)),
+        model=_words(exif.get(_MODEL)),
+        lens=_words(details.get(_LENS_MODEL)),
+        focal_mm=None if focal_mm is None else round(focal_mm, 2),  # a fraction, not always the same for one zoom
+        focal_35mm=focal_35mm,
+    )
+    return camera if camera.make or camera.model or camera.knows_zoom else None
 
 
 def max_pixels() -> int:
@@ -296,6 +319,11 @@ def _positive(value: Any) -> float | None:
     except (TypeError, ValueError, ZeroDivisionError):
         return None
     return number if math.isfinite(number) and number > 0.0 else None
+
+
+def _words(value: Any) -> str:
+    """A tag's text without padding; "" if it is none."""
+    return " ".join(value.replace("\0", " ").split()) if isinstance(value, str) else ""
 
 
 def _plausible(focal_px: float, diagonal_px: float) -> float | None:

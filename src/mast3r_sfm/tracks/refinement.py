@@ -13,6 +13,7 @@ import pycolmap
 from scipy.spatial import cKDTree
 
 from mast3r_sfm.geometry import rotation_angles_deg, similarity_transform
+from mast3r_sfm.graphs import number_by_first
 from mast3r_sfm.progress import Advance
 from mast3r_sfm.tracks.bundle import Bundle, CameraGroup
 from mast3r_sfm.tracks.features import LocalFeatures

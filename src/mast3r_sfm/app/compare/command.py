@@ -20,7 +20,7 @@ from mast3r_sfm.app.requests import CompareRequest
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.images.loading import ImageSizing, find_images, load_views
 from mast3r_sfm.model.checkpoint import load_model
-from mast3r_sfm.options import DEFAULT_MODEL, AlignmentConfig, Precision, ReconstructionOptions
+from mast3r_sfm.options import DEFAULT_MODEL, AlignmentConfig, IntrinsicsGroups, Precision, ReconstructionOptions
 from mast3r_sfm.pipeline import plan_pairs
 from mast3r_sfm.pipeline import reconstruct as run_pipeline
 from mast3r_sfm.reconstruction import Reconstruction
@@ -113,7 +113,7 @@ def published_options(options: ReconstructionOptions, image_size: int | None) ->
         niter_coarse=alignment.niter_coarse,
         niter_fine=alignment.niter_fine,
         optimize_depth=alignment.optimize_depth,
-        shared_intrinsics=alignment.shared_intrinsics,
+        shared_intrinsics=options.intrinsics_groups is IntrinsicsGroups.SHARED,
         matching_conf_thr=alignment.matching_conf_thr,
     )
 
