@@ -8,21 +8,34 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from mast3r_sfm.app.cli import main
 from mast3r_sfm.evaluation import pair_errors_deg
-from mast3r_sfm.geometry import points_of_depth, undistort
+from mast3r_sfm.geometry import points_of_depth, project, rays, to_world, undistort
+from mast3r_sfm.local_features import connect_by_features, find_features, match_features
 from mast3r_sfm.options import RefinementOptions
+from mast3r_sfm.pairwise import PairwiseData
 from mast3r_sfm.reconstruction import Reconstruction
-from mast3r_sfm.refine import refine_views
-from mast3r_sfm.tracks import LocalFeatures, RefinedCameras, TrackView, extract_features, refine_cameras
-from mast3r_sfm.tracks.bundle import CameraGroup
+from mast3r_sfm.tracks import (
+    CameraGroup,
+    LocalFeatures,
+    RefinedCameras,
+    TrackView,
+    colmap_camera,
+    confirm_pair,
+    extract_features,
+    map_features,
+    refine_cameras,
+)
+from mast3r_sfm.tracks.explained import count_explained
 from mast3r_sfm.tracks.guided import match_guided
-from mast3r_sfm.tracks.refinement import in_frame_of
-from mast3r_sfm.types import ImageTransform, ReconstructedView, View
+from mast3r_sfm.tracks.refinement import into_frame_of, moved_cameras, split_groups
+from mast3r_sfm.tracks.unguided import match_everywhere
+from mast3r_sfm.types import Correspondences, ImageTransform, PairSummary, View
 from synthetic import RenderedScene, render_orbit
 
 N, W, H = 5, 640, 480
@@ -39,8 +52,7 @@ def track_views(scene: RenderedScene) -> list[TrackView]:
     rng = np.random.default_rng(0)
     found = []
     for k in range(N):
-        grey = np.asarray(Image.fromarray(scene.rgb[k].numpy()).convert("L"))
-        features = extract_features(grey, 1600, 3000)
+        features = extract_features(Image.fromarray(scene.rgb[k].numpy()), 1600, 3000)
         column, row = np.clip(np.rint(features.xy).astype(int), 0, [W - 1, H - 1]).T
         depth = scene.depth[k].numpy()[row, column].astype(np.float64)
         pose = scene.world_from_cam[k].numpy().copy()
@@ -100,14 +112,17 @@ def test_nothing_to_hold_on_to(scene: RenderedScene, track_views: list[TrackView
 def test_features_lie_where_the_picture_has_them() -> None:
     """A dark disc at a place between pixels; centres are integers, whatever the size that is looked at."""
     y, x = np.mgrid[:240, :320]
-    disc = (255 * np.clip(np.hypot(x - 150.3, y - 99.6) - 9.5, 0, 1)).astype(np.uint8)
+    grey = (255 * np.clip(np.hypot(x - 150.3, y - 99.6) - 9.5, 0, 1)).astype(np.uint8)
+    disc = Image.fromarray(grey).convert("RGB")
     for max_size in (320, 160):
         features = extract_features(disc, max_size, 100)
         nearest = np.linalg.norm(features.xy - [150.3, 99.6], axis=1).min()
         assert nearest < 0.15, max_size
-    mask = np.ones(disc.shape, dtype=bool)
+    assert (features.colours[features.strengths.argmax()] == grey[100, 150]).all()
+    mask = np.ones(grey.shape, dtype=bool)
     mask[60:140, 110:190] = False
-    assert not len(extract_features(disc, 320, 100, mask)) and not len(extract_features(disc * 0, 320, 100))
+    assert not len(extract_features(disc, 320, 100, mask))
+    assert not len(extract_features(Image.new("RGB", (320, 240)), 320, 100))
 
 
 def unit(*rows: list[float]) -> np.ndarray:
@@ -116,12 +131,74 @@ def unit(*rows: list[float]) -> np.ndarray:
     return padded / np.linalg.norm(padded, axis=1, keepdims=True)
 
 
-def test_guided_matches_by_hand() -> None:
-    first = LocalFeatures(np.array([[10.0, 10], [50, 50], [90, 90]]), unit([1, 0, 0], [0, 1, 0], [0, 0, 1]))
-    # the twin of feature 0 lies far from its predicted place; 1 has a rival that looks the same; 2 is alone
-    second = LocalFeatures(
-        np.array([[80.0, 10], [51, 50], [60, 50], [91, 90]]), unit([1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0.1, 1])
+def features_at(xy: list[list[float]], descriptors: np.ndarray, strengths: list[float] | None = None) -> LocalFeatures:
+    grey = np.full((len(xy), 3), 128, dtype=np.uint8)
+    return LocalFeatures(np.array(xy, dtype=float), descriptors, np.array(strengths or [1.0] * len(xy)), grey)
+
+
+def test_matches_without_a_geometry_by_hand() -> None:
+    first = features_at([[0, 0], [10, 0], [20, 0]], unit([1, 0, 0], [0, 1, 0], [0, 0, 1]), [3, 2, 1])
+    # 0 has its twin far away; 1 has two that look the same; 2 has one, but that one prefers nobody else
+    second = features_at(
+        [[90, 90], [1, 1], [2, 2], [3, 3]], unit([1, 0.1, 0], [0, 1, 0.01], [0, 1, -0.01], [0, 0.2, 1])
     )
+    assert match_everywhere(first, second, 10).tolist() == [[0, 0], [2, 3]]
+    assert match_everywhere(first, second, 1).tolist() == [[0, 0]]  # the strongest of each
+    assert match_everywhere(first, LocalFeatures.none(), 10).shape == (0, 2)
+
+
+def test_groups_split_only_for_a_reason() -> None:
+    focals = np.array([1000.0, 1004, 998, 1300, 1305, 1100])
+    std = np.array([1.0, 1, 1, 2, 2, 300])
+    counts = np.full(6, 500)
+    # the last one's focal length is not known well enough to say anything
+    assert split_groups(focals, std, [0] * 6, counts) == (0, 0, 0, 1, 1, 0)
+    assert split_groups(focals, std, [0, 0, 0, 1, 1, 2], counts) == (0, 0, 0, 1, 1, 2)
+    assert split_groups(focals, np.full(6, 500.0), [0] * 6, counts) == (0,) * 6
+
+
+def test_explained_matches_are_those_on_epipolar_lines(scene: RenderedScene) -> None:
+    rng = np.random.default_rng(3)
+    cam_from_world = np.linalg.inv(scene.world_from_cam[:2].numpy())
+    K = scene.K[0].numpy()
+    group = CameraGroup((W, H), float(K[0, 0]), (float(K[0, 2]), float(K[1, 2])), 0.05)
+    pixels = rng.uniform(100, 380, (40, 2))
+    points = to_world(rays(pixels, K, 0.05) * rng.uniform(2, 5, (40, 1)), scene.world_from_cam[0].numpy())
+    seen = project(points @ cam_from_world[1, :3, :3].T + cam_from_world[1, :3, 3], K, 0.05)
+    visible = np.flatnonzero(np.isfinite(seen).all(1))
+    index = np.stack([visible, visible], axis=1)
+    assert count_explained(cam_from_world, [group, group], [pixels, seen], {(0, 1): index}) == len(visible) > 10
+    turned = cam_from_world.copy()
+    turned[1, :3, :3] = Rotation.from_euler("z", 10, degrees=True).as_matrix() @ turned[1, :3, :3]
+    assert count_explained(turned, [group, group], [pixels, seen], {(0, 1): index}) < len(visible) / 3
+
+
+def test_the_mapper_finds_the_cameras_alone(scene: RenderedScene, track_views: list[TrackView]) -> None:
+    group = CameraGroup((W, H), 1.2 * W, ((W - 1) / 2, (H - 1) / 2))
+    features = [view.features for view in track_views]
+    confirmed = {}
+    for i in range(N):
+        for j in range(i + 1, N):
+            found = match_everywhere(features[i], features[j], 2000)
+            camera = colmap_camera(group, 1)
+            geometry = confirm_pair(camera, features[i].xy, camera, features[j].xy, found, 4.0)
+            if geometry is not None:
+                confirmed[i, j] = geometry
+    mapped = map_features([group], [False], [0] * N, [one.xy for one in features], confirmed)
+    again = map_features([group], [False], [0] * N, [one.xy for one in features], confirmed)
+    assert mapped is not None and again is not None and mapped.registered.all()
+    assert np.array_equal(mapped.cam_from_world, again.cam_from_world)
+    assert worst_deg(scene, mapped.cam_from_world)[0] < 1
+    assert mapped.groups[0].focal_px == pytest.approx(float(scene.K[0, 0, 0]), rel=0.05)
+    # depths come in one unit
+    ratios = [np.nanmedian(d / v.depths) for d, v in zip(mapped.depths, track_views, strict=True)]
+    assert max(ratios) < 1.05 * min(ratios)
+
+
+def test_guided_matches_by_hand() -> None:
+    first = features_at([[10, 10], [50, 50], [90, 90]], unit([1, 0, 0], [0, 1, 0], [0, 0, 1]))
+    # the twin of feature 0 lies far from its predicted place; 1 has a rival that looks the same; 2 is alone
+    second = features_at([[80, 10], [51, 50], [60, 50], [91, 90]], unit([1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0.1, 1]))
     trees = cKDTree(first.xy), cKDTree(second.xy)
     back = np.array([[10.0, 10], [50, 50], [59, 50], [90, 90]])
 
@@ -143,11 +220,13 @@ def test_frame_and_unit_come_back() -> None:
     moved[:, :3, :3] = turn @ poses[:, :3, :3]
     moved[:, :3, 3] = 3 * poses[:, :3, 3] @ turn.T + [1, 2, 3]
     used = np.array([True, True, True, True])
-    found, scale = in_frame_of(np.linalg.inv(moved), np.linalg.inv(poses), used)
+    scale, *rest = into_frame_of(np.linalg.inv(moved), np.linalg.inv(poses), used)
+    found = moved_cameras(np.linalg.inv(moved), scale, *rest)
     np.testing.assert_allclose(found, np.linalg.inv(poses), atol=1e-9)
     assert scale == pytest.approx(1 / 3)
     # two cameras: the turn about the line between them is told by their rotations
-    found, _ = in_frame_of(np.linalg.inv(moved[:2]), np.linalg.inv(poses[:2]), used[:2])
+    motion = into_frame_of(np.linalg.inv(moved[:2]), np.linalg.inv(poses[:2]), used[:2])
+    found = moved_cameras(np.linalg.inv(moved[:2]), *motion)
     np.testing.assert_allclose(found, np.linalg.inv(poses[:2]), atol=1e-9)
 
 
@@ -163,32 +242,42 @@ def test_undistortion_undoes_distortion(k1: float) -> None:
     np.testing.assert_allclose(pixels, np.stack(np.meshgrid(np.arange(16), np.arange(12)), -1), atol=1e-6)
 
 
-def test_a_photo_that_is_gone_keeps_its_camera(
-    scene: RenderedScene, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    images, views = [], []
-    for k in range(N):
-        path = tmp_path / f"{k}.png"
-        Image.fromarray(scene.rgb[k].numpy()).save(path)
-        transform = ImageTransform((W, H), (W, H), (0, 0), (W, H))
-        images.append(View(k, path, scene.rgb[k].numpy(), transform))
-        depth = np.where(scene.depth[k].numpy() > 0, scene.depth[k].numpy(), np.nan).astype(np.float32)
-        conf = np.full((H, W), 5, np.float32)
-        K = scene.K[k].numpy() * [[1.01, 1, 1], [1, 1.01, 1], [1, 1, 1]]
-        pose = scene.world_from_cam[k].numpy()
-        views.append(
-            ReconstructedView(k, str(path), transform, images[k].rgb, True, K, pose, depth, conf, conf, 0.5, 99)
-        )
-    (tmp_path / "4.png").unlink()
-    pairs = [(i, j) for i in range(N) for j in range(i + 1, N)]
-    found = refine_views(images, views, pairs, RefinementOptions(max_features=2000), camera_of=[0] * N)
-    assert [view.refined for view in found] == [True, True, True, True, False]
-    assert "4.png: cannot be read" in caplog.text and "1 of 5 cameras stay as aligned" in caplog.text
-    np.testing.assert_allclose(found[0].world_from_cam, np.eye(4), atol=1e-9)
-    assert np.array_equal(found[4].K, views[4].K) and np.isnan(found[4].track_error_px)
-    true = np.linalg.inv(scene.world_from_cam[0].numpy()) @ scene.world_from_cam[3].numpy()
-    np.testing.assert_allclose(found[3].world_from_cam, true, atol=0.03)
-    assert found[0].K[0, 0] == pytest.approx(float(scene.K[0, 0, 0]), rel=0.01)
+def test_a_photo_that_is_gone_gives_no_features(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    transform = ImageTransform((W, H), (W, H), (0, 0), (W, H))
+    Image.new("RGB", (W, H + 1)).save(tmp_path / "changed.png")
+    images = [
+        View(k, tmp_path / name, np.zeros((H, W, 3), dtype=np.uint8), transform)
+        for k, name in enumerate(("gone.png", "changed.png"))
+    ]
+    assert [len(one) for one in find_features(images, RefinementOptions())] == [0, 0]
+    assert "gone.png: cannot be read" in caplog.text and "changed.png: has changed" in caplog.text
+
+
+def test_denied_pairs_come_back_by_their_features(scene: RenderedScene, track_views: list[TrackView]) -> None:
+    transform = ImageTransform((W, H), (W // 2, H // 2), (0, 0), (W // 2, H // 2))
+    images = [View(k, Path(f"{k}.png"), np.zeros((H // 2, W // 2, 3), np.uint8), transform) for k in range(N)]
+    believed = Correspondences(0, 1, *(torch.zeros(1, 2, dtype=torch.int32),) * 2, torch.tensor([2.0]))
+    pairs = ((0, 1), (1, 2))
+    data = PairwiseData(
+        pairs, (None,) * N, (believed,), {}, (PairSummary(0, 1, 9, 9, True), PairSummary(1, 2, 9, 0, False))
+    )
+    evidence = match_features(images, [view.features for view in track_views], data.summaries)
+    found = connect_by_features(data, images, evidence)
+    assert found.correspondences[0] is believed and [one.kept for one in found.summaries] == [True, True]
+    matches = found.correspondences[1]
+    assert len(matches) > 50 and matches.xy_i.is_floating_point() and (matches.conf == 2).all()
+    # in pixels of the network's images, at the place that the depth says
+    xy = transform.to_original(matches.xy_i.double().numpy())
+    nearest = cKDTree(track_views[1].features.xy).query(xy)[1]
+    assert np.abs(track_views[1].features.xy[nearest] - xy).max() < 0.01
+    K = scene.K[1].numpy()
+    points = to_world(rays(xy, K) * track_views[1].depths[nearest, None], scene.world_from_cam[1].numpy())
+    cam_from_world = np.linalg.inv(scene.world_from_cam[2].numpy())
+    seen = project(points @ cam_from_world[:3, :3].T + cam_from_world[:3, 3], scene.K[2].numpy())
+    off = np.linalg.norm(transform.to_network(seen) - matches.xy_j.double().numpy(), axis=1)
+    assert np.nanmedian(off) < 0.5
+    nothing = match_features(images, [LocalFeatures.none()] * N, data.summaries)
+    assert [one.kept for one in connect_by_features(data, images, nothing).summaries] == [True, False]
 
 
 def test_the_command(scene: RenderedScene, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,7 +286,7 @@ def test_the_command(scene: RenderedScene, tmp_path: Path, capsys: pytest.Captur
     arguments = ["reconstruct", "--input", str(tmp_path), "--output", str(tmp_path / "out"), "--model-name", "small"]
     arguments += ["--device", "cpu", "--image-size", "160", "--niter", "60", "--min-conf-thr", "1"]
     with pytest.raises(SystemExit) as done:
-        main([*arguments, "--shared-intrinsics", "--refine-cameras"])
+        main(arguments)
     assert done.value.code == 0
     assert "Refined cameras 3 of 3" in " ".join(capsys.readouterr().err.split())
     cameras = json.loads((tmp_path / "out" / "cameras.json").read_text())["images"]
