@@ -31,6 +31,7 @@ from mast3r_sfm.tracks import (
     map_features,
     refine_cameras,
 )
+from mast3r_sfm.tracks.bundle import Bundle
 from mast3r_sfm.tracks.explained import count_explained
 from mast3r_sfm.tracks.guided import match_guided
 from mast3r_sfm.tracks.refinement import into_frame_of, moved_cameras, split_groups
@@ -171,6 +172,32 @@ def test_explained_matches_are_those_on_epipolar_lines(scene: RenderedScene) -> 
     turned = cam_from_world.copy()
     turned[1, :3, :3] = Rotation.from_euler("z", 10, degrees=True).as_matrix() @ turned[1, :3, :3]
     assert count_explained(turned, [group, group], [pixels, seen], {(0, 1): index}) < len(visible) / 3
+
+
+def test_standard_deviations_are_those_of_repeated_adjustments() -> None:
+    rng = np.random.default_rng(0)
+    cam_from_world = np.tile(np.eye(4), (N, 1, 1))
+    for k in range(N):
+        cam_from_world[k, :3, :3] = Rotation.from_euler("y", 8 * (k - 2), degrees=True).as_matrix()
+        cam_from_world[k, :3, 3] = -cam_from_world[k, :3, :3] @ [0.6 * (k - 2), 0.1 * (k % 2), -4 + 0.1 * k]
+    points = rng.uniform(-1, 1, (150, 3))
+    group = CameraGroup((1000, 800), 900.0, (499.5, 399.5))
+    matches = np.stack([np.arange(150)] * 2, axis=1)
+    exact = [project(points @ pose[:3, :3].T + pose[:3, 3], group.K) for pose in cam_from_world]
+    centres, focals = [], []
+    for _ in range(30):
+        bundle = Bundle([group], [0] * N, cam_from_world, [xy + rng.normal(0, 0.5, xy.shape) for xy in exact])
+        pairs = {(i, j): bundle.confirm(i, j, matches, 6) for i in range(N) for j in range(i + 1, N)}
+        bundle.triangulate({pair: one for pair, one in pairs.items() if one is not None}, 6)
+        bundle.adjust(3.0, principal_point=True)
+        bundle.adjust(3.0, principal_point=True)
+        centres.append(np.linalg.inv(bundle.cam_from_world())[:, :3, 3])
+        focals.append(bundle.group(0).focal_px)
+    spread = np.sqrt(np.var(centres, axis=0).sum(1))
+    predicted = bundle.position_std(3.0, held=())
+    assert np.isnan(predicted[:2]).all()  # the gauge
+    np.testing.assert_allclose(predicted[2:], spread[2:], rtol=0.35)
+    assert bundle.intrinsics_std(3.0, principal_point=True)[0, 0] == pytest.approx(np.std(focals), rel=0.35)
 
 
 def test_the_mapper_finds_the_cameras_alone(scene: RenderedScene, track_views: list[TrackView]) -> None:

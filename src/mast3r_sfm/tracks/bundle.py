@@ -187,8 +187,15 @@ class Bundle:
         return found
 
     def _noise_px(self) -> float:
-        """Standard deviation of a coordinate of an observation: half of all errors are below 1.1774 times it."""
-        return float(np.median(np.concatenate(self.errors_px()))) / 1.1774
+        """Standard deviation of a coordinate of an observation.
+
+        Half of all errors are below 1.1774 times it, and they are smaller than those of the observations because every
+        point and camera was fitted to them.
+        """
+        errors = np.concatenate(self.errors_px())
+        num_fitted = 3 * self._model.num_points3D() + 6 * self.num_views
+        left = max(0.1, 1 - num_fitted / (2 * len(errors))) if len(errors) else np.nan
+        return float(np.median(errors)) / 1.1774 / np.sqrt(left)
 
     def intrinsics_std(self, loss_px: float, principal_point: bool) -> np.ndarray:
         """(groups, 4): standard deviations of f, cx, cy (original pixels) and k1, as far as the tracks tell.
