@@ -44,9 +44,9 @@ TRUTH = "truth.json"
 class Shot:
     """How one photo is taken.
 
-    size      (W, H) of the camera's frame, pixels
+    size      (W, H) of the camera's frame, pixels, multiples of 4
     focal_px  in pixels of that frame
-    saved     (W, H) of the photo, cut from the middle of the frame; None: all of it
+    saved     (W, H) of the photo, cut from the middle of the frame, even; None: all of it
     k1        radial distortion: a point at x = (X / Z, Y / Z) of the camera is seen at x (1 + k1 |x|^2)
     tags      EXIF tags of the image itself (make and model)
     film_mm   FocalLengthIn35mmFilm, None: not stated
@@ -139,25 +139,30 @@ def take_photo(
     fov_deg = math.degrees(2 * math.atan(0.5 * max(canvas) / focal))
     scene = photos.render(size=canvas, fov_deg=fov_deg, views=[view], device=device, effects=EFFECTS, octaves=OCTAVES)
     rgb = scene.rgb[0].cpu().numpy()
-    if shot.k1:
-        rgb = _distort(rgb, frame, focal, shot.k1)
+    rgb = _distort(rgb, frame, focal, shot.k1) if shot.k1 else _middle(rgb, frame)
     rgb = cv2.resize(rgb, shot.size, interpolation=cv2.INTER_AREA)
     w, h = shot.saved or shot.size
-    left, top = (W - w) // 2, (H - h) // 2
-    K = np.array([[shot.focal_px, 0, (W - 1) / 2 - left], [0, shot.focal_px, (H - 1) / 2 - top], [0, 0, 1]])
-    return rgb[top : top + h, left : left + w], K, scene.world_from_cam[0].cpu().numpy()
+    K = np.array([[shot.focal_px, 0, (w - 1) / 2], [0, shot.focal_px, (h - 1) / 2], [0, 0, 1]])
+    return _middle(rgb, (w, h)), K, scene.world_from_cam[0].cpu().numpy()
 
 
 def _canvas(frame: tuple[int, int], focal: float, k1: float) -> tuple[int, int]:
-    """Size without distortion that covers a frame with it; larger than the frame by a multiple of 8 on each side."""
-    corner = np.array([[(side - 1) / 2 / focal for side in frame]])
-    growth = _undistorted(corner, k1)[0] / corner[0]
-    W, H = (side + 16 * max(0, math.ceil(side * (ratio - 1) / 16)) for side, ratio in zip(frame, growth, strict=True))
+    """Size, multiples of 8, of an image without distortion that covers a frame (W, H) with it."""
+    corner = np.array([(side - 1) / 2 / focal for side in frame])
+    growth = np.maximum(_undistorted(corner, k1) / corner, 1)
+    W, H = (8 * math.ceil(side * ratio / 8) for side, ratio in zip(frame, growth, strict=True))
     return W, H
 
 
+def _middle(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The middle (W, H) of an image; both sizes are even, so that the two have the same centre."""
+    (W, H), (h, w) = size, rgb.shape[:2]
+    left, top = (w - W) // 2, (h - H) // 2
+    return rgb[top : top + H, left : left + W]
+
+
 def _undistorted(seen: np.ndarray, k1: float) -> np.ndarray:
-    """The x (n, 2) with x (1 + k1 |x|^2) = `seen`, by fixed point iteration; for mild distortions."""
+    """The x (..., 2) with x (1 + k1 |x|^2) = `seen`, by fixed point iteration; for mild distortions."""
     x = seen
     for _ in range(50):
         x = seen / (1 + k1 * (x**2).sum(-1, keepdims=True))
@@ -189,7 +194,7 @@ def write_sets(jobs: Sequence[tuple[str, int, Path]], device: str = "cpu", proce
     """Renders sets (name, seed, folder); a folder that has its truth.json is left as it is.
 
     device     that renders; on "cpu" with that many `processes`
-    shrink     makes all photos smaller by this divisor
+    shrink     makes all photos smaller by this divisor, a power of 2 up to 16
     """
     jobs = [job for job in jobs if not (job[2] / TRUTH).exists()]
     sets = [_made(name, seed, shrink) for name, seed, _ in jobs]
