@@ -314,11 +314,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = parser().parse_args(arguments)
+    command = parser()
+    given = command.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
-    base = with_overrides(ReconstructionOptions(), given.reconstruct_options)
-    variants = dict(parse_variant(text, base) for text in given.variant or ["default"])
+    try:
+        base = with_overrides(ReconstructionOptions(), given.reconstruct_options)
+        variants = dict(parse_variant(text, base) for text in given.variant or ["default"])
+    except InputError as error:
+        command.error(str(error))
     names = [*variants, *([COLMAP] if given.colmap else [])]
     kinds = given.sets if given.sets is not None else [] if given.photos else [name for name in SETS if name != "large"]
     model = load_model(given.model_name, given.device, given.precision)

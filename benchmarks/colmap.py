@@ -26,7 +26,7 @@ def run_colmap(
     one_camera  one SIMPLE_RADIAL camera for all photos, else one for each
     threads     that COLMAP may use, -1: all; the mapping uses one, so that it comes out the same each time
     """
-    pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value
+    pycolmap.logging.minloglevel = pycolmap.logging.FATAL.value  # a set that it cannot do is a figure, not an error
     pycolmap.set_random_seed(SEED)
     extraction = pycolmap.FeatureExtractionOptions(max_image_size=MAX_IMAGE_SIZE, num_threads=threads, use_gpu=False)
     verification = pycolmap.TwoViewGeometryOptions()
