@@ -1,6 +1,7 @@
 """Rendered scenes with exact geometry: for training, tests, the demo scene and quality limits."""
 
 from .aerial import render_aerial as render_aerial
+from .aerial import render_rings as render_rings
 from .draws import RESERVED_SEEDS as RESERVED_SEEDS
 from .ideal import ideal_correspondences as ideal_correspondences
 from .ideal import ideal_pair_prediction as ideal_pair_prediction

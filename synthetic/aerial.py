@@ -1,4 +1,4 @@
-"""Towns and hills seen from the air, obliquely to straight down, from 5 to 150 m: pairs, and grids of views."""
+"""Towns and hills from the air, obliquely to straight down, from 5 to 150 m: pairs, grids and rings of views."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .cameras import GROUND_CLEARANCE, aim
+from .cameras import GROUND_CLEARANCE, aim, look_at
 from .compose import clear_view, draw_lights, draw_terrain
 from .draws import Draws
 from .layout import (
@@ -257,4 +257,39 @@ def render_aerial(
     return render_views(
         scenes, eye, rotation, 0.5 * max(W, H) / tangent, photo, size, device, unit=unit, samples=samples,
         octaves=octaves, views=views,
+    )  # fmt: skip
+
+
+def render_rings(
+    seed: int,
+    size: tuple[int, int],
+    device: torch.device | str = "cpu",
+    *,
+    rings: int = 5,
+    views_per_ring: int = 40,
+    fov_deg: float = 62.0,
+    unit: float = 12.0,
+    samples: int = 1,
+    effects: float = 0.4,
+    octaves: int = OCTAVES,
+    views: Sequence[int] | None = None,
+) -> RenderedScene:
+    """Renders a random town from closed rings around it, the wider the higher: from 3.2 units away and 1.4 above the
+    ground to 7 away and 4.2 above. Ring by ring; the arguments are those of `render_aerial`."""
+    draws = Draws(seed, 1)
+    scenes = compose_aerial(draws)
+    n = rings * views_per_ring
+    k = torch.arange(n)
+    ring = (k // views_per_ring) / max(rings - 1, 1)
+    azimuth = draws.uniform(0, 2 * math.pi, 1) + 2 * math.pi / views_per_ring * (k + draws.uniform(-0.2, 0.2, n))
+    radius = (3.2 + 3.8 * ring) * torch.exp(draws.uniform(-0.04, 0.04, n))
+    x, z = radius * azimuth.cos(), radius * azimuth.sin()
+    up = (1.4 + 2.8 * ring) * torch.exp(draws.uniform(-0.04, 0.04, n))
+    eye = torch.stack([x, FLOOR - terrain_height(scenes.terrain, x, z) - up, z], -1)
+    target = torch.tensor([0.0, FLOOR - 0.2, 0.0]) + 0.3 * draws.normal(n, 3) * torch.tensor([1.0, 0.3, 1.0])
+    rotation = look_at(eye, target, 0.03 * draws.normal(n).clamp(-2, 2))
+    focal = 0.5 * max(size) / math.tan(math.radians(fov_deg) / 2)
+    return render_views(
+        clear_view(scenes, eye), eye, rotation, focal, draw_effects(draws, n, effects), size, device, unit=unit,
+        samples=samples, octaves=octaves, views=views,
     )  # fmt: skip

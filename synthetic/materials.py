@@ -83,3 +83,17 @@ def draw_materials(draws: Draws, templates: torch.Tensor, outdoor: torch.Tensor)
     items = rows[:, :NUM_SOLIDS].unflatten(1, (NUM_ITEMS, SLOTS_PER_ITEM))
     items = torch.where(shares[..., None], items[:, :, :1], items)
     return torch.cat([items.flatten(1, 2), rows[:, NUM_SOLIDS:]], 1)
+
+
+def faded(materials: torch.Tensor, contrast: float) -> torch.Tensor:
+    """The materials with `contrast` times the differences within each surface; its mean colour about stays.
+
+    materials  (B, NUM_SURFACES, MaterialColumns.WIDTH); surfaces still differ from each other as before
+    """
+    rows = materials.clone()
+    shades = rows[..., MaterialColumns.COLOUR : MaterialColumns.COLOUR + 6].unflatten(-1, (2, 3))
+    mean = shades.mean(-2, keepdim=True)
+    rows[..., MaterialColumns.COLOUR : MaterialColumns.COLOUR + 6] = (mean + contrast * (shades - mean)).flatten(-2)
+    rows[..., MaterialColumns.NOISE_CONTRAST] *= contrast
+    rows[..., MaterialColumns.CELL_CONTRAST] *= contrast
+    return rows

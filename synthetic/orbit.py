@@ -12,6 +12,7 @@ from .cameras import clamp_to_hull, look_at, pixel_rays
 from .compose import clear_view, compose, scene_scale
 from .draws import Draws
 from .layout import Scenes
+from .materials import faded
 from .photo import PhotoEffects, develop, draw_effects
 from .rendering import render_rays_culled, renderer_for
 from .shading import OCTAVES
@@ -84,6 +85,7 @@ def render_orbit(
     effects: float = 0.4,
     octaves: int = OCTAVES,
     items: Sequence[str] | None = None,
+    contrast: float = 1.0,
     views: Sequence[int] | None = None,
 ) -> RenderedScene:
     """Renders a random scene from cameras on an arc around it; the same seed gives the same scene on every device.
@@ -96,6 +98,7 @@ def render_orbit(
     effects   strength of exposure changes, blur and noise (0: none)
     octaves   detail of the textures
     items     names of the five templates that stand there (see `templates`); None lets the seed decide
+    contrast  of the textures: less than 1 for weakly textured surfaces
     views     render only these of the views (they look the same as in the whole orbit); None: all
     """
     draws = Draws(seed, 1)
@@ -103,6 +106,8 @@ def render_orbit(
     if outdoor is not None:
         is_outdoor = torch.full_like(is_outdoor, outdoor)
     scenes = compose(draws, is_outdoor, items)
+    if contrast != 1:
+        scenes = scenes._replace(materials=faded(scenes.materials, contrast))
     closed = degrees >= 360
     steps = num_views if closed else max(num_views - 1, 1)
     arc = math.radians(360.0 if closed else degrees)
