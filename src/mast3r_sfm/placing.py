@@ -12,9 +12,8 @@ from mast3r_sfm.alignment import AlignedGroup
 from mast3r_sfm.alignment.anchors import FixedCamera, Sightings, errors_of, match_sides, solve_anchors
 from mast3r_sfm.alignment.solver import AlignmentResult
 from mast3r_sfm.densify import dense_depth
-from mast3r_sfm.local_features import FeatureEvidence
 from mast3r_sfm.pairwise import PairwiseData
-from mast3r_sfm.tracks import CameraGroup, RefinedCameras
+from mast3r_sfm.tracks import CameraGroup, LocalFeatures, RefinedCameras
 from mast3r_sfm.types import CanonicalView, Refinement, Tracks, View
 
 
@@ -39,9 +38,13 @@ class Start:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A start, what the refinement made of it (None: too few tracks), and the number of matches that explains."""
+    """A start, what the refinement made of it (None: too few tracks), and the number of matches that explains.
+
+    features  of every member: those that the tracks are made of
+    """
 
     start: Start
+    features: tuple[LocalFeatures, ...]
     refined: RefinedCameras | None
     num_explained: int
 
@@ -62,9 +65,7 @@ def depth_at(
     return np.where(inside & np.isfinite(found) & (found > 0), found, np.nan)
 
 
-def place_views(
-    images: Sequence[View], data: PairwiseData, evidence: FeatureEvidence, best: Candidate, subsample: int
-) -> AlignedGroup:
+def place_views(images: Sequence[View], data: PairwiseData, best: Candidate, subsample: int) -> AlignedGroup:
     """The members of a start with refined cameras, and with the depth that these, the matches and the tracks give.
 
     Members that are not refined keep the cameras of the start.
@@ -89,7 +90,9 @@ def place_views(
         known = None
         depths = start.anchors[k].cpu().numpy()
         if refined is not None and is_refined[k]:
-            known = _tracked(images[index], views[index], cameras[index], evidence, index, refined, k, subsample)
+            known = _tracked(
+                images[index], views[index], cameras[index], best.features[k], refined.track_depths[k], subsample
+            )
             if len(known[1]):
                 sightings, at = known
                 depths = depths * float(np.median(at / (depths.ravel()[sightings.anchor] * sightings.factor)))
@@ -105,7 +108,7 @@ def place_views(
         ),
         errors_px=torch.from_numpy(errors_px),
         matches=matches,
-        refinement=None if refined is None else _refinement(evidence, start, refined, distortion),
+        refinement=None if refined is None else _refinement(best.features, start, refined, distortion),
     )
 
 
@@ -113,30 +116,28 @@ def _tracked(
     image: View,
     canonical: CanonicalView,
     camera: FixedCamera,
-    evidence: FeatureEvidence,
-    index: int,
-    refined: RefinedCameras,
-    k: int,
+    features: LocalFeatures,
+    depths: np.ndarray,
     subsample: int,
 ) -> tuple[Sightings, np.ndarray]:
     """The features of a view that belong to points, as pixels of the network's image, and the z-depth of those."""
-    xy = image.transform.to_network(evidence.features[index].xy)
-    depths = refined.track_depths[k]
+    xy = image.transform.to_network(features.xy)
     inside = ((xy > -0.5) & (xy < np.array(image.transform.network_size) - 0.5)).all(1)
     known = inside & np.isfinite(depths) & (depths > 0)
     return Sightings.of(canonical, torch.from_numpy(xy[known]), camera, subsample), depths[known]
 
 
-def _refinement(evidence: FeatureEvidence, start: Start, refined: RefinedCameras, distortion: np.ndarray) -> Refinement:
+def _refinement(
+    features: Sequence[LocalFeatures], start: Start, refined: RefinedCameras, distortion: np.ndarray
+) -> Refinement:
     """The record of the refinement; observations of views that are not refined are left out of the tracks."""
     members = np.array(start.members)
     kept = refined.refined[refined.view_of]
     point_of, view_of, feature_of = refined.point_of[kept], refined.view_of[kept], refined.feature_of[kept]
     xy, colours = np.zeros((len(view_of), 2)), np.zeros((len(view_of), 3))
-    for k, index in enumerate(start.members):
+    for k, one in enumerate(features):
         own = view_of == k
-        xy[own] = evidence.features[index].xy[feature_of[own]]
-        colours[own] = evidence.features[index].colours[feature_of[own]]
+        xy[own], colours[own] = one.xy[feature_of[own]], one.colours[feature_of[own]]
     errors = refined.errors_px[kept]
     used = np.flatnonzero(np.bincount(point_of, minlength=len(refined.points)) >= 2)
     number = np.full(len(refined.points), -1)

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from mast3r_sfm.alignment import AlignedGroup
+from mast3r_sfm.gaps import fill_gaps
 from mast3r_sfm.graphs import number_by_first
 from mast3r_sfm.local_features import FeatureEvidence, usual_camera
 from mast3r_sfm.options import IntrinsicsGroups, ReconstructionOptions
 from mast3r_sfm.pairwise import PairwiseData
 from mast3r_sfm.placing import Candidate, Start, depth_at, place_views
 from mast3r_sfm.progress import Advance
-from mast3r_sfm.tracks import TrackView, map_features, refine_cameras
+from mast3r_sfm.tracks import LocalFeatures, RefinedCameras, TrackView, map_features, refine_cameras
 from mast3r_sfm.tracks.explained import count_explained
 from mast3r_sfm.tracks.refinement import NUM_STEPS as NUM_STEPS
 from mast3r_sfm.types import View
@@ -37,6 +38,10 @@ CLEARLY_MORE = 1.1
 MAX_DEPTH_SPREAD = 0.3
 """Largest median deviation of the predicted depth from the mapper's, as a logarithm after one scale per photo."""
 
+MIN_COVERED = 0.25
+"""Share of the cells of a photo, divided into ten by ten, in which tracks must lie; else its features are too few."""
+
+_CELLS = 10
 _MIN_EVIDENCE = 100  # confirmed matches in all; fewer say nothing about cameras
 
 
@@ -58,21 +63,20 @@ def refine_group(
     group_of = number_by_first(
         [(camera, image.transform.original_size) for camera, image in zip(camera_of, images, strict=True)]
     )
-    may_split = options.intrinsics_groups is IntrinsicsGroups.AUTO
     total = sum(len(geometry.inlier_matches) for geometry in evidence.confirmed.values())
-    best = _refined(images, data, evidence, _aligned_start(images, aligned, group_of), subsample, may_split, advance)
+    best = _refined(images, data, evidence, _aligned_start(images, aligned, group_of), options, advance)
     if total >= _MIN_EVIDENCE and best.num_explained < ENOUGH_EXPLAINED * total:
         logger.info("the aligned cameras explain %d of %d matches of features", best.num_explained, total)
         mapped = _mapped_start(images, data, evidence, group_of, subsample)
         if mapped is not None:
-            other = _refined(images, data, evidence, mapped, subsample, may_split, None)
+            other = _refined(images, data, evidence, mapped, options, None)
             logger.info("those of the mapper explain %d", other.num_explained)
             if other.num_explained > CLEARLY_MORE * best.num_explained:
                 best = other
     _warn_of_unrefined(images, best)
     if best.refined is None and best.start.members == aligned.group:
         return aligned
-    return place_views(images, data, evidence, best, subsample)
+    return place_views(images, data, best, subsample)
 
 
 # ------------------------------------------------------------------ starts
@@ -160,31 +164,80 @@ def _refined(
     data: PairwiseData,
     evidence: FeatureEvidence,
     start: Start,
-    subsample: int,
-    may_split: bool,
+    options: ReconstructionOptions,
     advance: Advance | None,
 ) -> Candidate:
+    """What the refinement makes of a start; where features leave gaps, again with the network's matches."""
+    assert options.refinement is not None
     position_of = {index: k for k, index in enumerate(start.members)}
-    views = []
-    for k, index in enumerate(start.members):
-        features = evidence.features[index]
-        focal_px = images[index].transform.K_to_network(start.groups[start.group_of[k]].K)[0, 0]
-        depths = depth_at(images[index], data.usable(index), start.anchors[k], focal_px, features.xy, subsample)
-        views.append(TrackView(features, depths, start.cam_from_world[k], start.group_of[k]))
-    pairs = [(position_of[i], position_of[j]) for i, j in data.pairs if i in position_of and j in position_of]
     matched = {
-        (position_of[i], position_of[j]): geometry.inlier_matches
+        (position_of[i], position_of[j]): geometry.inlier_matches.astype(np.int64)
         for (i, j), geometry in evidence.confirmed.items()
         if i in position_of and j in position_of
     }
-    refined = refine_cameras(views, start.groups, pairs, matched, may_split, advance) if len(views) > 1 else None
-    cam_from_world = start.cam_from_world if refined is None else refined.cam_from_world
+    features = tuple(evidence.features[index] for index in start.members)
+    refined = _adjusted(images, data, start, features, matched, options, advance)
+    weak = set(range(len(features))) if refined is None else set(np.flatnonzero(~_covered(features, refined)).tolist())
+    if weak:
+        logger.info("%d of %d photos have too few features; the network's matches fill in", len(weak), len(features))
+        subsample = options.alignment.subsample
+        filled, more = fill_gaps(images, data, start, features, weak, options.refinement, subsample)
+        for pair, index in more.items():
+            matched[pair] = np.concatenate([matched.get(pair, np.zeros((0, 2), dtype=np.int64)), index])
+        again = _adjusted(images, data, start, filled, matched, options, None)
+        if again is not None:
+            features, refined = tuple(filled), again
+    return Candidate(start, features, refined, _num_explained(evidence, start, refined))
+
+
+def _adjusted(
+    images: Sequence[View],
+    data: PairwiseData,
+    start: Start,
+    features: Sequence[LocalFeatures],
+    matched: Mapping[tuple[int, int], np.ndarray],
+    options: ReconstructionOptions,
+    advance: Advance | None,
+) -> RefinedCameras | None:
+    if len(features) < 2:
+        return None
+    views = []
+    for k, (index, own) in enumerate(zip(start.members, features, strict=True)):
+        focal_px = images[index].transform.K_to_network(start.groups[start.group_of[k]].K)[0, 0]
+        canonical = data.usable(index)
+        depths = depth_at(images[index], canonical, start.anchors[k], focal_px, own.xy, options.alignment.subsample)
+        views.append(TrackView(own, depths, start.cam_from_world[k], start.group_of[k]))
+    position_of = {index: k for k, index in enumerate(start.members)}
+    pairs = [(position_of[i], position_of[j]) for i, j in data.pairs if i in position_of and j in position_of]
+    may_split = options.intrinsics_groups is IntrinsicsGroups.AUTO
+    return refine_cameras(views, start.groups, pairs, matched, may_split, advance)
+
+
+def _covered(features: Sequence[LocalFeatures], refined: RefinedCameras) -> np.ndarray:
+    """(n,) bool: views whose tracks are many and spread over the photo, so that they tell its camera."""
+    covered = refined.refined.copy()
+    for k, one in enumerate(features):
+        seen = one.xy[refined.feature_of[refined.view_of == k]]
+        size = np.array(refined.groups[refined.group_of[k]].size)
+        cell = np.clip((seen + 0.5) // (size / _CELLS), 0, _CELLS - 1)
+        covered[k] &= len(np.unique(cell, axis=0)) >= MIN_COVERED * _CELLS**2
+    return covered
+
+
+def _num_explained(evidence: FeatureEvidence, start: Start, refined: RefinedCameras | None) -> int:
+    position_of = {index: k for k, index in enumerate(start.members)}
     groups = start.groups if refined is None else refined.groups
-    used_groups = start.group_of if refined is None else refined.group_of
-    explained = count_explained(
-        cam_from_world, [groups[group] for group in used_groups], [view.features.xy for view in views], matched
+    group_of = start.group_of if refined is None else refined.group_of
+    return count_explained(
+        start.cam_from_world if refined is None else refined.cam_from_world,
+        [groups[group] for group in group_of],
+        [evidence.features[index].xy for index in start.members],
+        {
+            (position_of[i], position_of[j]): geometry.inlier_matches
+            for (i, j), geometry in evidence.confirmed.items()
+            if i in position_of and j in position_of
+        },
     )
-    return Candidate(start, refined, explained)
 
 
 def _warn_of_unrefined(images: Sequence[View], best: Candidate) -> None:

@@ -22,12 +22,15 @@ class LocalFeatures:
     descriptors  (N, 128) float32 of unit length
     strengths    (N,) float32 how clearly each stands out
     colours      (N, 3) uint8 RGB of the photo there
+    num_described  features that have a descriptor, which come first; the others are places that were found again from
+                   other photos (`templates`). None: all of them
     """
 
     xy: np.ndarray
     descriptors: np.ndarray
     strengths: np.ndarray
     colours: np.ndarray
+    num_described: int | None = None
 
     @classmethod
     def none(cls) -> LocalFeatures:
@@ -41,6 +44,23 @@ class LocalFeatures:
 
     def __len__(self) -> int:
         return len(self.xy)
+
+    @property
+    def described(self) -> LocalFeatures:
+        """Those with a descriptor."""
+        n = len(self) if self.num_described is None else self.num_described
+        return LocalFeatures(self.xy[:n], self.descriptors[:n], self.strengths[:n], self.colours[:n])
+
+    def with_places(self, xy: np.ndarray, colours: np.ndarray) -> LocalFeatures:
+        """These, and places (K, 2) without a descriptor behind them."""
+        nothing = np.zeros((len(xy), self.descriptors.shape[1]), dtype=np.float32)
+        return LocalFeatures(
+            np.concatenate([self.xy, xy]),
+            np.concatenate([self.descriptors, nothing]),
+            np.concatenate([self.strengths, np.zeros(len(xy), dtype=np.float32)]),
+            np.concatenate([self.colours, colours]),
+            len(self) if self.num_described is None else self.num_described,
+        )
 
     def strongest(self, count: int) -> np.ndarray:
         """Indices of the `count` features that stand out most, ascending."""

@@ -126,7 +126,7 @@ def refine_cameras(
     start = np.stack([view.cam_from_world for view in views])
     groups, group_of = list(groups), [view.group for view in views]
     places = [view.features.xy for view in views]
-    trees = [cKDTree(xy) for xy in places]
+    trees = [cKDTree(view.features.described.xy) for view in views]
     bundle = Bundle(groups, group_of, start, places)
     long_edge = max(max(group.size) for group in groups)
     pixel = max(1.0, long_edge / _REFERENCE_PX)
@@ -197,13 +197,14 @@ def _confirmed_matches(
 
     def work(pair: tuple[int, int]) -> pycolmap.TwoViewGeometry | None:
         i, j = pair
+        first, second = views[i].features.described, views[j].features.described
         matches = match_guided(
-            views[i].features,
-            views[j].features,
+            first,
+            second,
             trees[i],
             trees[j],
-            bundle.predict(i, j, depths[i]),
-            bundle.predict(j, i, depths[j]),
+            bundle.predict(i, j, depths[i])[: len(first)],
+            bundle.predict(j, i, depths[j])[: len(second)],
             one.radius * long_edge,
         )
         return bundle.confirm(i, j, _joined(known.get(pair), matches), 2 * one.max_error_px * pixel)
