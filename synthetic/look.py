@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -121,8 +122,8 @@ def soften(x: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
 
 def map_colours(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Images (N, 3, H, W) under affine maps of their colours, rows (N, 3, 4) or (3, 4)."""
-    rows = rows.expand(x.shape[0], 3, 4)[..., None, None]
-    return rows[:, :, 0] * x[:, 0:1] + rows[:, :, 1] * x[:, 1:2] + rows[:, :, 2] * x[:, 2:3] + rows[:, :, 3]
+    rows = rows.expand(x.shape[0], 3, 4)
+    return torch.baddbmm(rows[..., 3:], rows[..., :3], x.flatten(2)).view_as(x)
 
 
 def compress(x: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
@@ -139,6 +140,7 @@ def compress(x: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
     return torch.where((quality.amax((1, 2, 3)) > 0)[:, None, None, None], rounded, x)
 
 
+@cache
 def _affine(rows: tuple[tuple[float, float, float], ...], device: torch.device) -> torch.Tensor:
-    """(3, 4) map without an offset, made of numbers alone: nothing is copied to the device."""
-    return torch.stack([torch.stack([torch.full((), value, device=device) for value in (*row, 0.0)]) for row in rows])
+    """(3, 4) map without an offset. Kept, because a CUDA graph cannot record a copy from the host's pageable memory."""
+    return F.pad(torch.tensor(rows, device=device), (0, 1))

@@ -178,11 +178,11 @@ def _picture(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _texture(  # type: ignore[no-untyped-def]
-    g, m, bank, x, y, z, w0, w1, w2, r0, r1, r2, footprint, angle, is_object, OCTAVES: tl.constexpr
+    g, m, bank, x, y, z, w0, w1, w2, v0, v1, v2, footprint, angle, is_object, OCTAVES: tl.constexpr
 ):
     """`shading._texture`: three albedo channels from the rows of the objects and materials hit.
 
-    w, r  the surfaces' normals and the directions that they mirror
+    w, v  unit vectors: the surfaces' normals and the rays' directions
     """
     off0, off1, off2 = x - tl.load(g + CENTRE), y - tl.load(g + CENTRE + 1), z - tl.load(g + CENTRE + 2)
     u0, u1, u2 = to_local(g, off0, off1, off2)
@@ -241,6 +241,8 @@ def _texture(  # type: ignore[no-untyped-def]
         f0 = tl.where(is_object, f0 * tl.load(g + HALF_SIZE), w0)
         f1 = tl.where(is_object, f1 * tl.load(g + HALF_SIZE + 1), w1)
         f2 = tl.where(is_object, f2 * tl.load(g + HALF_SIZE + 2), w2)
+        along = v0 * w0 + v1 * w1 + v2 * w2
+        r0, r1, r2 = v0 - 2 * along * w0, v1 - 2 * along * w1, v2 - 2 * along * w2
         p0, p1, p2 = _picture(
             bank, kind == MIRROR, q0, q1, q2, f0, f1, f2, r0, r1, r2, n0, n1, n2, f, footprint, angle, seed
         )
@@ -329,9 +331,7 @@ def _render_kernel(  # type: ignore[no-untyped-def]
 
     g = objects + tl.minimum(surface, NUM_OBJECTS - 1) * OBJECT_WIDTH
     m = material_table + (scene * NUM_SURFACES + tl.minimum(surface, NUM_SURFACES - 1)) * MATERIAL_WIDTH
-    facing = v0 * n0 + v1 * n1 + v2 * n2
-    r0, r1, r2 = v0 - 2 * facing * n0, v1 - 2 * facing * n1, v2 - 2 * facing * n2
-    red, green, blue = _texture(g, m, bank, x, y, z, n0, n1, n2, r0, r1, r2, t * angle, angle, is_object, OCTAVES)
+    red, green, blue = _texture(g, m, bank, x, y, z, n0, n1, n2, v0, v1, v2, t * angle, angle, is_object, OCTAVES)
     occlusion = _ambient_occlusion(objects, half, outdoor, x, y, z, n0, n1, n2, surface)
 
     sun0, sun1, sun2 = tl.load(lights + SUN), tl.load(lights + SUN + 1), tl.load(lights + SUN + 2)
@@ -348,6 +348,8 @@ def _render_kernel(  # type: ignore[no-untyped-def]
     sun_light = tl.maximum(facing_sun, 0.0) * lit * sun_strength
     fill_light = facing_fill * tl.load(lights + FILL_STRENGTH) * (0.5 + 0.5 * occlusion)
 
+    facing = v0 * n0 + v1 * n1 + v2 * n2
+    r0, r1, r2 = v0 - 2 * facing * n0, v1 - 2 * facing * n1, v2 - 2 * facing * n2
     gloss, shininess = tl.load(m + GLOSS), tl.load(m + SHININESS)
     towards_sun = tl.maximum(r0 * sun0 + r1 * sun1 + r2 * sun2, 1e-3)
     towards_fill = tl.maximum(r0 * fill0 + r1 * fill1 + r2 * fill2, 1e-3)

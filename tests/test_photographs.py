@@ -102,15 +102,14 @@ def test_mirrors_are_unknown_and_look_different_from_elsewhere() -> None:
 
 
 def test_things_are_missing_in_one_view_only() -> None:
-    plan = photograph(plan_pairs(6, 100), 6)
+    plan = photograph(plan_pairs(6, 50), 6)
     assert plan.look is not None
     present = plan.look.present
     assert 0.02 < (present < 0.5).float().mean() < 0.2
     assert (present.sum(1) >= 1).all() and (present[..., NUM_SOLIDS:] == 1).all()
     drawn = plan.scenes.objects[..., ObjectColumns.ACTIVE]
     k = int(((present[:, 0] < 0.5) & (drawn > 0.5)).any(1).nonzero()[0])
-    one = PairPlan(*(type(t)(*(x[k : k + 1] for x in t)) if isinstance(t, tuple) else t[k : k + 1] for t in plan))
-    seen = render_plan(one, SHAPES).surface[0, 0].unique()
+    seen = render_plan(plan, ((16, 24), (16, 24))).surface[k, 0].unique()
     missing = (present[k, 0] < 0.5).nonzero()[:, 0]
     assert not torch.isin(seen, missing).any()
 
@@ -127,7 +126,7 @@ def test_a_patch_is_where_its_numbers_say() -> None:
     assert not inside[1].any()
     rows, columns = torch.where(inside[0].unflatten(0, (64, 64)))
     # an ellipse of 8 by 4 pixels about column 31.5 + 16, row 31.5
-    assert (columns.min(), columns.max(), rows.min(), rows.max()) == (40, 55, 28, 35)
+    assert [int(x) for x in (columns.min(), columns.max(), rows.min(), rows.max())] == [40, 55, 28, 35]
     assert inside.sum() == pytest.approx(math.pi * 8 * 4, rel=0.05)
     assert torch.allclose(colour[0, inside[0]], torch.tensor([0.8, 0.0, 0.0]))
     assert (colour[~inside] == 0.3).all()

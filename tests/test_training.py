@@ -226,6 +226,14 @@ def test_schedule_warms_up_then_falls_and_shapes_suit_the_patches() -> None:
     assert sum(resolution.weight for resolution in RESOLUTIONS) == pytest.approx(1)
 
 
+def test_a_second_run_goes_on_where_the_first_one_ended() -> None:
+    end = learning_rate(8e-4, 6000, 1.0, 300, 0.5)
+    assert end == pytest.approx(4e-4)
+    start = [learning_rate(4e-4, step, 0.0, 150, 0.02) for step in (0, 74, 149)]
+    assert start == pytest.approx([4e-4 / 150, 2e-4, 4e-4])  # the momenta fill while the rate rises
+    assert learning_rate(4e-4, 6000, 1.0, 150, 0.02) == pytest.approx(8e-6)
+
+
 def test_training_seeds_are_never_reserved_and_never_shared() -> None:
     cpu = torch.device("cpu")
     seeds = [
