@@ -16,7 +16,16 @@ from .layout import SKY, UNKNOWN, MaterialColumns, Scenes
 from .look import Look, add_haze, develop_as, hide_behind_patch, scenes_of
 from .materials import MIRROR
 from .photo import PhotoEffects, develop, draw_effects, draw_strong_effects
-from .photograph import SEED_OFFSET, Cameras, cleared, draw_cameras, draw_look, draw_photo_effects, draw_surfaces
+from .photograph import (
+    SEED_OFFSET,
+    Cameras,
+    cleared,
+    draw_cameras,
+    draw_look,
+    draw_photo_effects,
+    draw_surfaces,
+    with_statues,
+)
 from .rendering import renderer_for
 from .table import table_pairs
 
@@ -150,7 +159,7 @@ def photograph(plan: PairPlan, seed: int, share: float = 1.0, num_usual: int | N
     chosen = draws.chance(share)
     usual = torch.arange(batch) < (batch if num_usual is None else num_usual)
     cameras = draw_cameras(draws, Cameras(plan.eye, plan.rotation, plan.focal), plan.scenes, chosen, usual)
-    scenes = cleared(plan.scenes, cameras.eye, chosen & usual)
+    scenes = cleared(with_statues(draws, plan.scenes, chosen & usual), cameras.eye, chosen & usual)
     scenes = scenes._replace(materials=draw_surfaces(draws, scenes.materials, chosen, usual))
     effects = PhotoEffects(
         *(

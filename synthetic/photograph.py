@@ -27,6 +27,7 @@ from .look import LUMA, Look, PatchColumns
 from .materials import MIRROR, PICTURE
 from .photo import PhotoEffects
 from .shots import MAX_FOV_DEG, MIN_FOV_DEG
+from .statues import raise_statues
 
 SEED_OFFSET = 1 << 61
 """Added to the seed of a batch: the photographs of a scene do not depend on how the scene was drawn."""
@@ -34,6 +35,8 @@ SEED_OFFSET = 1 << 61
 OTHER_LIGHT_SHARE = 0.5
 MISSING_SHARE = 0.3
 """Share of rooms and open grounds in which each item may be missing in one of the views."""
+STATUES_SHARE = 0.12
+"""Share of the things in rooms and on open ground that a statue takes the place of."""
 PATCH_SHARE = 0.3
 HAZE_SHARE = 0.25
 DUSK_SHARE = 0.1
@@ -251,6 +254,11 @@ def draw_look(draws: Draws, scenes: Scenes, chosen: torch.Tensor, usual: torch.T
         colour=torch.where(pick, _draw_colours(draws, V), same),
         quality=torch.where(pick[..., None], _draw_quality(draws, V), plain),
     )
+
+
+def with_statues(draws: Draws, scenes: Scenes, where: torch.Tensor) -> Scenes:
+    """The scenes with some statues in those `where` (B,)."""
+    return raise_statues(draws, scenes, draws.chance(STATUES_SHARE, NUM_ITEMS) & where[:, None])
 
 
 def cleared(scenes: Scenes, eye: torch.Tensor, where: torch.Tensor) -> Scenes:

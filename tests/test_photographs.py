@@ -7,11 +7,13 @@ import math
 import pytest
 import torch
 
-from synthetic.layout import NUM_SOLIDS, SKY, UNKNOWN, MaterialColumns, ObjectColumns
+from synthetic.draws import Draws
+from synthetic.layout import NUM_ITEMS, NUM_SOLIDS, SKY, UNKNOWN, MaterialColumns, ObjectColumns, terrain_height
 from synthetic.look import PatchColumns, compress, hide_behind_patch, map_colours, soften
 from synthetic.materials import MIRROR, PICTURE
 from synthetic.pairs import PairBatch, PairPlan, correspond, photograph, plan_mixed, plan_pairs, render_plan
 from synthetic.pictures import LEVELS, NUM_PICTURES, SIZE, look_up, picture_bank
+from synthetic.statues import raise_statues
 
 SHAPE = (32, 48)
 SHAPES = (SHAPE, SHAPE)
@@ -112,6 +114,22 @@ def test_things_are_missing_in_one_view_only() -> None:
     seen = render_plan(plan, ((16, 24), (16, 24))).surface[k, 0].unique()
     missing = (present[k, 0] < 0.5).nonzero()[:, 0]
     assert not torch.isin(seen, missing).any()
+
+
+def test_statues_stand_on_the_ground_in_the_place_of_things() -> None:
+    plan = plan_pairs(2, 30)
+    none, all_items = (torch.full((30, NUM_ITEMS), given) for given in (False, True))
+    same = raise_statues(Draws(1, 30), plan.scenes, none)
+    assert all(torch.equal(a, b) for a, b in zip(same, plan.scenes, strict=True))
+    scenes = raise_statues(Draws(1, 30), plan.scenes, all_items)
+    items = scenes.objects[:, :NUM_SOLIDS].unflatten(1, (NUM_ITEMS, -1))
+    centre = items[..., ObjectColumns.CENTRE : ObjectColumns.CENTRE + 3]
+    half = items[..., ObjectColumns.HALF_SIZE + 1]
+    ground = scenes.half[:, 1:2] - terrain_height(scenes.terrain, centre[:, :, 0, 0], centre[:, :, 0, 2])
+    assert torch.allclose(centre[:, :, 0, 1] + half[..., 0], ground, atol=0.05)
+    rises = -centre[..., 1].diff(dim=-1)[..., :3]  # pedestal, legs, body, head
+    assert (rises > 0).all()
+    assert torch.equal(scenes.objects[:, NUM_SOLIDS:], plan.scenes.objects[:, NUM_SOLIDS:])
 
 
 def test_a_patch_is_where_its_numbers_say() -> None:
