@@ -17,6 +17,8 @@ NUM_LEAVES = 6
 NUM_OBJECTS = NUM_SOLIDS + NUM_LEAVES
 FACE_X0, FACE_X1, FACE_CEILING, FACE_FLOOR, FACE_Z0, FACE_Z1 = range(NUM_OBJECTS, NUM_OBJECTS + 6)
 SKY = NUM_OBJECTS + 6
+UNKNOWN = SKY + 1
+"""What is seen has no truth: a reflection, or something that hides the scene in one view."""
 NUM_SURFACES = NUM_OBJECTS + 6  # rows of the material table; the sky has none
 
 # Shapes in local coordinates u = A (x - centre), |u_y| <= 1:

@@ -18,7 +18,9 @@ from .layout import (
 )
 from .templates import CLUTTER_INDEX
 
-NOISE, STRIPES, CHECKER, BRICKS, DOTS, PATCHES, WINDOWS, PLANKS = range(8)
+NOISE, STRIPES, CHECKER, BRICKS, DOTS, PATCHES, WINDOWS, PLANKS, PICTURE, MIRROR = range(10)
+"""Patterns. `PICTURE` is one of the `pictures`, whose tiles a metre the pattern's frequency gives; `MIRROR` shows one
+as a surrounding that it reflects. `draw_materials` gives out the others, `photograph.draw_surfaces` these two."""
 
 
 def draw_materials(draws: Draws, templates: torch.Tensor, outdoor: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,20 @@ from .cameras import clamp_to_hull, look_at, pixel_rays
 from .compose import clear_view, compose, scene_scale
 from .draws import Draws
 from .facade import facade_pairs
-from .layout import SKY, Scenes
+from .layout import SKY, UNKNOWN, MaterialColumns, Scenes
+from .look import Look, add_haze, develop_as, hide_behind_patch, scenes_of
+from .materials import MIRROR
 from .photo import PhotoEffects, develop, draw_effects, draw_strong_effects
+from .photograph import (
+    SEED_OFFSET,
+    Cameras,
+    cleared,
+    draw_cameras,
+    draw_look,
+    draw_photo_effects,
+    draw_surfaces,
+    with_statues,
+)
 from .rendering import renderer_for
 from .table import table_pairs
 
@@ -37,7 +49,7 @@ class PairBatch(NamedTuple):
     images1, images2  (B, 3, H, W) float32 in [-1, 1]; the two may have (H, W) swapped
     points            (B, 2, P, 3) float32, metres; zero for the sky
     depth             (B, 2, P) float32 z-depth in the view's own camera, 0 for the sky
-    surface           (B, 2, P) int64 ids of the surfaces seen
+    surface           (B, 2, P) int64 ids of the surfaces seen; `UNKNOWN`: depth and points are not of what is seen
     focal             (B, 2) float32 pixels
     R, t              (B, 3, 3), (B, 3): camera 1 from camera 2
     related           (B,) bool, False where image 2 shows another scene: its points mean nothing then
@@ -60,7 +72,7 @@ class PairPlan(NamedTuple):
     """Scenes, cameras and effects of a batch of pairs, drawn but not rendered; on the CPU until moved.
 
     eye (B, 2, 3), rotation (B, 2, 3, 3) world from camera, focal (B, 2) in longer sides of the image, unit (B,) metres
-    that one unit of length of the scenes and of `eye` stands for.
+    that one unit of length of the scenes and of `eye` stands for. With a `look` the views differ like photos.
     """
 
     scenes: Scenes
@@ -70,10 +82,17 @@ class PairPlan(NamedTuple):
     unit: torch.Tensor
     related: torch.Tensor
     effects: PhotoEffects
+    look: Look | None = None
 
     def to(self, device: torch.device | str) -> PairPlan:
         eye, rotation, focal, unit, related = (tensor.to(device, non_blocking=True) for tensor in self[1:6])
-        return PairPlan(self.scenes.to(device), eye, rotation, focal, unit, related, self.effects.to(device))
+        look = self.look.to(device) if self.look is not None else None
+        return PairPlan(self.scenes.to(device), eye, rotation, focal, unit, related, self.effects.to(device), look)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All of them, in a fixed order."""
+        return [*self.scenes, *self[1:6], *self.effects, *(self.look or ())]
 
 
 def plan_pairs(
@@ -130,11 +149,35 @@ def plan_kind(seed: int, batch: int, kind: str, unrelated: bool = True) -> PairP
     return PairPlan(scenes, eye, rotation, focal, unit, related, draw_strong_effects(draws, 2))
 
 
-def plan_mixed(seed: int, batch: int, new_share: float, max_angle_deg: float = MAX_ANGLE_DEG) -> PairPlan:
+def photograph(plan: PairPlan, seed: int, share: float = 1.0, num_usual: int | None = None) -> PairPlan:
+    """A plan in which a `share` of the pairs are as photos of different days and cameras are (see `photograph.py`).
+
+    num_usual  how many of its pairs, the first ones, are rooms and open grounds; None: all
+    """
+    batch = plan.related.shape[0]
+    draws = Draws(seed + SEED_OFFSET, batch)
+    chosen = draws.chance(share)
+    usual = torch.arange(batch) < (batch if num_usual is None else num_usual)
+    cameras = draw_cameras(draws, Cameras(plan.eye, plan.rotation, plan.focal), plan.scenes, chosen, usual)
+    scenes = cleared(with_statues(draws, plan.scenes, chosen & usual), cameras.eye, chosen & usual)
+    scenes = scenes._replace(materials=draw_surfaces(draws, scenes.materials, chosen, usual))
+    effects = PhotoEffects(
+        *(
+            torch.where(chosen.view(-1, *(1,) * (old.dim() - 1)), new, old)
+            for new, old in zip(draw_photo_effects(draws, 2), plan.effects, strict=True)
+        )
+    )
+    look = draw_look(draws, scenes, chosen, usual, effects.jpeg)
+    return plan._replace(scenes=scenes, **cameras._asdict(), effects=effects, look=look)
+
+
+def plan_mixed(
+    seed: int, batch: int, new_share: float, max_angle_deg: float = MAX_ANGLE_DEG, photo_share: float = 0.0
+) -> PairPlan:
     """Pairs of which `new_share` are of one of the `NEW_KINDS`, which the seed decides; the rest is of `plan_pairs`.
 
     One kind at a time, because drawing takes a CPU about as long for one scene as for sixty. With a share of 0 these
-    are the very pairs of `plan_pairs`.
+    are the very pairs of `plan_pairs`. Of all of them, `photo_share` are made to differ like photos.
     """
     num_new = round(new_share * batch)
     kind = int(Draws(seed, 1).integers(0, len(NEW_KINDS)))
@@ -144,7 +187,8 @@ def plan_mixed(seed: int, batch: int, new_share: float, max_angle_deg: float = M
     eye, rotation, focal, unit, related = (torch.cat(tensors) for tensors in zip(*(p[1:6] for p in plans), strict=True))
     scenes = Scenes(*map(torch.cat, zip(*(plan.scenes for plan in plans), strict=True)))
     effects = PhotoEffects(*map(torch.cat, zip(*(plan.effects for plan in plans), strict=True)))
-    return PairPlan(scenes, eye, rotation, focal, unit, related, effects)
+    mixed = PairPlan(scenes, eye, rotation, focal, unit, related, effects)
+    return photograph(mixed, seed, photo_share, batch - num_new) if photo_share else mixed
 
 
 def render_plan(plan: PairPlan, shapes: tuple[tuple[int, int], tuple[int, int]]) -> PairBatch:
@@ -159,12 +203,10 @@ def render_plan(plan: PairPlan, shapes: tuple[tuple[int, int], tuple[int, int]])
     d = _rotate(plan.rotation, rays)
     o = plan.eye[:, :, None].expand_as(d)
     angle = (1 / focal)[:, :, None].expand(-1, -1, P)
-    colour, t, surface = renderer_for(d.device)(plan.scenes, o.flatten(1, 2), d.flatten(1, 2), angle.flatten(1, 2))
-    colour, t, surface = (x.unflatten(1, (2, P)) for x in (colour, t, surface))
-    images = []
-    for v in range(2):
-        one = PhotoEffects(*(tensor[:, v : v + 1] for tensor in plan.effects))
-        images.append(develop(colour[:, v : v + 1], one, shapes[v])[:, 0] * 2 - 1)
+    if plan.look is None:
+        images, t, surface = _render_alike(plan, o, d, angle, shapes)
+    else:
+        images, t, surface = _render_photos(plan, plan.look, o, d, angle, shapes)
     other = torch.where(plan.related[:, None, None, None], images[1], images[1].roll(1, 0))
 
     R1_inverse = plan.rotation[:, 0].transpose(-1, -2)
@@ -176,6 +218,47 @@ def render_plan(plan: PairPlan, shapes: tuple[tuple[int, int], tuple[int, int]])
     points = torch.stack([own[:, 0], second], 1)
     far = FAR_M * plan.unit.clamp(min=1)
     return PairBatch(images[0], other, points, t, surface, focal, R, offset, plan.related, far)
+
+
+Rendered = tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]
+"""Images (B, 3, H, W) in [-1, 1] of both views; ray parameters (B, 2, P), 0 for the sky; surfaces (B, 2, P)."""
+
+
+def _render_alike(
+    plan: PairPlan, o: torch.Tensor, d: torch.Tensor, angle: torch.Tensor, shapes: tuple[tuple[int, int], ...]
+) -> Rendered:
+    """Both views of the same scene, rays (B, 2, P, 3) of width `angle` (B, 2, P)."""
+    colour, t, surface = renderer_for(d.device)(plan.scenes, o.flatten(1, 2), d.flatten(1, 2), angle.flatten(1, 2))
+    colour, t, surface = (x.unflatten(1, o.shape[1:3]) for x in (colour, t, surface))
+    images = []
+    for v in range(2):
+        one = PhotoEffects(*(tensor[:, v : v + 1] for tensor in plan.effects))
+        images.append(develop(colour[:, v : v + 1], one, shapes[v])[:, 0] * 2 - 1)
+    return images, t, surface
+
+
+def _render_photos(
+    plan: PairPlan,
+    look: Look,
+    o: torch.Tensor,
+    d: torch.Tensor,
+    angle: torch.Tensor,
+    shapes: tuple[tuple[int, int], ...],
+) -> Rendered:
+    """Each view of the scene as it is in it; what a patch hides and mirrors show is of an unknown surface."""
+    batch = torch.arange(o.shape[0], device=o.device)[:, None]
+    mirrors = plan.scenes.materials[..., MaterialColumns.PATTERN] == MIRROR
+    images, ts, surfaces = [], [], []
+    for v in range(2):
+        own = look.of_view(v)
+        colour, t, surface = renderer_for(d.device)(scenes_of(plan.scenes, own), o[:, v], d[:, v], angle[:, v])
+        colour, hidden = hide_behind_patch(add_haze(colour, t, own), own, shapes[v])
+        reflects = mirrors[batch, surface.clamp(max=mirrors.shape[1] - 1)] & (surface != SKY)
+        one = PhotoEffects(*(tensor[:, v : v + 1] for tensor in plan.effects))
+        images.append(develop_as(colour[:, None], one, own, shapes[v])[:, 0] * 2 - 1)
+        ts.append(t)
+        surfaces.append(torch.where(hidden | reflects, UNKNOWN, surface))
+    return images, torch.stack(ts, 1), torch.stack(surfaces, 1)
 
 
 def render_pairs(
@@ -218,7 +301,7 @@ def correspond(
     target = (y.clamp(0, H - 1) * W + x.clamp(0, W - 1)).long()
     ok = ok & ((pairs.depth[batch, other, target] - z).abs() < SAME_SURFACE_TOLERANCE * z)
     seen = pairs.surface[batch, source, pixels]
-    return target, ok & (pairs.surface[batch, other, target] == seen) & (seen != SKY)
+    return target, ok & (pairs.surface[batch, other, target] == seen) & (seen < SKY)
 
 
 def _rotate(R: torch.Tensor, points: torch.Tensor) -> torch.Tensor:

@@ -54,7 +54,8 @@ def draw_strong_effects(draws: Draws, num_views: int, share: float = 0.5) -> Pho
     return effects._replace(gain=effects.gain * torch.exp(change.clamp(-0.9, 0.9) * draws.chance(share, 1, 1)))
 
 
-def _dct_matrix(device: torch.device) -> torch.Tensor:
+def cosine_basis(device: torch.device) -> torch.Tensor:
+    """(8, 8): each row one cosine of the transform of JPEG, of unit length."""
     k = torch.arange(8, device=device, dtype=torch.float32)
     basis = torch.cos((2 * k[None] + 1) * k[:, None] * math.pi / 16) * 0.5
     return basis * torch.where(k[:, None] == 0, math.sqrt(0.5), 1.0)
@@ -63,7 +64,7 @@ def _dct_matrix(device: torch.device) -> torch.Tensor:
 def _jpeg(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     """Rounds the 8 x 8 cosine coefficients of images (N, 3, H, W), more coarsely the finer they are; step (N,)."""
     N, C, H, W = x.shape
-    basis = _dct_matrix(x.device)
+    basis = cosine_basis(x.device)
     blocks = x.reshape(N, C, H // 8, 8, W // 8, 8).transpose(3, 4)
     coefficients = basis @ blocks @ basis.T
     k = torch.arange(8, device=x.device, dtype=torch.float32)
@@ -73,29 +74,46 @@ def _jpeg(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     return torch.where((step > 0)[:, None, None, None], rounded, x)
 
 
-def develop(colour: torch.Tensor, effects: PhotoEffects, shape: tuple[int, int]) -> torch.Tensor:
-    """Images (B, V, 3, H, W) in [0, 1] from linear colours (B, V, H * W, 3); shape is (H, W), multiples of 8."""
+def expose(colour: torch.Tensor, effects: PhotoEffects, shape: tuple[int, int]) -> torch.Tensor:
+    """Images (B * V, 3, H, W) after vignette and tone curve, from linear colours (B, V, H * W, 3)."""
     B, V = colour.shape[:2]
     H, W = shape
-    flat = PhotoEffects(*(tensor.flatten(0, 1) for tensor in effects))
+    gain, gamma, vignette = (x.flatten(0, 1) for x in (effects.gain, effects.gamma, effects.vignette))
     x = colour.reshape(B * V, H, W, 3).permute(0, 3, 1, 2)
     row = torch.arange(H, device=x.device, dtype=torch.float32)
     column = torch.arange(W, device=x.device, dtype=torch.float32)
     radius2 = ((row[:, None] - (H - 1) / 2) ** 2 + (column - (W - 1) / 2) ** 2) * (4 / (H * H + W * W))
-    x = x * flat.gain[:, :, None, None] * (1 - flat.vignette[:, None, None, None] * radius2)
+    x = x * gain[:, :, None, None] * (1 - vignette[:, None, None, None] * radius2)
     x = 1 - torch.exp(-1.6 * x.clamp(min=0))  # a film-like shoulder instead of hard clipping
-    x = x.clamp(min=1e-4) ** flat.gamma[:, None, None, None]
-    share = 0.25 * flat.blur[:, None, None, None]
+    return x.clamp(min=1e-4) ** gamma[:, None, None, None]
+
+
+def blurred(x: torch.Tensor, effects: PhotoEffects) -> torch.Tensor:
+    """Images (B * V, 3, H, W) blurred, or sharpened where `effects.blur` is below zero."""
+    share = 0.25 * effects.blur.flatten(0, 1)[:, None, None, None]
     for _ in range(2):
         p = F.pad(x, (1, 1, 1, 1), mode="replicate")
         p = (p[..., :-2] + p[..., 2:]) * share + p[..., 1:-1] * (1 - 2 * share)
         x = (p[..., :-2, :] + p[..., 2:, :]) * share + p[..., 1:-1, :] * (1 - 2 * share)
-    r, c = row.to(torch.int32)[:, None], column.to(torch.int32)
-    seed = flat.seed.to(torch.int32)[:, None, None]
+    return x
+
+
+def with_grain(x: torch.Tensor, effects: PhotoEffects) -> torch.Tensor:
+    """Images (B * V, 3, H, W) with the noise of a sensor."""
+    H, W = x.shape[-2:]
+    r = torch.arange(H, device=x.device, dtype=torch.int32)[:, None]
+    c = torch.arange(W, device=x.device, dtype=torch.int32)
+    seed = effects.seed.flatten(0, 1).to(torch.int32)[:, None, None]
     bits = (
         hash3(c + 0 * r, r + 0 * c, torch.zeros_like(seed), seed),
         hash3(c + 0 * r, r + 0 * c, torch.ones_like(seed), seed),
     )
     grain = torch.stack([hash_unit(bits[0], k) + hash_unit(bits[1], k) - 1 for k in range(3)], 1)
-    x = x + grain * (2.45 * flat.noise[:, None, None, None]) * (0.6 + 0.8 * x)  # 2.45: unit variance
-    return _jpeg(x, flat.jpeg).clamp(0, 1).unflatten(0, (B, V))
+    noise = effects.noise.flatten(0, 1)[:, None, None, None]
+    return x + grain * (2.45 * noise) * (0.6 + 0.8 * x)  # 2.45: unit variance
+
+
+def develop(colour: torch.Tensor, effects: PhotoEffects, shape: tuple[int, int]) -> torch.Tensor:
+    """Images (B, V, 3, H, W) in [0, 1] from linear colours (B, V, H * W, 3); shape is (H, W), multiples of 8."""
+    x = with_grain(blurred(expose(colour, effects, shape), effects), effects)
+    return _jpeg(x, effects.jpeg.flatten(0, 1)).clamp(0, 1).unflatten(0, colour.shape[:2])

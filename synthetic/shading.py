@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from .layout import FACE_X0, NUM_OBJECTS, NUM_SURFACES, SKY, LightColumns, MaterialColumns, ObjectColumns, Scenes
-from .materials import BRICKS, CHECKER, DOTS, NOISE, PATCHES, PLANKS, STRIPES, WINDOWS
+from .materials import BRICKS, CHECKER, DOTS, MIRROR, NOISE, PATCHES, PICTURE, PLANKS, STRIPES, WINDOWS
 from .noise import hash3, hash_unit, value_noise
+from .pictures import NUM_PICTURES, look_up, picture_bank
 from .raycast import normals, occluded, shortlist
 
 OCTAVES = 4
@@ -14,6 +15,15 @@ OCTAVES = 4
 
 HAZE_M = 90.0
 """Distance over which the air takes on most of the horizon's colour, outdoors."""
+
+PICTURE_NOISE = 0.4
+"""Strength of the fractal noise over a picture, which has detail where the picture has none."""
+
+MIRRORED_TILES = 0.25
+"""Tiles of a picture that an eighth of the surroundings of a mirror shows, along an edge."""
+
+RIPPLES = 0.25
+"""How far the noise of a mirror turns what it reflects."""
 
 SHADOW_OFFSET = 2e-3
 """Metres between a surface and the start of its shadow ray."""
@@ -53,7 +63,8 @@ def shade(
     n = normals(scenes, points, surface, g)
     n = torch.where((_dot(n, view) > 0)[..., None], -n, n)  # inner side of a leaf shell
 
-    albedo = _texture(g, m, points, t * pixel_angle, is_object, octaves)
+    mirrored = view - 2 * _dot(view, n)[..., None] * n
+    albedo = _texture(g, m, points, n, mirrored, t * pixel_angle, pixel_angle, is_object, octaves)
     occlusion = _ambient_occlusion(scenes, points, n, surface)
     sun, fill = _columns(lights, LightColumns.SUN), _columns(lights, LightColumns.FILL)
     facing_sun, facing_fill = _dot(n, sun), _dot(n, fill).clamp(min=0)
@@ -64,7 +75,6 @@ def shade(
     fill_light = facing_fill * lights[..., LightColumns.FILL_STRENGTH] * (0.5 + 0.5 * occlusion)
 
     # the reflection: highlights of both lights and a smooth surrounding
-    mirrored = view - 2 * _dot(view, n)[..., None] * n
     gloss, shininess = m[..., MaterialColumns.GLOSS], m[..., MaterialColumns.SHININESS]
     highlight = lit * _dot(mirrored, sun).clamp(min=1e-3) ** shininess * lights[..., LightColumns.SUN_STRENGTH]
     highlight = highlight + 0.6 * _dot(mirrored, fill).clamp(min=1e-3) ** shininess
@@ -126,7 +136,10 @@ def _texture(
     g: torch.Tensor,
     m: torch.Tensor,
     points: torch.Tensor,
+    n: torch.Tensor,
+    mirrored: torch.Tensor,
     footprint: torch.Tensor,
+    pixel_angle: torch.Tensor,
     is_object: torch.Tensor,
     octaves: int = OCTAVES,
 ) -> list[torch.Tensor]:
@@ -187,6 +200,21 @@ def _texture(
     cells = torch.where(panelled, panel, lattice)
     varied = (panelled & (kind != WINDOWS)) | (kind == DOTS)
     cell_contrast = torch.where(varied, 0.5 * m[..., MaterialColumns.CELL_CONTRAST] * fade, 0.0)
+    pictured = kind >= PICTURE
+    if points.is_cuda or bool(pictured.any()):  # a GPU is not asked: that would end the recording of a CUDA graph
+        facing = [
+            torch.where(
+                is_object,
+                (A[i][0] * n[..., 0] + A[i][1] * n[..., 1] + A[i][2] * n[..., 2]) * g[..., ObjectColumns.HALF_SIZE + i],
+                n[..., i],
+            )
+            for i in range(3)
+        ]
+        seen = _picture(kind == MIRROR, q, facing, mirrored, noise, f, footprint, pixel_angle, seed)
+        worn = [seen[k] - 0.5 + PICTURE_NOISE * noise[k] for k in range(3)]
+        first, second, third = (torch.where(pictured, worn[k], noise[k]) for k in range(3))
+        noise = first, second, third
+        mix = torch.where(pictured, (0.5 + noise[0]).clamp(0, 1), mix)
     contrast = m[..., MaterialColumns.NOISE_CONTRAST]
     channels = []
     for c in range(3):
@@ -197,3 +225,30 @@ def _texture(
         colour = colour * (1 + 1.2 * contrast * noise[0]) + 0.2 * contrast * noise[(c + 1) % 3]
         channels.append(colour.clamp(0.01, 1))
     return channels
+
+
+def _picture(
+    is_mirror: torch.Tensor,
+    q: list[torch.Tensor],
+    facing: list[torch.Tensor],
+    mirrored: torch.Tensor,
+    noise: tuple[torch.Tensor, ...],
+    frequency: torch.Tensor,
+    footprint: torch.Tensor,
+    pixel_angle: torch.Tensor,
+    seed: torch.Tensor,
+) -> list[torch.Tensor]:
+    """Three channels (B, P) of the pictures that lie on surfaces, or that mirrors reflect.
+
+    A picture is projected along the axis that the surface faces most, upright where that axis lies level. What a
+    mirror reflects lies on the faces of a cube around everything.
+    """
+    bent = [mirrored[..., k] + RIPPLES * noise[k] for k in range(3)]
+    x, y, z = (torch.where(is_mirror, bent[k], facing[k]).abs() for k in range(3))
+    along_x, along_y = (x > y) & (x > z), (y >= x) & (y > z)
+    on_cube = MIRRORED_TILES / torch.maximum(torch.maximum(x, y), z).clamp(min=1e-3)
+    place = [torch.where(is_mirror, bent[k] * on_cube, q[k] * frequency) for k in range(3)]
+    u = torch.where(along_x, place[2], place[0])
+    v = torch.where(along_y, place[2], place[1])
+    tiles = torch.where(is_mirror, MIRRORED_TILES * pixel_angle, footprint * frequency)
+    return look_up(picture_bank(q[0].device), seed % NUM_PICTURES, u, v, tiles)

@@ -8,8 +8,9 @@ import triton.language as tl
 
 from mast3r_sfm.device import current
 
-from . import layout, materials, shading
+from . import layout, materials, pictures, shading
 from .layout import LightColumns, MaterialColumns, Scenes
+from .pictures import picture_bank
 from .raycast_triton import (
     ACTIVE,
     CENTRE,
@@ -53,6 +54,14 @@ DOTS = tl.constexpr(materials.DOTS)
 PATCHES = tl.constexpr(materials.PATCHES)
 WINDOWS = tl.constexpr(materials.WINDOWS)
 PLANKS = tl.constexpr(materials.PLANKS)
+PICTURE = tl.constexpr(materials.PICTURE)
+MIRROR = tl.constexpr(materials.MIRROR)
+NUM_PICTURES = tl.constexpr(pictures.NUM_PICTURES)
+PICTURE_SIZE = tl.constexpr(pictures.SIZE)
+PICTURE_LEVELS = tl.constexpr(pictures.LEVELS)
+PICTURE_NOISE = tl.constexpr(shading.PICTURE_NOISE)
+MIRRORED_TILES = tl.constexpr(shading.MIRRORED_TILES)
+RIPPLES = tl.constexpr(shading.RIPPLES)
 SUN = tl.constexpr(LightColumns.SUN)
 FILL = tl.constexpr(LightColumns.FILL)
 AMBIENT = tl.constexpr(LightColumns.AMBIENT)
@@ -125,8 +134,56 @@ def _mixed(m, noise_a, noise_b, noise_c, mix, cells, cell_contrast, contrast, c:
 
 
 @triton.jit
-def _texture(g, m, x, y, z, footprint, is_object, OCTAVES: tl.constexpr):  # type: ignore[no-untyped-def]
-    """`shading._texture`: three albedo channels from the rows of the objects and materials hit."""
+def _look_up(bank, picture, u, v, footprint):  # type: ignore[no-untyped-def]
+    """`pictures.look_up`: three channels."""
+    level = tl.floor(tl.log2(tl.maximum(footprint * PICTURE_SIZE, 1e-6)) + 0.5)
+    level = _clamp(level, 0.0, PICTURE_LEVELS - 1.0).to(tl.int32)
+    size = (tl.zeros(level.shape, tl.int32) + PICTURE_SIZE) >> level
+    start = (NUM_PICTURES * 4 * (PICTURE_SIZE * PICTURE_SIZE - size * size)) // 3 + picture * size * size
+    x, y = u * size - 0.5, v * size - 0.5
+    left, top = tl.floor(x), tl.floor(y)
+    across, down = x - left, y - top
+    column, row = left.to(tl.int32), top.to(tl.int32)
+    first = tl.zeros(u.shape, tl.float32)
+    second = tl.zeros(u.shape, tl.float32)
+    third = tl.zeros(u.shape, tl.float32)
+    for corner in tl.static_range(4):
+        i, j = corner & 1, corner >> 1
+        bits = tl.load(bank + start + ((row + j) & (size - 1)) * size + ((column + i) & (size - 1)))
+        weight = (across * i + (1 - across) * (1 - i)) * (down * j + (1 - down) * (1 - j))
+        first += weight * hash_unit(bits, 0)
+        second += weight * hash_unit(bits, 1)
+        third += weight * hash_unit(bits, 2)
+    return first, second, third
+
+
+@triton.jit
+def _picture(  # type: ignore[no-untyped-def]
+    bank, is_mirror, q0, q1, q2, f0, f1, f2, r0, r1, r2, n0, n1, n2, frequency, footprint, angle, seed
+):
+    """`shading._picture`: three channels."""
+    b0, b1, b2 = r0 + RIPPLES * n0, r1 + RIPPLES * n1, r2 + RIPPLES * n2
+    x = tl.abs(tl.where(is_mirror, b0, f0))
+    y = tl.abs(tl.where(is_mirror, b1, f1))
+    z = tl.abs(tl.where(is_mirror, b2, f2))
+    along_x, along_y = (x > y) & (x > z), (y >= x) & (y > z)
+    on_cube = MIRRORED_TILES / tl.maximum(tl.maximum(tl.maximum(x, y), z), 1e-3)
+    p0 = tl.where(is_mirror, b0 * on_cube, q0 * frequency)
+    p1 = tl.where(is_mirror, b1 * on_cube, q1 * frequency)
+    p2 = tl.where(is_mirror, b2 * on_cube, q2 * frequency)
+    u, v = tl.where(along_x, p2, p0), tl.where(along_y, p2, p1)
+    tiles = tl.where(is_mirror, MIRRORED_TILES * angle, footprint * frequency)
+    return _look_up(bank, seed % NUM_PICTURES, u, v, tiles)
+
+
+@triton.jit
+def _texture(  # type: ignore[no-untyped-def]
+    g, m, bank, x, y, z, w0, w1, w2, v0, v1, v2, footprint, angle, is_object, OCTAVES: tl.constexpr
+):
+    """`shading._texture`: three albedo channels from the rows of the objects and materials hit.
+
+    w, v  unit vectors: the surfaces' normals and the rays' directions
+    """
     off0, off1, off2 = x - tl.load(g + CENTRE), y - tl.load(g + CENTRE + 1), z - tl.load(g + CENTRE + 2)
     u0, u1, u2 = to_local(g, off0, off1, off2)
     q0 = tl.where(is_object, u0 * tl.load(g + HALF_SIZE), x) + tl.load(m + OFFSET)
@@ -178,6 +235,21 @@ def _texture(g, m, x, y, z, footprint, is_object, OCTAVES: tl.constexpr):  # typ
     varied = (kind == BRICKS) | (kind == PLANKS) | (kind == DOTS)
     cell_contrast = tl.where(varied, 0.5 * tl.load(m + CELL_CONTRAST) * fade, 0.0)
     contrast = tl.load(m + NOISE_CONTRAST)
+    pictured = kind >= PICTURE
+    if tl.max(pictured.to(tl.int32), 0) > 0:
+        f0, f1, f2 = to_local(g, w0, w1, w2)
+        f0 = tl.where(is_object, f0 * tl.load(g + HALF_SIZE), w0)
+        f1 = tl.where(is_object, f1 * tl.load(g + HALF_SIZE + 1), w1)
+        f2 = tl.where(is_object, f2 * tl.load(g + HALF_SIZE + 2), w2)
+        along = v0 * w0 + v1 * w1 + v2 * w2
+        r0, r1, r2 = v0 - 2 * along * w0, v1 - 2 * along * w1, v2 - 2 * along * w2
+        p0, p1, p2 = _picture(
+            bank, kind == MIRROR, q0, q1, q2, f0, f1, f2, r0, r1, r2, n0, n1, n2, f, footprint, angle, seed
+        )
+        n0 = tl.where(pictured, p0 - 0.5 + PICTURE_NOISE * n0, n0)
+        n1 = tl.where(pictured, p1 - 0.5 + PICTURE_NOISE * n1, n1)
+        n2 = tl.where(pictured, p2 - 0.5 + PICTURE_NOISE * n2, n2)
+        mix = tl.where(pictured, _clamp(0.5 + n0, 0.0, 1.0), mix)
     red = _mixed(m, n0, n1, n2, mix, cells, cell_contrast, contrast, 0)
     green = _mixed(m, n0, n2, n2, mix, cells, cell_contrast, contrast, 1)
     blue = _mixed(m, n0, n0, n2, mix, cells, cell_contrast, contrast, 2)
@@ -229,7 +301,7 @@ def _lit_channel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _render_kernel(  # type: ignore[no-untyped-def]
-    half_extents, outdoors, terrains, object_table, material_table, light_table, origins, directions, angles,
+    half_extents, outdoors, terrains, object_table, material_table, light_table, bank, origins, directions, angles,
     colours, ts, surfaces, rays,
     OCTAVES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -259,7 +331,7 @@ def _render_kernel(  # type: ignore[no-untyped-def]
 
     g = objects + tl.minimum(surface, NUM_OBJECTS - 1) * OBJECT_WIDTH
     m = material_table + (scene * NUM_SURFACES + tl.minimum(surface, NUM_SURFACES - 1)) * MATERIAL_WIDTH
-    red, green, blue = _texture(g, m, x, y, z, t * angle, is_object, OCTAVES)
+    red, green, blue = _texture(g, m, bank, x, y, z, n0, n1, n2, v0, v1, v2, t * angle, angle, is_object, OCTAVES)
     occlusion = _ambient_occlusion(objects, half, outdoor, x, y, z, n0, n1, n2, surface)
 
     sun0, sun1, sun2 = tl.load(lights + SUN), tl.load(lights + SUN + 1), tl.load(lights + SUN + 2)
@@ -320,6 +392,17 @@ def render_rays_fused(
     surface = torch.empty(B, P, dtype=torch.int64, device=o.device)
     with current(o.device):
         _render_kernel[(triton.cdiv(P, BLOCK), B)](
-            *tables, o, d, pixel_angle, colour, t, surface, P, OCTAVES=octaves, BLOCK=BLOCK, num_warps=1
+            *tables,
+            picture_bank(o.device),
+            o,
+            d,
+            pixel_angle,
+            colour,
+            t,
+            surface,
+            P,
+            OCTAVES=octaves,
+            BLOCK=BLOCK,
+            num_warps=1,
         )
     return colour, t, surface

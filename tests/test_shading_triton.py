@@ -6,7 +6,9 @@ import pytest
 import torch
 from triton_interpreter import interpreted, outside, run_interpreted
 
-from synthetic.pairs import NEW_KINDS, PairPlan, plan_kind, plan_pairs
+from synthetic.layout import MaterialColumns
+from synthetic.materials import MIRROR, PICTURE
+from synthetic.pairs import NEW_KINDS, PairPlan, photograph, plan_kind, plan_pairs
 from synthetic.rendering import render_rays
 
 pytest.importorskip("triton", reason="Triton comes with torch's CUDA builds")
@@ -31,6 +33,15 @@ def test_fused_kernel_renders_the_new_kinds(kind: str, monkeypatch: pytest.Monke
     plan = plan_kind(3, 3, kind)
     rays = torch.randn(3, 1500, 3, generator=torch.Generator().manual_seed(0)) * 0.5 + torch.tensor([0.0, 0.0, 1.0])
     compare(plan, (rays[:, :, None] * plan.rotation[:, :1]).sum(-1), monkeypatch)
+
+
+@interpreted
+def test_fused_kernel_renders_pictures_and_mirrors(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = photograph(plan_pairs(1, 4), 1)
+    patterns = plan.scenes.materials[..., MaterialColumns.PATTERN]
+    assert (patterns == PICTURE).float().mean() > 0.2
+    patterns[:, ::5] = MIRROR
+    compare(plan, torch.randn(4, 1500, 3, generator=torch.Generator().manual_seed(1)), monkeypatch)
 
 
 def compare(plan: PairPlan, d: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

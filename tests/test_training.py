@@ -13,7 +13,8 @@ import torch
 from mast3r_sfm.model.checkpoint import load_model
 from mast3r_sfm.model.network import HeadOutput, TwoViewNetwork
 from synthetic import RESERVED_SEEDS, PairBatch, render_pairs
-from synthetic.pairs import NEW_KINDS, PairPlan, plan_kind, plan_pairs, render_plan
+from synthetic.layout import UNKNOWN
+from synthetic.pairs import NEW_KINDS, PairPlan, photograph, plan_kind, plan_pairs, render_plan
 from training.evaluate import BATCH, CASES, FIRST_SEED, Case, evaluate_case
 from training.graphs import GraphedStep
 from training.losses import Losses, LossOptions, Shapes, draw_samples, pair_losses
@@ -225,6 +226,14 @@ def test_schedule_warms_up_then_falls_and_shapes_suit_the_patches() -> None:
     assert sum(resolution.weight for resolution in RESOLUTIONS) == pytest.approx(1)
 
 
+def test_a_second_run_goes_on_where_the_first_one_ended() -> None:
+    end = learning_rate(8e-4, 6000, 1.0, 300, 0.5)
+    assert end == pytest.approx(4e-4)
+    start = [learning_rate(4e-4, step, 0.0, 150, 0.02) for step in (0, 74, 149)]
+    assert start == pytest.approx([4e-4 / 150, 2e-4, 4e-4])  # the momenta fill while the rate rises
+    assert learning_rate(4e-4, 6000, 1.0, 150, 0.02) == pytest.approx(8e-6)
+
+
 def test_training_seeds_are_never_reserved_and_never_shared() -> None:
     cpu = torch.device("cpu")
     seeds = [
@@ -256,6 +265,7 @@ def test_a_short_run_learns_and_goes_on_from_its_own_checkpoint(config_file: Pat
         compile=False,
         max_angle_deg=40,
         new_kinds=0,
+        photos=0,
         resolutions=(Resolution(1.0, (SHAPE,)),),
         loss=options,
     )
@@ -277,6 +287,7 @@ def test_a_short_run_learns_and_goes_on_from_its_own_checkpoint(config_file: Pat
         compile=False,
         seed=1,
         new_kinds=0,
+        photos=0,
         resolutions=(Resolution(1.0, (SHAPE,)),),
         loss=options,
     )
@@ -296,6 +307,7 @@ def test_a_step_on_new_kinds_of_scenes(config_file: Path, tmp_path: Path) -> Non
         pairs=0.4,
         compile=False,
         new_kinds=0.75,
+        photos=0.75,
         resolutions=(Resolution(1.0, (SHAPE,)),),
         loss=LossOptions(num_samples=256),
     )
@@ -304,7 +316,8 @@ def test_a_step_on_new_kinds_of_scenes(config_file: Path, tmp_path: Path) -> Non
     assert all(parameter.isfinite().all() for parameter in trained.values())
     assert any(not torch.equal(parameter, before[name]) for name, parameter in trained.items())
     assert "skipped 0" in (tmp_path / "train.log").read_text()
-    assert json.loads((tmp_path / "run.json").read_text())["options"]["new_kinds"] == 0.75
+    written = json.loads((tmp_path / "run.json").read_text())["options"]
+    assert (written["new_kinds"], written["photos"]) == (0.75, 0.75)
 
 
 @pytest.mark.parametrize("kind", NEW_KINDS)
@@ -317,6 +330,57 @@ def test_new_kinds_have_losses_and_held_out_pairs_with_a_truth_in_both_views(kin
     assert exact.float().mean(2).min() > 0.1
     losses = losses_of(held_out, held_out.points)
     assert float(losses.error1) == pytest.approx(0, abs=1e-4) and losses.total.isfinite()
+
+
+HELD_OUT = {
+    "160px_0_60": (9829.674, 39655.765, 67.754, 14.237, -0.0829, -0.0832),
+    "224px_0_60": (9829.674, 39655.765, 67.754, 14.237, -0.0829, -0.0832),
+    "320px_0_60": (9829.674, 39655.765, 67.754, 14.237, -0.0829, -0.0832),
+    "224px_60_100": (9828.674, 39655.765, 67.488, 14.237, -0.0746, -0.0688),
+    "224px_100_150": (9827.674, 39655.765, 68.485, 14.237, -0.0727, -0.0754),
+    "224px_unrelated": (9829.674, 39655.765, 67.754, 14.237, -0.0829, -0.0832),
+    "224px_aerial": (8616.780, 39291.522, 69.446, 12.981, -0.0076, -0.0330),
+    "224px_facade": (9235.335, 38436.733, 68.149, 25.864, 0.0407, -0.0419),
+    "224px_table": (10305.905, 38964.980, 68.797, 16.246, -0.0041, 0.0056),
+}
+"""Absolute sums over the first held-out batch: objects, materials without their last columns, rotations, focal
+lengths; and the mean of both images at 32 x 24 pixels."""
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_held_out_pairs_are_those_of_the_published_figures(case: Case) -> None:
+    if case.photos:
+        pytest.skip("no figures are published of it")
+    plan = case.plan(FIRST_SEED)
+    pairs = render_plan(plan, ((24, 32), (24, 32)))
+    tables = plan.scenes.objects, plan.scenes.materials[..., :20], plan.rotation, plan.focal
+    *sums, mean1, mean2 = HELD_OUT[case.name]
+    assert [float(table.double().abs().sum()) for table in tables] == pytest.approx(sums, rel=1e-5)
+    assert float(pairs.images1.mean()) == pytest.approx(mean1, abs=1e-3)
+    assert float(pairs.images2.mean()) == pytest.approx(mean2, abs=1e-3)
+
+
+def test_held_out_photos_have_a_truth_in_both_views() -> None:
+    (case,) = (case for case in CASES if case.photos)
+    held_out = render_plan(case.plan(FIRST_SEED), SHAPES)
+    known = (held_out.depth > 0) & (held_out.surface != UNKNOWN)
+    assert known.float().mean((1, 2)).min() > 0.1
+    losses = losses_of(held_out, held_out.points)
+    assert float(losses.error1) == pytest.approx(0, abs=1e-4) and losses.total.isfinite()
+
+
+def test_what_is_unknown_has_no_point_to_learn_but_a_low_confidence(pairs: PairBatch) -> None:
+    surface = pairs.surface.clone()
+    surface[:, :, :300] = UNKNOWN
+    unknown = pairs._replace(surface=surface)
+    wrong = pairs.points.clone()
+    wrong[:, :, :300] *= 5
+    right, off = losses_of(unknown, pairs.points), losses_of(unknown, wrong)
+    assert float(off.error1) == pytest.approx(float(right.error1), abs=1e-6)
+    assert float(off.regression) == pytest.approx(float(right.regression), abs=1e-5)
+    sure, unsure = (losses_of(unknown, pairs.points, conf=conf).regression for conf in (3.0, 1.0))
+    known_sure, known_unsure = (losses_of(pairs, pairs.points, conf=conf).regression for conf in (3.0, 1.0))
+    assert sure > unsure and known_sure < known_unsure
 
 
 def test_evaluation_finds_a_perfect_network_perfect() -> None:
@@ -358,7 +422,7 @@ def test_recorded_steps_compute_what_plain_ones_do(config_file: Path) -> None:
         seen = []
         for k, shapes in enumerate([wide, tall, wide, tall, wide, wide, tall]):
             optimiser.zero_grad()
-            losses = step(plan_pairs(k, 4), shapes)
+            losses = step(photograph(plan_pairs(k, 4), k), shapes)
             seen.append(torch.cat([losses.regression[None], optimiser.gradient]).cpu())
             optimiser.step(1e-3)
         return seen

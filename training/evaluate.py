@@ -25,7 +25,8 @@ from mast3r_sfm.matching.maps import descriptors, flat_to_xy, xy_to_flat
 from mast3r_sfm.model.checkpoint import load_model
 from mast3r_sfm.model.network import HeadOutput
 from mast3r_sfm.types import PairPrediction, ViewPrediction
-from synthetic.pairs import NEW_KINDS, PairBatch, PairPlan, correspond, plan_kind, plan_pairs, render_plan
+from synthetic.layout import UNKNOWN
+from synthetic.pairs import NEW_KINDS, PairBatch, PairPlan, correspond, photograph, plan_kind, plan_pairs, render_plan
 
 logger = logging.getLogger("training")
 
@@ -44,7 +45,8 @@ BATCH = 8
 class Case:
     """A kind of pairs to look at: angles between the cameras (degrees) and image shape (H, W).
 
-    kind  one of `synthetic.pairs.NEW_KINDS`, whose cameras have angles of their own; None: rooms and open ground
+    kind    one of `synthetic.pairs.NEW_KINDS`, whose cameras have angles of their own; None: rooms and open ground
+    photos  whether the views differ like photos of different days and cameras (`synthetic.photograph`)
     """
 
     name: str
@@ -52,12 +54,14 @@ class Case:
     angles: tuple[float, float]
     unrelated: bool = False
     kind: str | None = None
+    photos: bool = False
 
     def plan(self, seed: int) -> PairPlan:
         """`BATCH` pairs, drawn but not rendered."""
         if self.kind is not None:
             return plan_kind(seed, BATCH, self.kind, False)
-        return plan_pairs(seed, BATCH, self.angles[1], False, self.angles[0])
+        plan = plan_pairs(seed, BATCH, self.angles[1], False, self.angles[0])
+        return photograph(plan, seed) if self.photos else plan
 
 
 CASES = (
@@ -68,6 +72,7 @@ CASES = (
     Case("224px_100_150", (168, 224), (100.0, 150.0)),
     Case("224px_unrelated", (168, 224), (0.0, 60.0), unrelated=True),
     *(Case(f"224px_{kind}", (168, 224), (0.0, 180.0), kind=kind) for kind in NEW_KINDS),
+    Case("224px_photo", (168, 224), (0.0, 60.0), photos=True),
 )
 
 
@@ -98,7 +103,7 @@ def _errors(predicted: torch.Tensor, pairs: PairBatch, k: int) -> tuple[float, f
     """Median errors (own, other, raw own, raw other) of pair k; predicted (2, P, 3)."""
     truth = pairs.points[k]
     distance = truth.norm(dim=-1)
-    valid = (pairs.depth[k] > 0) & (distance < pairs.far[k])
+    valid = (pairs.depth[k] > 0) & (distance < pairs.far[k]) & (pairs.surface[k] != UNKNOWN)
     scale = (distance[valid] / predicted.norm(dim=-1)[valid].clamp(min=1e-6)).median()
     values = []
     for s in (scale, 1.0):
@@ -138,7 +143,7 @@ def evaluate_case(network: PairNetwork, case: Case, num_pairs: int, device: torc
             right, counted = right + int(near.sum()), counted + int(visible.sum())
             confident_right += int((near & strong).sum())
             confident_counted += int((visible & strong).sum())
-    middle = torch.tensor(errors).median(0).values.tolist() if errors else [float("nan")] * 4
+    middle = torch.tensor(errors).nanmedian(0).values.tolist() if errors else [float("nan")] * 4
     return Figures(
         num_pairs,
         error_own=middle[0],

@@ -47,7 +47,7 @@ class GraphedStep:
             return self._step(plan, shapes)
         recording = self._recordings[key] or self._record(plan, shapes)
         self._recordings[key] = recording
-        for static, new in zip(_tensors(recording.plan), _tensors(plan), strict=True):
+        for static, new in zip(recording.plan.tensors, plan.tensors, strict=True):
             static.copy_(new, non_blocking=True)
         recording.graph.replay()
         return recording.losses
@@ -60,7 +60,3 @@ class GraphedStep:
         with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
             losses = self._step(static, shapes)
         return _Recording(graph, static, losses)
-
-
-def _tensors(plan: PairPlan) -> list[torch.Tensor]:
-    return [*plan.scenes, plan.eye, plan.rotation, plan.focal, plan.unit, plan.related, *plan.effects]

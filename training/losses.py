@@ -14,6 +14,7 @@ import torch
 
 from mast3r_sfm.model.network import HeadOutput
 from synthetic import PairBatch, correspond
+from synthetic.layout import UNKNOWN
 
 Shapes = tuple[tuple[int, int], tuple[int, int]]
 
@@ -25,7 +26,8 @@ class LossOptions:
     conf_alpha         reward of a high point confidence
     scale_weight       of |log(predicted scale / true scale)|
     far_loss           what a far point counts for its confidence (beyond `PairBatch.far`, or the sky: it has no exact
-                       target and must only be far); unusable_loss: a view that cannot be placed
+                       target and must only be far); unusable_loss: a view that cannot be placed,
+                       and pixels of an unknown surface (see `PairBatch.surface`)
     min_covisibility   share of view 2 that view 1 must see before view 2's points are asked for
     matching_weight, temperature, desc_conf_alpha   of the descriptors
     unmatched_loss     InfoNCE that a pixel without a counterpart counts for its descriptor confidence
@@ -106,8 +108,9 @@ def _regression(
     predicted_distance = ((predicted * predicted).sum(-1) + 1e-12).sqrt()
     usable = torch.stack([torch.ones_like(usable2), usable2], 1)[..., None]
     near = distance < pairs.far[:, None, None]
-    exact = ((pairs.depth > 0) & near & usable).float()
-    far = (((pairs.depth <= 0) | ~near) & usable).float()
+    known = usable & (pairs.surface != UNKNOWN)
+    exact = ((pairs.depth > 0) & near & known).float()
+    far = (((pairs.depth <= 0) | ~near) & known).float()
     count = exact.sum((1, 2)).clamp(min=1)
     true_scale = ((distance * exact).sum((1, 2)) / count).clamp(min=1e-3)
     scale = ((predicted_distance * exact).sum((1, 2)) / count).clamp(min=1e-3)
@@ -116,7 +119,7 @@ def _regression(
     error = ((off * off).sum(-1) + 1e-12).sqrt()
     farthest = (distance * exact).amax((1, 2), keepdim=True) * (scale / true_scale).detach()[:, None, None]
     too_near = (1 - predicted_distance / (1.2 * farthest).clamp(min=1e-3)).clamp(min=0)
-    wanted = error * exact + options.far_loss * far + options.unusable_loss * (~usable).float()
+    wanted = error * exact + options.far_loss * far + options.unusable_loss * (~known).float()
     weighted = (conf * wanted - options.conf_alpha * conf.log()).mean()
     regression = weighted + options.far_weight * (too_near * far).mean()
     has_truth = (exact.sum((1, 2)) > 0).float()

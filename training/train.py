@@ -53,6 +53,7 @@ class RunOptions:
 
     max_angle_deg  between the cameras of pairs in rooms and on open ground
     new_kinds      share of the pairs from the air, of facades and of tables (`synthetic.pairs.NEW_KINDS`)
+    photos         share of the pairs that differ like photos of different days and cameras (`synthetic.photograph`)
     """
 
     init: Path
@@ -68,6 +69,7 @@ class RunOptions:
     cuda_graphs: bool = True
     max_angle_deg: float = 150.0
     new_kinds: float = 0.5
+    photos: float = 0.5
     resolutions: tuple[Resolution, ...] = RESOLUTIONS
     loss: LossOptions = field(default_factory=LossOptions)
     optimiser: OptimiserOptions = field(default_factory=OptimiserOptions)
@@ -214,7 +216,7 @@ def train(options: RunOptions) -> TwoViewNetwork:
         shapes = choose_shapes(options.seed * 1_000_003 + step, options.resolutions)
         batch = batch_for(shapes[0], options.pairs)
         seed = training_seed(options, step, worker)
-        return shapes, plan_mixed(seed, batch, options.new_kinds, options.max_angle_deg)
+        return shapes, plan_mixed(seed, batch, options.new_kinds, options.max_angle_deg, options.photos)
 
     with ThreadPoolExecutor(1) as planner:
         coming = planner.submit(plan, 0)
@@ -290,6 +292,13 @@ def _write_run(options: RunOptions, worker: Worker, steps: int, pairs: int, seco
     default=0.5,
     show_default=True,
     help="Share of the pairs from the air, of facades and of tables; the rest: rooms and open ground.",
+)
+@click.option(
+    "--photos",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Share of the pairs whose views differ like photos: light, camera, weather, things in one view only.",
 )
 @click.option("--long-edge", "long_edges", type=int, multiple=True, help="Train on these sizes only (160, 224, 320).")
 @click.option("--compile/--no-compile", default=True, show_default=True)
