@@ -57,6 +57,7 @@ class Bundle:
     ) -> None:
         pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value  # it reports every adjustment otherwise
         self.num_views = len(features)
+        self.group_of = tuple(group_of)
         self._features = features
         self._model = pycolmap.Reconstruction()
         for k, group in enumerate(groups, 1):
@@ -193,8 +194,7 @@ class Bundle:
         point and camera was fitted to them.
         """
         errors = np.concatenate(self.errors_px())
-        num_fitted = 3 * self._model.num_points3D() + 6 * self.num_views
-        left = max(0.1, 1 - num_fitted / (2 * len(errors))) if len(errors) else np.nan
+        left = max(0.1, 1 - self.num_fitted / (2 * len(errors))) if len(errors) else np.nan
         return float(np.median(errors)) / 1.1774 / np.sqrt(left)
 
     def intrinsics_std(self, loss_px: float, principal_point: bool) -> np.ndarray:
@@ -275,6 +275,11 @@ class Bundle:
     @property
     def num_points(self) -> int:
         return self._model.num_points3D()
+
+    @property
+    def num_fitted(self) -> int:
+        """Numbers that an adjustment finds: coordinates of points, and poses."""
+        return 3 * self._model.num_points3D() + 6 * self.num_views
 
     @property
     def mean_track_length(self) -> float:

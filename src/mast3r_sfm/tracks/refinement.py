@@ -290,9 +290,11 @@ def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: floa
 
     Returns the standard deviations of the focal lengths (groups,), pixels, and of the positions (n,), scene units.
 
-    A focal length that the tracks leave uncertain by more than `MAX_FOCAL_STD` stays the one that came in; a principal
-    point uncertain by more than `MAX_CENTRE_STD` stays in the middle of the image. Cameras close together or looking
-    the same way, or a flat scene, leave these open: they would wander far for a hundredth of a pixel.
+    A focal length that the tracks leave uncertain by more than `MAX_FOCAL_STD` stays the one that came in. A principal
+    point stays in the middle of the image unless two things hold: it is not more uncertain than `MAX_CENTRE_STD`, and
+    the Bayesian information criterion asks for it, so it spares more than 2 ln N of the squared errors in units of
+    their variance. Cameras close together or looking the same way, a flat scene or a turn about a single axis leave
+    these open: they would wander far for a hundredth of a pixel, and take the rotations along.
     """
     bundle.adjust(pixel)
     focal_std = bundle.intrinsics_std(pixel, principal_point=False)[:, 0]
@@ -302,17 +304,37 @@ def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: floa
     if held:
         bundle.adjust(pixel, held=held)
     settled = [bundle.group(k) for k in range(len(start))]
+    cost_held = _group_costs(bundle, len(start), pixel)
     bundle.adjust(pixel, principal_point=True, held=held)
+    cost_free = _group_costs(bundle, len(start), pixel)
     std = bundle.intrinsics_std(pixel, principal_point=True)
     focal_known = np.array([k not in held for k in range(len(start))])
+    put_back = False
     for k, own in enumerate(start):
-        if k not in held and not std[k, 1:3].max() <= MAX_CENTRE_STD * max(own.size):
+        spared = (cost_held[k, 0] - cost_free[k, 0]) / max(cost_free[k, 0], 1e-300) * cost_free[k, 1]
+        needed = spared > 2 * np.log(max(cost_free[k, 1], 2))
+        if k not in held and not (needed and std[k, 1:3].max() <= MAX_CENTRE_STD * max(own.size)):
             bundle.set_intrinsics(k, settled[k])
             held.add(k)
-    bundle.adjust(pixel, principal_point=True, held=held)
+            put_back = True
+    if put_back:
+        bundle.adjust(pixel, principal_point=True, held=held)
     bundle.filter(ROUNDS[-1].max_error_px * pixel)
     bundle.adjust(pixel, principal_point=True, held=held)
     return np.where(focal_known, np.minimum(std[:, 0], focal_std), np.nan), bundle.position_std(pixel, held)
+
+
+def _group_costs(bundle: Bundle, num_groups: int, scale_px: float) -> np.ndarray:
+    """(groups, 2): sum of the robust squared errors of the observations of every camera, and their degrees of freedom.
+
+    Cauchy's loss as in the adjustment: c^2 log(1 + e^2 / c^2).
+    """
+    costs = np.zeros((num_groups, 2))
+    share = 1 - bundle.num_fitted / max(1, 2 * bundle.num_observations().sum())
+    for k, errors in enumerate(bundle.errors_px()):
+        costs[bundle.group_of[k], 0] += float((scale_px**2 * np.log1p((errors / scale_px) ** 2)).sum())
+        costs[bundle.group_of[k], 1] += 2 * len(errors) * max(0.0, share)
+    return costs
 
 
 NUM_STEPS = len(ROUNDS) + 1
