@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MIN_CONNECTING = 20
+MIN_CONNECTING = 30
 """Confirmed matches of features that connect two photos although the network denies the pair."""
 
 _FEATURES_TO_CONNECT = 4096  # of each photo of a pair that the network denies
@@ -77,24 +77,22 @@ def match_features(
 ) -> FeatureEvidence:
     """Matches of the features of all pairs that were looked at, without regard to the network's opinion of them."""
     cameras = [colmap_camera(usual_camera(image), 1, image.focal_exif_px is not None) for image in images]
-    confirmed = {}
-    for pair in pairs:
-        i, j = pair.i, pair.j
-        limit = _FEATURES_TO_CHECK if pair.kept else _FEATURES_TO_CONNECT
-        matches = match_everywhere(features[i], features[j], limit)
+
+    def confirm(i: int, j: int, matches: np.ndarray) -> pycolmap.TwoViewGeometry | None:
         size = max(*images[i].transform.original_size, *images[j].transform.original_size)
-        geometry = confirm_pair(
-            cameras[i],
-            features[i].xy,
-            cameras[j],
-            features[j].xy,
-            matches,
-            _MAX_ERROR_PX * max(1.0, size / _REFERENCE_PX),
-        )
-        if geometry is not None:
-            confirmed[i, j] = geometry
-        if advance is not None:
-            advance(1)
+        max_error_px = _MAX_ERROR_PX * max(1.0, size / _REFERENCE_PX)
+        return confirm_pair(cameras[i], features[i].xy, cameras[j], features[j].xy, matches, max_error_px)
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        asked = []
+        for pair in pairs:  # the search itself uses all processors, one pair after the other
+            limit = _FEATURES_TO_CHECK if pair.kept else _FEATURES_TO_CONNECT
+            matches = match_everywhere(features[pair.i], features[pair.j], limit)
+            asked.append(pool.submit(confirm, pair.i, pair.j, matches))
+            if advance is not None:
+                advance(1)
+        found = [one.result() for one in asked]
+    confirmed = {(p.i, p.j): one for p, one in zip(pairs, found, strict=True) if one is not None}
     return FeatureEvidence(tuple(features), confirmed)
 
 

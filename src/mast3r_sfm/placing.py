@@ -26,6 +26,7 @@ class Start:
     K               (m, 3, 3) network pixels: what a member keeps that is not refined
     groups, group_of   intrinsics, and the number of those of every member
     anchors         m tensors (rows, columns): depth of the anchors in this scene
+    mapped          by local features alone, not by the alignment
     """
 
     members: tuple[int, ...]
@@ -34,6 +35,7 @@ class Start:
     groups: tuple[CameraGroup, ...]
     group_of: tuple[int, ...]
     anchors: tuple[torch.Tensor, ...]
+    mapped: bool = False
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,7 @@ def _mapped_start(
         groups=tuple(mapped.groups[numbers.index(number)] for number in used),
         group_of=tuple(used.index(group_of[k]) for k in members),
         anchors=tuple(anchors),
+        mapped=True,
     )
 
 
@@ -177,7 +178,12 @@ def _refined(
     }
     features = tuple(evidence.features[index] for index in start.members)
     refined = _adjusted(images, data, start, features, matched, options, advance)
-    weak = set(range(len(features))) if refined is None else set(np.flatnonzero(~_covered(features, refined)).tolist())
+    if refined is None:
+        weak = set(range(len(features)))
+    elif start.mapped:  # the network's matches are less to be relied on where its cameras were not right
+        weak = set(np.flatnonzero(~refined.refined).tolist())
+    else:
+        weak = set(np.flatnonzero(~_covered(features, refined)).tolist())
     if weak:
         logger.info("%d of %d photos have too few features; the network's matches fill in", len(weak), len(features))
         subsample = options.alignment.subsample
