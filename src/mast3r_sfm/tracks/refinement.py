@@ -19,7 +19,7 @@ from mast3r_sfm.tracks.bundle import Bundle, CameraGroup
 from mast3r_sfm.tracks.features import LocalFeatures
 from mast3r_sfm.tracks.guided import match_guided
 
-MIN_OBSERVATIONS = 60
+MIN_OBSERVATIONS = 40
 """A view with fewer features in tracks keeps the camera that it has."""
 
 MAX_ERROR_PX = 2.0

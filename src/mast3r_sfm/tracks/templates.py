@@ -14,8 +14,8 @@ import numpy as np
 _HALF = 8  # a patch has 17 x 17 pixels
 _ITERATIONS = 8
 _LEVELS = (2, 1)  # photo reduced to a half, then as it is
-_MIN_CORRELATION = 0.8
-_MAX_SIGMA_PX = 0.25  # standard deviation of the place that is found
+_MIN_CORRELATION = 0.7
+_MAX_SIGMA_PX = 0.5  # standard deviation of the place that is found
 _MAX_LAST_STEP_PX = 0.1
 
 
