@@ -22,6 +22,7 @@ from mast3r_sfm.options import IntrinsicsGroups, ReconstructionOptions
 from mast3r_sfm.pairwise import PairwiseData
 from mast3r_sfm.placing import Candidate, Start, depth_at, place_views
 from mast3r_sfm.progress import Advance
+from mast3r_sfm.resection import resect
 from mast3r_sfm.tracks import LocalFeatures, RefinedCameras, TrackView, map_features, refine_cameras
 from mast3r_sfm.tracks.explained import count_explained
 from mast3r_sfm.tracks.refinement import NUM_STEPS as NUM_STEPS
@@ -73,6 +74,7 @@ def refine_group(
             logger.info("those of the mapper explain %d", other.num_explained)
             if other.num_explained > CLEARLY_MORE * best.num_explained:
                 best = other
+    best = _with_resections(images, data, evidence, best, options)
     _warn_of_unrefined(images, best)
     if best.refined is None and best.start.members == aligned.group:
         return aligned
@@ -228,6 +230,45 @@ def _covered(features: Sequence[LocalFeatures], refined: RefinedCameras) -> np.n
         cell = np.clip((seen + 0.5) // (size / _CELLS), 0, _CELLS - 1)
         covered[k] &= len(np.unique(cell, axis=0)) >= MIN_COVERED * _CELLS**2
     return covered
+
+
+def _with_resections(
+    images: Sequence[View],
+    data: PairwiseData,
+    evidence: FeatureEvidence,
+    best: Candidate,
+    options: ReconstructionOptions,
+) -> Candidate:
+    """The candidate, or a better one in which members that were not refined begin from a place among the refined."""
+    refined, start, subsample = best.refined, best.start, options.alignment.subsample
+    if refined is None or refined.refined.all() or refined.refined.sum() < 2:
+        return best
+    placed = place_views(images, data, best, subsample)
+    groups, group_of = list(refined.groups), list(refined.group_of)
+    poses, K, anchors = refined.cam_from_world.copy(), placed.cameras.K.numpy().copy(), list(placed.cameras.core_depths)
+    for k in np.flatnonzero(~refined.refined).tolist():
+        index = start.members[k]
+        known = refined.refined.tolist()
+        found = resect(images, data, placed, index, known, start.groups[start.group_of[k]], subsample)
+        if found is None:
+            continue
+        poses[k], K[k] = found.cam_from_world, images[index].transform.K_to_network(found.camera.K)
+        anchors[k] = anchors[k] * found.depth_factor
+        groups.append(found.camera)
+        group_of[k] = len(groups) - 1
+    used = sorted(set(group_of))
+    again = dataclasses.replace(
+        start,
+        cam_from_world=poses,
+        K=K,
+        groups=tuple(groups[number] for number in used),
+        group_of=tuple(used.index(number) for number in group_of),
+        anchors=tuple(anchors),
+    )
+    other = _refined(images, data, evidence, again, options, None)
+    if other.refined is None or other.refined.refined.sum() <= refined.refined.sum():
+        return best
+    return other
 
 
 def _num_explained(evidence: FeatureEvidence, start: Start, refined: RefinedCameras | None) -> int:

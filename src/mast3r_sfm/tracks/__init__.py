@@ -1,6 +1,7 @@
 """From aligned cameras to exact ones: local features at the photos' resolution, tracks of them, bundle adjustment."""
 
 from mast3r_sfm.tracks.bundle import CameraGroup as CameraGroup
+from mast3r_sfm.tracks.bundle import camera_group as camera_group
 from mast3r_sfm.tracks.bundle import colmap_camera as colmap_camera
 from mast3r_sfm.tracks.bundle import confirm_pair as confirm_pair
 from mast3r_sfm.tracks.features import LocalFeatures as LocalFeatures

@@ -56,7 +56,7 @@ class Bundle:
         cam_from_world: np.ndarray,
         features: Sequence[np.ndarray],
     ) -> None:
-        pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value  # it reports every adjustment otherwise
+        pycolmap.logging.minloglevel = pycolmap.logging.FATAL.value  # it reports every adjustment otherwise
         self.num_views = len(features)
         self.group_of = tuple(group_of)
         self._features = features
