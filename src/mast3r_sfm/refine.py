@@ -22,6 +22,7 @@ from mast3r_sfm.options import IntrinsicsGroups, ReconstructionOptions
 from mast3r_sfm.pairwise import PairwiseData
 from mast3r_sfm.placing import Candidate, Start, depth_at, place_views
 from mast3r_sfm.progress import Advance
+from mast3r_sfm.quality import MAX_ERROR
 from mast3r_sfm.resection import resect
 from mast3r_sfm.tracks import LocalFeatures, RefinedCameras, TrackView, map_features, refine_cameras
 from mast3r_sfm.tracks.explained import count_explained
@@ -36,6 +37,13 @@ ENOUGH_EXPLAINED = 0.85
 CLEARLY_MORE = 1.1
 """How many times more matches the mapper's start must explain to take over."""
 
+CLEARLY_LESS = 0.7
+"""How many times smaller the errors of a photo must be at another place, or with a focal length of its own, to say that
+it was misplaced, or has one."""
+
+MAX_WORSE = 1.5
+"""How many times larger the errors of a photo that is not refined may become by the refinement of the others."""
+
 MAX_DEPTH_SPREAD = 0.3
 """Largest median deviation of the predicted depth from the mapper's, as a logarithm after one scale per photo."""
 
@@ -43,6 +51,7 @@ MIN_COVERED = 0.25
 """Share of the cells of a photo, divided into ten by ten, in which tracks must lie; else its features are too few."""
 
 _CELLS = 10
+_WORSE_PX = 0.2  # network pixels, on top of `MAX_WORSE`
 _MIN_EVIDENCE = 100  # confirmed matches in all; fewer say nothing about cameras
 
 
@@ -75,10 +84,20 @@ def refine_group(
             if other.num_explained > CLEARLY_MORE * best.num_explained:
                 best = other
     best = _with_resections(images, data, evidence, best, options)
-    _warn_of_unrefined(images, best)
-    if best.refined is None and best.start.members == aligned.group:
+    if best.refined is None and not best.start.mapped:
+        _warn_of_unrefined(images, best)
         return aligned
-    return place_views(images, data, best, subsample)
+    placed = place_views(images, data, best, subsample)
+    if not best.start.mapped and _tears_apart(aligned, placed):
+        logger.warning(
+            "the cameras stay as aligned: only %d of %d have enough features, and with these refined the others do not "
+            "fit any more",
+            int(best.refined.refined.sum()) if best.refined is not None else 0,
+            len(placed.group),
+        )
+        return aligned
+    _warn_of_unrefined(images, best)
+    return placed
 
 
 # ------------------------------------------------------------------ starts
@@ -239,36 +258,50 @@ def _with_resections(
     best: Candidate,
     options: ReconstructionOptions,
 ) -> Candidate:
-    """The candidate, or a better one in which members that were not refined begin from a place among the refined."""
+    """The candidate with its members that were not refined placed among the refined by their matches, if these fit
+    better so; where they fit much better, the refinement is tried again from there.
+    """
+    may_split = options.intrinsics_groups is IntrinsicsGroups.AUTO
     refined, start, subsample = best.refined, best.start, options.alignment.subsample
     if refined is None or refined.refined.all() or refined.refined.sum() < 2:
         return best
     placed = place_views(images, data, best, subsample)
-    groups, group_of = list(refined.groups), list(refined.group_of)
-    poses, K, anchors = refined.cam_from_world.copy(), placed.cameras.K.numpy().copy(), list(placed.cameras.core_depths)
+    poses, K, anchors = refined.cam_from_world.copy(), start.K.copy(), list(start.anchors)
+    groups, group_of, misplaced = list(refined.groups), list(refined.group_of), 0
+    known = refined.refined.tolist()
     for k in np.flatnonzero(~refined.refined).tolist():
         index = start.members[k]
-        known = refined.refined.tolist()
-        found = resect(images, data, placed, index, known, start.groups[start.group_of[k]], subsample)
-        if found is None:
+        long_edge = max(images[index].transform.original_size)
+        camera = dataclasses.replace(groups[group_of[k]], distortion=0.0)
+        found = resect(images, data, placed, index, known, camera, False, subsample)
+        own_focal = False
+        if may_split and (found is None or found[0].error_px > MAX_ERROR / 3 * long_edge):
+            freed = resect(images, data, placed, index, known, camera, True, subsample)
+            if freed is not None and (found is None or freed[0].error_px < CLEARLY_LESS * found[0].error_px):
+                found, own_focal = freed, True
+        if found is None or found[0].error_px >= found[1]:
             continue
-        poses[k], K[k] = found.cam_from_world, images[index].transform.K_to_network(found.camera.K)
-        anchors[k] = anchors[k] * found.depth_factor
-        groups.append(found.camera)
-        group_of[k] = len(groups) - 1
-    used = sorted(set(group_of))
-    again = dataclasses.replace(
-        start,
-        cam_from_world=poses,
-        K=K,
-        groups=tuple(groups[number] for number in used),
-        group_of=tuple(used.index(number) for number in group_of),
-        anchors=tuple(anchors),
-    )
-    other = _refined(images, data, evidence, again, options, None)
-    if other.refined is None or other.refined.refined.sum() <= refined.refined.sum():
-        return best
-    return other
+        poses[k], K[k] = found[0].cam_from_world, images[index].transform.K_to_network(found[0].camera.K)
+        anchors[k] = placed.cameras.core_depths[k] * found[0].depth_factor
+        misplaced += own_focal or found[0].error_px < CLEARLY_LESS * found[1]
+        if own_focal:
+            groups.append(found[0].camera)
+            group_of[k] = len(groups) - 1
+    if misplaced:
+        used = sorted(set(group_of))
+        again = dataclasses.replace(
+            start,
+            cam_from_world=poses,
+            K=K,
+            groups=tuple(groups[number] for number in used),
+            group_of=tuple(used.index(number) for number in group_of),
+            anchors=tuple(placed.cameras.core_depths[k] if known[k] else anchors[k] for k in range(len(known))),
+        )
+        other = _refined(images, data, evidence, again, options, None)
+        if other.refined is not None and other.refined.refined.sum() > refined.refined.sum():
+            return other
+    moved = dataclasses.replace(start, K=K, anchors=tuple(anchors))
+    return dataclasses.replace(best, start=moved, refined=dataclasses.replace(refined, cam_from_world=poses))
 
 
 def _num_explained(evidence: FeatureEvidence, start: Start, refined: RefinedCameras | None) -> int:
@@ -285,6 +318,15 @@ def _num_explained(evidence: FeatureEvidence, start: Start, refined: RefinedCame
             if i in position_of and j in position_of
         },
     )
+
+
+def _tears_apart(aligned: AlignedGroup, placed: AlignedGroup) -> bool:
+    """Whether a member that was not refined agrees much worse with its matches than before."""
+    if placed.refinement is None:
+        return False
+    kept = ~placed.refinement.refined
+    before, after = aligned.errors_px.cpu().numpy()[kept], placed.errors_px.cpu().numpy()[kept]
+    return bool((after > MAX_WORSE * before + _WORSE_PX).any())
 
 
 def _warn_of_unrefined(images: Sequence[View], best: Candidate) -> None:

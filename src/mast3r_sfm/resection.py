@@ -1,6 +1,7 @@
-"""A photo placed anew among others whose cameras and depth are known, with a focal length of its own.
+"""A photo placed anew among others whose cameras and depth are known, by its matches with them.
 
-For photos that the alignment misplaced: with the wrong zoom, for example, because nothing told that they have another.
+For photos that the adjustment to tracks did not reach, and, with a focal length of their own, for photos that the
+alignment misplaced because nothing told that they have another zoom.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import pycolmap
 
 from mast3r_sfm.alignment import AlignedGroup
 from mast3r_sfm.densify import dense_depth
-from mast3r_sfm.geometry import rays, to_world
+from mast3r_sfm.geometry import project, rays, to_world
 from mast3r_sfm.pairwise import PairwiseData
 from mast3r_sfm.tracks import CameraGroup, camera_group, colmap_camera
 from mast3r_sfm.types import View
@@ -32,11 +33,13 @@ class Resection:
     cam_from_world  (4, 4)
     camera          its intrinsics
     depth_factor    by which its predicted depth is to be multiplied
+    error_px        median reprojection error of the known points, pixels of the original photo
     """
 
     cam_from_world: np.ndarray
     camera: CameraGroup
     depth_factor: float
+    error_px: float
 
 
 def resect(
@@ -46,12 +49,15 @@ def resect(
     index: int,
     known: Sequence[bool],
     camera: CameraGroup,
+    own_focal: bool,
     subsample: int,
-) -> Resection | None:
-    """Pose and focal length of the image `index` by its matches with the known members of a group; None if few agree.
+) -> tuple[Resection, float] | None:
+    """Where the image `index` is by its matches with the known members of a group, and the median error, in pixels of
+    the photo, of the same points with the camera that it has in the group; None if few matches agree.
 
-    known   of every member of the group, whether its camera and depth can be relied on
-    camera  intrinsics to begin with
+    known      of every member of the group, whether its camera and depth can be relied on
+    camera     intrinsics
+    own_focal  the focal length is found as well; else it is that of `camera`
     """
     position_of = {member: k for k, member in enumerate(placed.group)}
     pixels, points = [], []
@@ -76,12 +82,12 @@ def resect(
     finite = np.isfinite(world).all(1)
     at, world = at[finite], world[finite]
     estimation = pycolmap.AbsolutePoseEstimationOptions()
-    estimation.estimate_focal_length = True
+    estimation.estimate_focal_length = own_focal
     estimation.ransac.max_error = _MAX_ERROR * max(camera.size)
     estimation.ransac.max_num_trials = _MAX_TRIALS
     estimation.ransac.random_seed = _SEED
     refinement = pycolmap.AbsolutePoseRefinementOptions()
-    refinement.refine_focal_length = True
+    refinement.refine_focal_length = own_focal
     found_camera = colmap_camera(camera, 1)
     found = pycolmap.estimate_and_refine_absolute_pose(
         images[index].transform.to_original(at) + 0.5, world, found_camera, estimation, refinement
@@ -100,4 +106,17 @@ def resect(
     ratio = ratio[np.isfinite(ratio) & (ratio > 0)]
     if not len(ratio):
         return None
-    return Resection(cam_from_world, camera_group(found_camera), float(np.median(ratio)))
+    k = position_of[index]
+    now = np.linalg.inv(placed.cameras.world_from_cam[k].cpu().numpy())
+    transform = images[index].transform
+    seen_at = transform.to_original(at)
+    found_group = camera_group(found_camera)
+    error_px = _median_error(world, seen_at, cam_from_world, found_group.K)
+    before_px = _median_error(world, seen_at, now, transform.K_to_original(placed.cameras.K[k].cpu().numpy()))
+    return Resection(cam_from_world, found_group, float(np.median(ratio)), error_px), before_px
+
+
+def _median_error(world: np.ndarray, seen_at: np.ndarray, cam_from_world: np.ndarray, K: np.ndarray) -> float:
+    pixels = project(world @ cam_from_world[:3, :3].T + cam_from_world[:3, 3], K)
+    distance = np.linalg.norm(pixels - seen_at, axis=1)
+    return float(np.median(np.where(np.isfinite(distance), distance, np.inf)))

@@ -257,19 +257,20 @@ def split_groups(
     num_observations  (n,)
 
     A group is split where that lowers the Bayesian information criterion: one more focal length costs ln N for N
-    observations, and spares the squared difference over its variance. The variance is that of the adjustment and of
-    `FOCAL_TOLERANCE` together. Views whose own focal length the tracks do not tell (`MAX_FOCAL_STD`) stay together.
+    observations, and spares the squared difference over its variance. The standard deviation is twice
+    that of the adjustment, whose errors are not all independent, and `FOCAL_TOLERANCE`. Views whose own focal length
+    the tracks do not tell to half of `MAX_FOCAL_STD` stay together.
     """
     result = [-1] * len(focals)
     count = 0
     for group in sorted(set(group_of), key=list(group_of).index):
         members = np.flatnonzero(np.array(group_of) == group)
-        known = members[std[members] <= MAX_FOCAL_STD * focals[members]]
+        known = members[std[members] <= MAX_FOCAL_STD / 2 * focals[members]]
         left = known[np.argsort(focals[known], kind="stable")]
         first = True
         while len(left):
             middle = focals[left[(len(left) - 1) // 2]]
-            variance = std[left] ** 2 + (FOCAL_TOLERANCE * middle) ** 2
+            variance = (2 * std[left]) ** 2 + (FOCAL_TOLERANCE * middle) ** 2
             price = np.log(max(2, int(num_observations[members].sum())))
             agrees = (focals[left] - middle) ** 2 / variance <= price
             for k in left[agrees]:
