@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image
 
 from mast3r_sfm.densify import dense_depth
@@ -66,42 +69,47 @@ def fill_gaps(
     of each pair, beginning where the network's match of that block says.
     """
     position_of = {index: k for k, index in enumerate(start.members)}
-    photos: dict[int, _Photo | None] = {}
+    pairs = [m for m in data.correspondences if m.i in position_of and m.j in position_of]
+    pairs = [m for m in pairs if position_of[m.i] in weak or position_of[m.j] in weak]
+    needed = sorted({position_of[k] for m in pairs for k in (m.i, m.j)})
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        read = pool.map(lambda k: _read(images[start.members[k]], data, start, k, options, subsample), needed)
+        photos = dict(zip(needed, read, strict=True))
 
-    def photo(k: int) -> _Photo | None:
-        if k not in photos:
-            photos[k] = _read(images[start.members[k]], data, start, k, options, subsample)
-        return photos[k]
+        def follow(task: tuple[int, int, torch.Tensor, torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+            a, b, xy, other = task
+            first, second = photos[a], photos[b]
+            if first is None or second is None:
+                return np.zeros(0, dtype=np.int64), np.zeros((0, 2))
+            return _follow(images, start, a, b, first, second, xy.double().numpy(), other.double().numpy(), subsample)
+
+        tasks = []
+        for m in pairs:
+            i, j = position_of[m.i], position_of[m.j]
+            tasks += [(i, j, m.xy_i, m.xy_j), (j, i, m.xy_j, m.xy_i)]
+        followed = list(pool.map(follow, tasks))
 
     places: list[list[np.ndarray]] = [[] for _ in start.members]
     counts = [len(one) for one in features]
     number_of_corner: list[dict[int, int]] = [{} for _ in start.members]
     matched: dict[tuple[int, int], list[np.ndarray]] = {}
-    for m in data.correspondences:
-        if m.i not in position_of or m.j not in position_of:
+    for number, ((a, b, _, _), (block, found)) in enumerate(zip(tasks, followed, strict=True)):
+        first = photos[a]
+        if first is None or not len(block):
             continue
-        pair = position_of[m.i], position_of[m.j]
-        if not (pair[0] in weak or pair[1] in weak):
-            continue
-        for (a, b), xy, other in ((pair, m.xy_i, m.xy_j), (pair[::-1], m.xy_j, m.xy_i)):
-            first, second = photo(a), photo(b)
-            if first is None or second is None:
-                continue
-            block, found = _follow(
-                images, start, a, b, first, second, xy.double().numpy(), other.double().numpy(), subsample
-            )
-            own = []
-            for cell in block.tolist():
-                if cell not in number_of_corner[a]:
-                    number_of_corner[a][cell] = counts[a]
-                    counts[a] += 1
-                    places[a].append(first.corners.reshape(-1, 2)[[cell]])
-                own.append(number_of_corner[a][cell])
-            theirs = np.arange(counts[b], counts[b] + len(found))
-            counts[b] += len(found)
-            places[b].append(found)
-            index = np.stack([np.array(own, dtype=np.int64), theirs], axis=1)
-            matched.setdefault(pair, []).append(index if (a, b) == pair else index[:, ::-1])
+        own = []
+        for cell in block.tolist():
+            if cell not in number_of_corner[a]:
+                number_of_corner[a][cell] = counts[a]
+                counts[a] += 1
+                places[a].append(first.corners.reshape(-1, 2)[[cell]])
+            own.append(number_of_corner[a][cell])
+        theirs = np.arange(counts[b], counts[b] + len(found))
+        counts[b] += len(found)
+        places[b].append(found)
+        index = np.stack([np.array(own, dtype=np.int64), theirs], axis=1)
+        forth = number % 2 == 0  # every second task is the way back
+        matched.setdefault((a, b) if forth else (b, a), []).append(index if forth else index[:, ::-1])
     extended = []
     for k, one in enumerate(features):
         added = np.concatenate([np.zeros((0, 2)), *places[k]])
