@@ -158,7 +158,15 @@ def test_progress_reaches_the_total_of_every_stage(model: Model, views: list[Vie
     calls: list[tuple[str, int, int]] = []
     reconstruct(views[:2], model, FAST, lambda *call: calls.append(call))
     stages = dict.fromkeys(stage for stage, _, _ in calls)
-    assert list(stages) == ["Encode images", "Predict and match pairs", "Align cameras", "Dense depth"]
+    assert list(stages) == [
+        "Encode images",
+        "Predict and match pairs",
+        "Find features",
+        "Match features",
+        "Align cameras",
+        "Refine cameras",
+        "Dense depth",
+    ]
     for stage in stages:
         done = [call[1] for call in calls if call[0] == stage]
         total = {call[2] for call in calls if call[0] == stage}

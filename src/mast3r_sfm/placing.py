@@ -12,6 +12,7 @@ from mast3r_sfm.alignment import AlignedGroup
 from mast3r_sfm.alignment.anchors import FixedCamera, Sightings, errors_of, match_sides, solve_anchors
 from mast3r_sfm.alignment.solver import AlignmentResult
 from mast3r_sfm.densify import dense_depth
+from mast3r_sfm.geometry import to_world
 from mast3r_sfm.pairwise import PairwiseData
 from mast3r_sfm.tracks import CameraGroup, LocalFeatures, RefinedCameras
 from mast3r_sfm.types import CanonicalView, Refinement, Tracks, View
@@ -82,7 +83,7 @@ def place_views(images: Sequence[View], data: PairwiseData, best: Candidate, sub
         assert refined is not None
         group = refined.groups[refined.group_of[k]]
         K[k], distortion[k] = images[members[k]].transform.K_to_network(group.K), group.distortion
-    world_from_cam = np.linalg.inv(cam_from_world)
+    world_from_cam = cam_from_world[0] @ np.linalg.inv(cam_from_world)  # the first camera is the origin of the result
     views = {index: data.usable(index) for index in members}
     cameras = {index: FixedCamera(K[k], float(distortion[k]), world_from_cam[k]) for k, index in enumerate(members)}
     matches = tuple(m for m in data.correspondences if m.i in views and m.j in views)
@@ -110,7 +111,9 @@ def place_views(images: Sequence[View], data: PairwiseData, best: Candidate, sub
         ),
         errors_px=torch.from_numpy(errors_px),
         matches=matches,
-        refinement=None if refined is None else _refinement(best.features, start, refined, distortion),
+        refinement=None
+        if refined is None
+        else _refinement(best.features, start, refined, distortion, cam_from_world[0]),
     )
 
 
@@ -130,9 +133,16 @@ def _tracked(
 
 
 def _refinement(
-    features: Sequence[LocalFeatures], start: Start, refined: RefinedCameras, distortion: np.ndarray
+    features: Sequence[LocalFeatures],
+    start: Start,
+    refined: RefinedCameras,
+    distortion: np.ndarray,
+    world_from_old: np.ndarray,
 ) -> Refinement:
-    """The record of the refinement; observations of views that are not refined are left out of the tracks."""
+    """The record of the refinement; observations of views that are not refined are left out of the tracks.
+
+    world_from_old  (4, 4) from the frame of the refinement into that of the result
+    """
     members = np.array(start.members)
     kept = refined.refined[refined.view_of]
     point_of, view_of, feature_of = refined.point_of[kept], refined.view_of[kept], refined.feature_of[kept]
@@ -157,7 +167,7 @@ def _refinement(
         focal_std_px=refined.focal_std_px[group_of],
         position_std=refined.position_std,
         tracks=Tracks(
-            points=refined.points[used],
+            points=to_world(refined.points[used], world_from_old),
             colours=np.rint(mean_colour).astype(np.uint8),
             errors_px=(np.bincount(point_of, errors[kept], len(used)) / lengths).astype(np.float32),
             point_of=point_of,

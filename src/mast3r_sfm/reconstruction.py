@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +22,14 @@ from mast3r_sfm.export.result import STORE, stored_threshold, write_result
 from mast3r_sfm.export.store import load_reconstruction
 from mast3r_sfm.options import ExportFormat, PhotoOptions, ReconstructionOptions, SceneOptions
 from mast3r_sfm.types import ModelDescription, PairSummary, ReconstructedScene
+
+logger = logging.getLogger(__name__)
+
+LEAST_SHARE = 0.03
+"""Share of the pixels below which a scene is next to empty, so that the default threshold gives way."""
+
+SHARE_INSTEAD = 0.2
+"""Share of the pixels, the most confident ones, that the scene is written from then."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +100,25 @@ class Reconstruction(ReconstructedScene):
             write(self, Path(path), self._with_threshold(scene), photos or PhotoOptions())
 
     def _with_threshold(self, scene: SceneOptions | None) -> SceneOptions:
+        """The options with a threshold: the one asked for; else the default, lowered if it left next to nothing."""
         own = self.default_min_conf_thr if self.model is None else self.model.min_conf_thr
-        return (scene or SceneOptions()).with_threshold(own)
+        options = (scene or SceneOptions()).with_threshold(own)
+        if scene is not None and scene.min_conf_thr is not None:
+            return options
+        conf = np.concatenate([np.zeros(0), *(view.conf_clean.ravel() for view in self.registered)])
+        if not len(conf) or (conf > options.threshold).mean() >= LEAST_SHARE:
+            return options
+        lower = math.floor(100 * float(np.quantile(conf, 1 - SHARE_INSTEAD))) / 100
+        if not 0 < lower < options.threshold:
+            return options
+        logger.warning(
+            "less than %.0f %% of the pixels are above the confidence of %g; the scene is written from those above "
+            "%.2f instead (see `min_conf_thr`)",
+            100 * LEAST_SHARE,
+            options.threshold,
+            lower,
+        )
+        return dataclasses.replace(options, min_conf_thr=lower)
 
     def _run_document(self) -> dict[str, Any]:
         """Content of run.json: all that is needed to run it again, and what happened."""
