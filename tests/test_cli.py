@@ -79,7 +79,7 @@ def test_run_is_documented(result: Path) -> None:
     assert document["model"]["name"] == "small" and document["model"]["licence"] == "Apache-2.0"
     assert len(document["images"]) == 3 and all(len(image["sha256"]) == 64 for image in document["images"])
     assert document["options"]["niter"] == 60 and document["versions"]["torch"]
-    assert {"i", "j", "num_matches", "num_verified", "kept"} == set(document["pairs"][0])
+    assert {"i", "j", "num_matches", "num_verified", "kept", "num_features"} == set(document["pairs"][0])
     assert document["seconds"]["Align cameras"] > 0 and document["peak_memory_bytes"]["ram"] > 1e8
 
 

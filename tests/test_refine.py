@@ -1,0 +1,141 @@
+"""What follows the tracks: patches found again, anchors with fixed cameras, doubtful views, the lowered threshold."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from mast3r_sfm.alignment.anchors import FixedCamera, Side, Sightings, errors_of, match_sides, solve_anchors
+from mast3r_sfm.quality import doubts
+from mast3r_sfm.reconstruction import LEAST_SHARE, Reconstruction
+from mast3r_sfm.tracks.templates import corners, find_again
+from mast3r_sfm.types import CanonicalView, Correspondences, ImageTransform, ReconstructedView
+
+
+def picture(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """A smooth texture at any place."""
+    value = np.sin(x / 3.1) + np.cos(y / 4.3 + x / 9) + np.sin((x + 2 * y) / 7)
+    return np.rint(128 + 40 * value).clip(0, 255).astype(np.uint8)
+
+
+def test_patches_are_found_to_part_of_a_pixel() -> None:
+    x, y = np.meshgrid(np.arange(240.0), np.arange(200.0))
+    affine = np.array([[1.05, 0.04], [-0.03, 0.96]])
+    back = np.linalg.inv(affine)
+    at = np.stack([x - 4.3, y + 2.6], -1) @ back.T
+    first, second = picture(x, y), (0.7 * picture(at[..., 0], at[..., 1]) + 30).astype(np.uint8)  # darker, flatter
+    xy = np.stack(np.meshgrid(np.arange(60, 180, 20), np.arange(60, 150, 20)), -1).reshape(-1, 2).astype(float)
+    true = xy @ affine.T + [4.3, -2.6]
+    expected = true + np.random.default_rng(0).uniform(-1.5, 1.5, true.shape)
+    found, good = find_again(first, second, xy, expected, np.tile(affine, (len(xy), 1, 1)), 6.0)
+    assert good.mean() > 0.9
+    assert np.median(np.linalg.norm(found - true, axis=1)[good]) < 0.05
+    blank = np.full_like(second, 90)
+    assert not find_again(first, blank, xy, expected, np.tile(affine, (len(xy), 1, 1)), 6.0)[1].any()
+    assert not find_again(blank, second, xy, expected, np.tile(affine, (len(xy), 1, 1)), 6.0)[1].any()
+
+
+def test_corners_are_the_best_places_of_their_cells() -> None:
+    grey = np.full((120, 160), 100, dtype=np.uint8)
+    grey[:, 70:] = 200
+    grey[60:] = 50
+    found = corners(grey, (40.0, 40.0), (0.0, 0.0), (3, 4))
+    assert np.abs(found[1, 1] - [70, 60]).max() < 10  # the only corner; its cell is x 40 to 80, y 40 to 80
+    assert np.isnan(found[0, 0]).all()
+
+
+S, H, W = 8, 64, 96
+Wall = tuple[dict[int, CanonicalView], dict[int, FixedCamera], tuple[Correspondences, ...], np.ndarray]
+
+
+@pytest.fixture
+def wall() -> Wall:
+    """Two views of a slanted plane, z = 4 + 0.5 X, their matches, and the true depth of the anchors of the first."""
+    K = np.array([[90.0, 0, 47.5], [0, 90, 31.5], [0, 0, 1]])
+    poses = [np.eye(4), np.eye(4)]
+    poses[1][:3, :3] = Rotation.from_euler("y", -8, degrees=True).as_matrix()
+    poses[1][:3, 3] = [0.8, 0.05, 0.1]
+    cameras = {k: FixedCamera(K, 0.0, pose) for k, pose in enumerate(poses)}
+    x, y = np.meshgrid(np.arange(W), np.arange(H))
+    direction = np.stack([(x - 47.5) / 90, (y - 31.5) / 90, np.ones_like(x, dtype=float)], -1)
+    depths = []
+    for pose in poses:
+        in_world = direction @ pose[:3, :3].T
+        # c + d r on the plane z = 4 + 0.5 x
+        depths.append((4 + 0.5 * pose[0, 3] - pose[2, 3]) / (in_world[..., 2] - 0.5 * in_world[..., 0]))
+    views = {}
+    for k, depth in enumerate(depths):
+        core = depth[S // 2 :: S, S // 2 :: S]
+        relative = depth / core.repeat(S, 0).repeat(S, 1)
+        views[k] = CanonicalView(
+            k, torch.from_numpy(relative).float(), torch.ones(H, W), torch.from_numpy(core).float(), 90.0
+        )
+    pixel = np.stack(np.meshgrid(np.arange(4, W, 8), np.arange(4, H, 8)), -1).reshape(-1, 2)
+    points = direction[pixel[:, 1], pixel[:, 0]] * depths[0][pixel[:, 1], pixel[:, 0], None]
+    seen = cameras[1].project(points)
+    inside = ((seen > 0) & (seen < [W - 1, H - 1])).all(1)
+    xy_i, xy_j = torch.from_numpy(pixel[inside]).float(), torch.from_numpy(seen[inside]).float()
+    matches = Correspondences(0, 1, xy_i, xy_j, torch.ones(len(xy_i)))
+    return views, cameras, (matches,), views[0].core_depth.numpy()
+
+
+def test_anchors_come_back_from_matches(wall: Wall) -> None:
+    views, cameras, matches, true = wall
+    sides = match_sides(views, cameras, matches, S)
+    factor = np.linspace(-0.2, 0.2, true.shape[1])  # a prediction that is bent
+    start = (true * np.exp(factor)).astype(np.float32)
+    solved = solve_anchors(start, cameras[0], sides[0])
+    observed = np.unique(sides[0][0].sightings.anchor)
+    before, after = (np.abs(np.log(d / true)).ravel()[observed] for d in (start, solved))
+    assert np.median(after) < np.median(before) / 5
+    errors = [np.median(errors_of(depth, cameras[0], sides[0])) for depth in (start, solved)]
+    assert errors[1] < errors[0] / 5
+
+
+def test_anchors_follow_the_depth_of_tracks(wall: Wall) -> None:
+    """A factor of the whole prediction is told by a few points, and carries over to what nothing observes."""
+    views, cameras, _, true = wall
+    xy = torch.tensor([[12.0, 12], [50, 30], [84, 52], [20, 50]])
+    sightings = Sightings.of(views[0], xy, cameras[0], S)
+    depths = true.ravel()[sightings.anchor] * sightings.factor
+    solved = solve_anchors(1.15 * true, cameras[0], [], (sightings, depths))
+    assert np.abs(np.log(solved / true)).max() < 0.15 / 2
+    assert np.abs(np.log(solved / true)).ravel()[sightings.anchor].max() < 0.01
+    no_matches: list[Side] = []
+    np.testing.assert_allclose(solve_anchors(true, cameras[0], no_matches), true, rtol=1e-5)
+
+
+def view(index: int, error: float, refined: bool = False, conf: float = 2.0) -> ReconstructedView:
+    size = (20, 10)
+    maps = np.ones((10, 20), np.float32)
+    rgb = np.zeros((10, 20, 3), np.uint8)
+    K = np.array([[20.0, 0, 9.5], [0, 20, 4.5], [0, 0, 1]])
+    made = ReconstructedView(
+        index, f"{index}.jpg", ImageTransform(size, size, (0, 0), size), rgb, True, K, np.eye(4), maps, conf * maps,
+        conf * maps, error, 9,
+    )  # fmt: skip
+    return dataclasses.replace(made, refined=refined)
+
+
+def test_doubtful_views_are_named_with_their_number() -> None:
+    views = [view(k, 0.02) for k in range(4)] + [view(4, 0.11), view(5, 5.0), view(6, float("nan"))]
+    found = doubts(views)
+    assert set(found) == {4, 5}
+    assert "5.5 times as much as usual" in found[4] and "5 px off" in found[5] and "1.5 % of 20 px" in found[5]
+    assert doubts([view(0, 5.0, refined=True)]) == {}
+
+
+def test_the_default_threshold_gives_way_to_an_empty_scene(caplog: pytest.LogCaptureFixture) -> None:
+    dim = view(0, 0.1)
+    dim.conf_clean[:] = np.linspace(1, 2, 200).reshape(10, 20)
+    scene = Reconstruction((dim,), ())
+    options = scene._with_threshold(None)
+    assert (dim.conf_clean > options.threshold).mean() == pytest.approx(0.2, abs=0.02)
+    assert f"less than {100 * LEAST_SHARE:.0f} % of the pixels" in caplog.text
+    asked = dataclasses.replace(options, min_conf_thr=3.0)
+    assert scene._with_threshold(asked).threshold == 3.0
+    assert Reconstruction((view(0, 0.1, conf=9.0),), ())._with_threshold(None).threshold == 3.0
