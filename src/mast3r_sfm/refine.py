@@ -51,6 +51,7 @@ MIN_COVERED = 0.25
 """Share of the cells of a photo, divided into ten by ten, in which tracks must lie; else its features are too few."""
 
 _CELLS = 10
+_MANY = 60  # photos; of more, only those are looked at again that no tracks reached
 _WORSE_PX = 0.2  # network pixels, on top of `MAX_WORSE`
 _MIN_EVIDENCE = 100  # confirmed matches in all; fewer say nothing about cameras
 
@@ -88,7 +89,7 @@ def refine_group(
         _warn_of_unrefined(images, best)
         return aligned
     placed = place_views(images, data, best, subsample)
-    if not best.start.mapped and _tears_apart(aligned, placed):
+    if not best.start.mapped and _tears_apart(images, aligned, placed):
         logger.warning(
             "the cameras stay as aligned: only %d of %d have enough features, and with these refined the others do not "
             "fit any more",
@@ -201,7 +202,8 @@ def _refined(
     refined = _adjusted(images, data, start, features, matched, options, advance)
     if refined is None:
         weak = set(range(len(features)))
-    elif start.mapped:  # the network's matches are less to be relied on where its cameras were not right
+    elif start.mapped or len(features) > _MANY:
+        # the network's matches are less to be relied on where its cameras were not right, and cost much of many photos
         weak = set(np.flatnonzero(~refined.refined).tolist())
     else:
         weak = set(np.flatnonzero(~_covered(features, refined)).tolist())
@@ -300,8 +302,15 @@ def _with_resections(
         other = _refined(images, data, evidence, again, options, None)
         if other.refined is not None and other.refined.refined.sum() > refined.refined.sum():
             return other
-    moved = dataclasses.replace(start, K=K, anchors=tuple(anchors))
-    return dataclasses.replace(best, start=moved, refined=dataclasses.replace(refined, cam_from_world=poses))
+    moved = dataclasses.replace(
+        best,
+        start=dataclasses.replace(start, K=K, anchors=tuple(anchors)),
+        refined=dataclasses.replace(refined, cam_from_world=poses),
+    )
+    worse = np.flatnonzero(~(place_views(images, data, moved, subsample).errors_px <= placed.errors_px).numpy())
+    for k in set(worse.tolist()) & set(np.flatnonzero(~refined.refined).tolist()):
+        poses[k], K[k], anchors[k] = refined.cam_from_world[k], start.K[k], start.anchors[k]
+    return dataclasses.replace(moved, start=dataclasses.replace(start, K=K, anchors=tuple(anchors)))
 
 
 def _num_explained(evidence: FeatureEvidence, start: Start, refined: RefinedCameras | None) -> int:
@@ -320,13 +329,14 @@ def _num_explained(evidence: FeatureEvidence, start: Start, refined: RefinedCame
     )
 
 
-def _tears_apart(aligned: AlignedGroup, placed: AlignedGroup) -> bool:
-    """Whether a member that was not refined agrees much worse with its matches than before."""
+def _tears_apart(images: Sequence[View], aligned: AlignedGroup, placed: AlignedGroup) -> bool:
+    """Whether a member that was neither refined nor doubtful agrees much worse with its matches than before."""
     if placed.refinement is None:
         return False
     kept = ~placed.refinement.refined
     before, after = aligned.errors_px.cpu().numpy()[kept], placed.errors_px.cpu().numpy()[kept]
-    return bool((after > MAX_WORSE * before + _WORSE_PX).any())
+    long_edges = np.array([max(images[index].shape) for index in aligned.group])[kept]
+    return bool(((after > MAX_WORSE * before + _WORSE_PX) & (before <= MAX_ERROR * long_edges)).any())
 
 
 def _warn_of_unrefined(images: Sequence[View], best: Candidate) -> None:
