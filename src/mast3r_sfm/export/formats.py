@@ -19,7 +19,7 @@ Exporter = Callable[[ReconstructedScene, Path, SceneOptions, PhotoOptions], obje
 
 EXPORTERS: Mapping[str, Exporter] = {
     "glb": lambda scene, path, options, _: write_glb(scene, path, options),
-    "cameras": lambda scene, path, *_: write_cameras(scene, path),
+    "cameras": lambda scene, path, options, _: write_cameras(scene, path, options),
     "depth": lambda scene, folder, *_: _write_depth(scene, folder),
     "matches": lambda scene, path, *_: write_matches(scene, path),
     "colmap": lambda scene, folder, _, photos: write_colmap(scene, folder, photos),
