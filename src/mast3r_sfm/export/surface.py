@@ -37,6 +37,13 @@ class PlacedView:
         """(H, W, 3) float32 unit normals in the world on the side of the camera, across a few kept pixels; else nan."""
         return normals(self.points, self.kept, reach=2)
 
+    @cached_property
+    def facing(self) -> np.ndarray:
+        """(H, W) float32 cosine of the angle between normal and line of sight: 1 is seen straight on, 0 edge on; or nan."""
+        rays = self.points - self.centre.astype(np.float32)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return -np.sum(rays * self.normals, axis=-1) / np.linalg.norm(rays, axis=-1)
+
     @property
     def centre(self) -> np.ndarray:
         """(3,) of the camera, world."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from mast3r_sfm.export.surface import PlacedView, thinned_surface
 from mast3r_sfm.geometry import project
-from mast3r_sfm.types import Correspondences
+from mast3r_sfm.types import Correspondences, ReconstructedView
 
 _SAME_DEPTH = 0.04
 """Two views show the same place if their depths differ by no more than this share."""
@@ -25,6 +25,13 @@ _OVERLAP = 2
 _LEAST_ISLAND = 1e-3
 """Connected pieces of a view's surface below this share of its pixels are left out: specks that float in the scene."""
 
+_STEEP, _BEHIND, _FRINGE = 0.4, 1.2, 4
+"""Pixels that are seen at a smaller cosine of the angle, and have something so much further away within so many pixels,
+are left out: there the predicted depth slides from an object to what is behind it, and the sky would hang on its outline."""
+
+_LARGEST_HOLE = 3e-3
+"""Holes in a view's surface up to this share of its pixels are closed with the depth that is there."""
+
 
 def best_view_masks(
     placed: Sequence[PlacedView], matches: Sequence[Correspondences], depth_jump: float
@@ -34,7 +41,7 @@ def best_view_masks(
     matches     of the scene; only views with matches are compared
     depth_jump  as for `thinned_surface`: a pixel without a triangle stands in for nothing
     """
-    surfaces = [_without_islands(one, depth_jump) for one in placed]
+    surfaces = [_whole_surface(one, depth_jump) for one in placed]
     order = np.argsort([-np.count_nonzero(surface) for surface in surfaces], kind="stable")
     rank = np.empty(len(placed), dtype=np.int64)
     rank[order] = np.arange(len(placed))
@@ -91,10 +98,8 @@ def _levels(one: PlacedView) -> np.ndarray:
     import cv2
 
     view = one.view
-    rays = one.points - one.centre
     with np.errstate(invalid="ignore", divide="ignore"):
-        facing = -np.sum(rays * one.normals, axis=-1) / np.linalg.norm(rays, axis=-1)
-        quality = view.K[0, 0] / view.depth * np.clip(np.nan_to_num(facing, nan=0.1), 0.1, 1)
+        quality = view.K[0, 0] / view.depth * np.clip(np.nan_to_num(one.facing, nan=0.1), 0.1, 1)
         quality = np.where(one.kept, quality * np.sqrt(view.conf_clean), 0).astype(np.float32)
     size = 2 * (max(view.depth.shape) // 32) + 1
     weight = cv2.blur(one.kept.astype(np.float32), (size, size))
@@ -119,19 +124,44 @@ def _eroded(surface: np.ndarray) -> np.ndarray:
     return cv2.erode(surface.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
 
 
-def _without_islands(one: PlacedView, depth_jump: float) -> np.ndarray:
-    """(H, W) bool: the kept pixels that belong to a connected surface of some size."""
+def _whole_surface(one: PlacedView, depth_jump: float) -> np.ndarray:
+    """(H, W) bool: the kept pixels without islands, and with the small holes between them."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    pixels, faces = thinned_surface(one.kept, one.view.depth, depth_jump, 1.0).indexed()
-    result = np.zeros(one.kept.shape, dtype=bool)
+    filled = _with_small_holes(_without_fringe(one), one.view)
+    pixels, faces = thinned_surface(filled, one.view.depth, depth_jump, 1.0).indexed()
+    result = np.zeros(filled.shape, dtype=bool)
     if not len(faces):
         return result
     edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
     graph = coo_matrix((np.ones(len(edges), dtype=bool), edges.T), shape=(len(pixels), len(pixels)))
     label = connected_components(graph, directed=False)[1]
-    large = (np.bincount(label) >= _LEAST_ISLAND * one.kept.size)[label]
-    x, y = pixels[large].T
+    x, y = pixels[(np.bincount(label) >= _LEAST_ISLAND * filled.size)[label]].T
     result[y, x] = True
     return result
+
+
+def _without_fringe(one: PlacedView) -> np.ndarray:
+    """(H, W) bool: the kept pixels but for those that slide from the outline of an object to what is behind it."""
+    import cv2
+
+    depth = one.view.depth
+    with np.errstate(invalid="ignore"):
+        filled = np.where(np.isfinite(depth) & (depth > 0), depth, np.inf).astype(np.float32)
+        furthest = cv2.dilate(filled, np.ones((2 * _FRINGE + 1, 2 * _FRINGE + 1), np.uint8))
+        return one.kept & ~((one.facing < _STEEP) & (furthest > _BEHIND * depth))
+
+
+def _with_small_holes(kept: np.ndarray, view: ReconstructedView) -> np.ndarray:
+    """The pixels `kept`, and those of small holes that they enclose: too unsure by themselves, but in good company."""
+    import cv2
+
+    _, label, stats, _ = cv2.connectedComponentsWithStats((~kept).astype(np.uint8), connectivity=4)
+    small = stats[:, cv2.CC_STAT_AREA] <= _LARGEST_HOLE * kept.size
+    border = np.concatenate([label[0], label[-1], label[:, 0], label[:, -1]])
+    small[border] = False
+    small[0] = False  # the label of the kept pixels
+    with np.errstate(invalid="ignore"):
+        valid = (view.depth > 0) & np.isfinite(view.depth)
+    return kept | (small[label] & (valid if view.mask is None else valid & view.mask))
