@@ -415,9 +415,16 @@ class SceneOptions:
 
 
 class ExportFormat(StrEnum):
-    """What a result can hold besides its usual files, each in a folder of its name."""
+    """What a result can hold besides its usual files."""
 
     COLMAP = "colmap"
+    PLY = "ply"
+    USDZ = "usdz"
+
+    @property
+    def entry(self) -> str:
+        """Name of the file or folder in the result."""
+        return self if self is ExportFormat.COLMAP else f"scene.{self}"
 
     @classmethod
     def parse(cls, value: str) -> ExportFormat:

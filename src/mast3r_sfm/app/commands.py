@@ -112,7 +112,10 @@ def export(request: ExportRequest) -> None:
             say(_scene_line(statistics, scene), request.display.quiet)
         if request.exports:
             write_exports(request.folder, request.exports, request.photos)
-            say(f"Written: {', '.join(str(request.folder / kind) for kind in request.exports)}", request.display.quiet)
+            say(
+                f"Written: {', '.join(str(request.folder / kind.entry) for kind in request.exports)}",
+                request.display.quiet,
+            )
 
 
 def evaluate(request: EvaluateRequest) -> None:

@@ -25,11 +25,10 @@ from mast3r_sfm.errors import EmptySceneError
 from mast3r_sfm.export.compression import check_compression
 from mast3r_sfm.export.frusta import COLOURS, default_camera_size, frustum_corners, frustum_wires
 from mast3r_sfm.export.gltf import GlbBuilder
-from mast3r_sfm.export.meshes import PhotoMesh, surfaces_within_budget, view_meshes
+from mast3r_sfm.export.meshes import scene_meshes
 from mast3r_sfm.export.orientation import SceneFrame, scene_frame
-from mast3r_sfm.export.surface import PlacedView, chosen_pixels, kept_pixels, placed_views, thinned_surface
+from mast3r_sfm.export.surface import PhotoMesh, PlacedView, chosen_pixels, kept_pixels, placed_views, thinned_surface
 from mast3r_sfm.export.textures import Texture, photo_textures, texture_coordinates
-from mast3r_sfm.export.thinning import best_view_masks
 from mast3r_sfm.options import SceneOptions
 from mast3r_sfm.types import ReconstructedScene, ReconstructedView
 
@@ -87,9 +86,7 @@ def write_glb(reconstruction: ReconstructedScene, path: Path, options: SceneOpti
             raise _empty_scene(views, options)
         num_vertices = _add_points(builder, placed, frame, options.max_points)
     else:
-        masks = best_view_masks(placed, reconstruction.matches, options.depth_jump)
-        stride, surfaces = surfaces_within_budget(placed, masks, options.depth_jump, options.max_points)
-        meshes = view_meshes(placed, surfaces)
+        stride, meshes = scene_meshes(placed, reconstruction.matches, options)
         num_faces = sum(len(mesh.faces) for mesh in meshes)
         if not num_faces:
             raise _empty_scene(views, options)

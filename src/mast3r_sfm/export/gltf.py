@@ -229,7 +229,9 @@ class GlbBuilder:
         self._document["accessors"][index] |= _bounds(vertices)
         return index
 
-    def _draco_triangles(self, vertices: np.ndarray, faces: np.ndarray, material: int, uv: np.ndarray) -> dict[str, Any]:
+    def _draco_triangles(
+        self, vertices: np.ndarray, faces: np.ndarray, material: int, uv: np.ndarray
+    ) -> dict[str, Any]:
         """A primitive whose accessors have no bytes: they say what Draco's data unpacks to."""
         self._require(_DRACO)
         mesh = draco_mesh(vertices, faces, uv)

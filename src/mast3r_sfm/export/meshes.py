@@ -1,31 +1,32 @@
-"""The surface of the scene as meshes with photos on them: one of every view, of the places that it shows best."""
+"""The surface of the scene as meshes with photos on them: of every view what it shows best, or one fused from all."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from mast3r_sfm.errors import InputError
-from mast3r_sfm.export.surface import PlacedView, Surface, thinned_surface
+from mast3r_sfm.export.fusion import fused_meshes
+from mast3r_sfm.export.surface import PhotoMesh, PlacedView, Surface, thinned_surface
+from mast3r_sfm.export.thinning import best_view_masks, whole_surfaces
+from mast3r_sfm.options import SceneKind, SceneOptions
+from mast3r_sfm.types import Correspondences
 
 
-@dataclass(frozen=True)
-class PhotoMesh:
-    """A surface that one photo covers.
+def scene_meshes(
+    placed: Sequence[PlacedView], matches: Sequence[Correspondences], options: SceneOptions
+) -> tuple[float, list[PhotoMesh]]:
+    """The meshes that `options` ask for, none if nothing is left, and the pixels between neighbouring vertices.
 
-    vertices  (N, 3) world
-    faces     (F, 3) int, counter-clockwise seen from the front, the side of the cameras
-    xy        (N, 2) pixels of the network's image of the photo, at which it shows the vertices
-    position  of the photo's view among those that have a place in the scene
+    Raises InputError if the budget is too small.
     """
-
-    vertices: np.ndarray
-    faces: np.ndarray
-    xy: np.ndarray
-    position: int
+    if options.scene is SceneKind.FUSED:
+        return 1.0, fused_meshes(placed, whole_surfaces(placed, options.depth_jump), options.max_points)
+    masks = best_view_masks(placed, matches, options.depth_jump)
+    stride, surfaces = surfaces_within_budget(placed, masks, options.depth_jump, options.max_points)
+    return stride, view_meshes(placed, surfaces)
 
 
 def view_meshes(placed: Sequence[PlacedView], surfaces: Sequence[Surface]) -> list[PhotoMesh]:
@@ -50,9 +51,7 @@ def surfaces_within_budget(
     coarsest = float(max(max(depth.shape) for depth in depths))
     stride = 1.0
     while True:
-        surfaces = [
-            thinned_surface(mask, depth, depth_jump, stride) for mask, depth in zip(masks, depths, strict=True)
-        ]
+        surfaces = [thinned_surface(mask, depth, depth_jump, stride) for mask, depth in zip(masks, depths, strict=True)]
         num_faces = sum(surface.num_faces for surface in surfaces)
         if num_faces <= max_faces and (num_faces or stride == 1):
             return stride, surfaces

@@ -50,6 +50,22 @@ class PlacedView:
         return self.view.world_from_cam[:3, 3]
 
 
+@dataclass(frozen=True)
+class PhotoMesh:
+    """A surface that one photo covers.
+
+    vertices  (N, 3) world
+    faces     (F, 3) int, counter-clockwise seen from the front, the side of the cameras
+    xy        (N, 2) pixels of the network's image of the photo, at which it shows the vertices
+    position  of the photo's view among those that have a place in the scene
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    xy: np.ndarray
+    position: int
+
+
 def placed_views(views: Sequence[ReconstructedView], options: SceneOptions) -> list[PlacedView]:
     """The views with the pixels that `options` keep, without those far outside of the scene."""
     placed = [PlacedView(view, kept_pixels(view, options.threshold, options.clean_depth)) for view in views]
@@ -179,6 +195,9 @@ def normals(points: np.ndarray, kept: np.ndarray, reach: int) -> np.ndarray:
 def _difference(points: np.ndarray, reach: int) -> np.ndarray:
     """Along the first axis, of the points `reach` after and before every one, or of those of them that exist."""
     missing = np.full((reach, *points.shape[1:]), np.nan, dtype=points.dtype)
-    after, before = np.concatenate([points[reach:], missing])[: len(points)], np.concatenate([missing, points])[: len(points)]
+    after, before = (
+        np.concatenate([points[reach:], missing])[: len(points)],
+        np.concatenate([missing, points])[: len(points)],
+    )
     after, before = np.where(np.isnan(after), points, after), np.where(np.isnan(before), points, before)
     return after - before

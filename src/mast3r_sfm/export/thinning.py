@@ -41,7 +41,7 @@ def best_view_masks(
     matches     of the scene; only views with matches are compared
     depth_jump  as for `thinned_surface`: a pixel without a triangle stands in for nothing
     """
-    surfaces = [_whole_surface(one, depth_jump) for one in placed]
+    surfaces = whole_surfaces(placed, depth_jump)
     order = np.argsort([-np.count_nonzero(surface) for surface in surfaces], kind="stable")
     rank = np.empty(len(placed), dtype=np.int64)
     rank[order] = np.arange(len(placed))
@@ -64,6 +64,11 @@ def best_view_masks(
             shown_better.flat[pixels[better]] = True
         masks.append(surfaces[k] & ~_smoothed(shown_better, surfaces[k]))
     return masks
+
+
+def whole_surfaces(placed: Sequence[PlacedView], depth_jump: float) -> list[np.ndarray]:
+    """(H, W) bool for every view: the kept pixels without islands and fringes, and with the small holes in them."""
+    return [_whole_surface(one, depth_jump) for one in placed]
 
 
 def _shown_better(
