@@ -391,6 +391,8 @@ class SceneOptions:
             if value not in list(kind):
                 raise InputError(f"`{name}` {value}: unknown; allowed: {', '.join(kind)}")
             object.__setattr__(self, name, kind(value))
+        if self.as_pointcloud and self.compress is Compression.DRACO:
+            raise InputError("`compress=draco` packs meshes only: use `compress=meshopt` with `as_pointcloud`")
         if self.texture_size < 16:
             raise InputError(f"`texture_size` is {self.texture_size}, must be at least 16")
         if self.min_conf_thr is not None and not math.isfinite(self.min_conf_thr):

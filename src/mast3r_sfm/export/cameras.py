@@ -27,9 +27,9 @@ CONVENTION = (
     "focal_std_px (pixels of the original photo) and position_std (of the camera centre, in the unit of length) are "
     "standard deviations by the covariance of that adjustment, null where it says nothing: the first camera and one "
     "coordinate of the second are held, and the uncertainty of the metric scale is not in them. doubt says why a "
-    "camera is not to be relied on, null if nothing speaks against it. scene_glb is the frame of scene.glb, which is a "
-    "rotation and a translation away, y up: X_gltf = gltf_from_world X_world, with homogeneous points. up_from says what "
-    "told where up is: exif (gravity as the photos' EXIF has it), planes (level and upright planes, found around the "
+    "camera is not to be relied on, null if nothing speaks against it. scene_glb is the frame of scene.glb, a rotation "
+    "and a translation away, y up: X_gltf = gltf_from_world X_world, with homogeneous points. up_from says what told "
+    "where up is: exif (gravity as the photos' EXIF has it), planes (level and upright planes, found around the "
     "cameras' common up), cameras (their common up alone), first-camera (the first photo's top, as asked for)."
 )
 UNITS = "metres (approximate)"

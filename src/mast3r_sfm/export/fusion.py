@@ -1,9 +1,10 @@
 """One mesh through the depth maps of all views: a truncated signed distance in a sparse grid of voxels, and its zero.
 
-Each view says of every voxel near its surface how far in front of it the surface lies; the mean over the views, weighted
-by confidence, is zero on the surface that they agree on. Source: B. Curless, M. Levoy, "A volumetric method for building
-complex models from range images", SIGGRAPH 1996. The zero is meshed by naive surface nets: a vertex in every cell that it
-crosses, a quad around every edge of the grid that it crosses (S. Gibson, "Constrained elastic surface nets", 1998).
+Each view says of every voxel near its surface how far in front of the surface it lies; the mean over the views,
+weighted by confidence, is zero on the surface that they agree on. Source: B. Curless, M. Levoy, "A volumetric method
+for building complex models from range images", SIGGRAPH 1996. The zero is meshed by naive surface nets: a vertex in
+every cell that it crosses, a quad around every edge of the grid that it crosses (S. Gibson, "Constrained elastic
+surface nets", 1998).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 
@@ -36,6 +37,7 @@ _FACING = 0.1
 """Least cosine of the angle under which a photo may cover a face."""
 
 _CORNERS = np.array(list(product((0, 1), repeat=3)))
+_EDGES = [(a, b) for a, b in combinations(range(8), 2) if np.abs(_CORNERS[a] - _CORNERS[b]).sum() == 1]
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def _voxels_near_surfaces(placed: Sequence[PlacedView], voxel: float) -> _Grid:
 
 
 def _distances(grid: _Grid, placed: Sequence[PlacedView]) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) mean distance in units of the band, positive in front of the surface, and (n,) bool whether any view knows."""
+    """(n,) mean distance in units of the band, positive in front of the surface, and (n,) bool: known to a view."""
     centres = grid.origin + grid.voxel * grid.cells
     band = _BAND * grid.voxel
     total, weights = np.zeros(len(centres)), np.zeros(len(centres))
@@ -121,14 +123,14 @@ def _distances(grid: _Grid, placed: Sequence[PlacedView]) -> tuple[np.ndarray, n
 
 
 def _seen_at(points: np.ndarray, one: PlacedView) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """z-depth (n,) of points in a view, the flat pixel (n,) that shows them (0 for none), and (n,) bool if there is one."""
+    """z-depth (n,) of points in a view, the flat pixel (n,) that shows them, and (n,) bool: whether there is one."""
     view = one.view
     H, W = view.depth.shape
     local = (points - one.centre) @ view.world_from_cam[:3, :3]
     xy = project(local, view.K, view.distortion)
     with np.errstate(invalid="ignore"):
-        seen = ((xy > -0.5) & (xy < np.array([W, H]) - 0.5)).all(axis=1)
-        x, y = np.round(np.where(seen[:, None], xy, 0)).astype(np.int64).T
+        seen = np.all((xy > -0.5) & (xy < np.array([W, H]) - 0.5), axis=1)
+    x, y = np.round(np.where(seen[:, None], xy, 0)).astype(np.int64).T
     return local[:, 2], y * W + x, seen
 
 
@@ -141,7 +143,7 @@ def _zero_of(grid: _Grid, distance: np.ndarray, known: np.ndarray) -> tuple[np.n
     values = values[crossed]
     # a vertex is the mean of the places where the zero crosses the twelve edges of its cell
     total, count = np.zeros((len(crossed), 3)), np.zeros(len(crossed))
-    for a, b in ((a, b) for a in range(8) for b in range(a + 1, 8) if np.abs(_CORNERS[a] - _CORNERS[b]).sum() == 1):
+    for a, b in _EDGES:
         changes = (values[:, a] > 0) != (values[:, b] > 0)
         share = values[changes, a] / (values[changes, a] - values[changes, b])
         total[changes] += _CORNERS[a] + share[:, None] * (_CORNERS[b] - _CORNERS[a])

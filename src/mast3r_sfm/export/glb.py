@@ -1,10 +1,11 @@
 """The scene as one GLB file: the photographed surface as meshes or points, and the cameras.
 
 Lengths are scene units, y is up by gravity, and the scene lies around the origin so that a viewer that opens looking
-along -z looks the way the first cameras look (`orientation`). Everything is unlit and shows the colours of the photos. A
-mesh carries its photo as a texture, which is sharp however far the budget thins the mesh, and which every viewer shows
-alike. Points have vertex colours; glTF wants those in linear light, so viewers that follow the standard (three.js,
-Babylon.js, Blender) show the photo's colours, while a program that takes them for sRGB (trimesh) shows them too dark.
+along -z looks the way the first cameras look (`orientation`). Everything is unlit and shows the colours of the photos.
+A mesh carries its photo as a texture, which is sharp however far the budget thins the mesh, and which every viewer
+shows alike. Points have vertex colours; glTF wants those in linear light, so viewers that follow the standard
+(three.js, Babylon.js, Blender) show the photo's colours, while a program that takes them for sRGB (trimesh) shows them
+too dark.
 
 Surfaces are seen from the side of the cameras only: who looks into a room from outside looks through its near walls.
 """
@@ -154,8 +155,8 @@ def _add_cameras(
 ) -> None:
     """Adds a camera for every view, named after its photo, and in its frame a pyramid with the photo on its base.
 
-    The base is flat, so it shows the photo of a lens that distorts straightened. A camera of glTF has its principal point
-    in the middle of the picture: the pyramid shows the true one, and the camera's extras name it.
+    The base is flat, so it shows the photo of a lens that distorts straightened. A camera of glTF has its principal
+    point in the middle of the picture: the pyramid shows the true one, and the camera's extras name it.
 
     on_mesh  textures of the file that meshes have, by index of the view
     """

@@ -204,12 +204,19 @@ class GlbBuilder:
         values = packed.values
         data = self._padded(packed.data)
         stride = values.nbytes // len(values)
-        extension = {**data, "byteStride": stride, "count": len(values), "mode": packed.mode}
+        extension: dict[str, Any] = {**data, "byteStride": stride, "count": len(values), "mode": packed.mode}
         extension |= {} if packed.filter is None else {"filter": packed.filter}
-        view = {"buffer": 1, "byteOffset": self._unpacked_size, "byteLength": values.nbytes, "target": target}
+        view: dict[str, Any] = {
+            "buffer": 1,
+            "byteOffset": self._unpacked_size,
+            "byteLength": values.nbytes,
+            "target": target,
+        }
         view |= {"byteStride": stride} if target == _VERTEX_TARGET else {}
         self._unpacked_size += values.nbytes + -values.nbytes % 4
-        accessor = {"bufferView": self._append("bufferViews", view | {"extensions": {_MESHOPT: extension}})}
+        accessor: dict[str, Any] = {
+            "bufferView": self._append("bufferViews", view | {"extensions": {_MESHOPT: extension}})
+        }
         accessor |= {"type": kind, "count": len(values), "componentType": _COMPONENT[values.dtype.name]}
         return self._append("accessors", accessor)
 

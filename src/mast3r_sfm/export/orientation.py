@@ -1,8 +1,8 @@
-"""The frame of a scene file: y is up by gravity, and a viewer that opens looking along -z looks as the first cameras do.
+"""The frame of a scene file: y is up by gravity, and who looks along -z looks as the first cameras do.
 
 Gravity is taken, in this order, from what the photos' EXIF says, or from the cameras: people turn a camera sideways and
-tilt it up or down, but seldom roll it. Planes that the photos show then make it exact: floors and tables lie level, walls
-stand upright.
+tilt it up or down, but seldom roll it. Planes that the photos show then make it exact: floors and tables lie level,
+walls stand upright.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from mast3r_sfm.export.surface import PlacedView, normals, placed_views
 from mast3r_sfm.images.gravity import gravity_of_photo
@@ -27,6 +28,12 @@ _WINDOWS_DEG = (20.0, 10.0, 5.0)
 
 _LEVEL_SHARE, _UPRIGHT_SHARE = 0.05, 0.25
 """Shares of the surface, within the last angle, that make planes dominant; 0.004 and 0.09 if normals were random."""
+
+_LARGE_LEVEL_SHARE = 0.3
+"""Share of the surface that must be level for cameras to be taken for tilted, all of them."""
+
+_PARALLEL = 0.95
+"""Length of the mean of the cameras' x axes from which they look the same way."""
 
 _STRIDE = 8
 """Pixels between normals that are looked at."""
@@ -63,7 +70,8 @@ def scene_frame(placed: Sequence[PlacedView], up: Up) -> SceneFrame:
     upward, source = up_of_exif([one.view for one in placed]), "exif"
     if upward is None:
         upward, source = up_of_cameras(rotations), "cameras"
-        levelled = up_of_planes(np.concatenate([_sampled_normals(one) for one in placed]), upward)
+        sampled = np.concatenate([_sampled_normals(one) for one in placed])
+        levelled = up_of_planes(sampled, possible_ups(upward, rotations))
         if levelled is not None:
             upward, source = levelled, "planes"
     rotation = rotation_from_up(upward, rotations[:_FIRST_CAMERAS])
@@ -101,25 +109,50 @@ def up_of_cameras(rotations: np.ndarray) -> np.ndarray:
     return upward
 
 
-def up_of_planes(plane_normals: np.ndarray, upward: np.ndarray) -> np.ndarray | None:
-    """`upward` (3,) made exact by normals (n, 3) of the surface: level ones along it, upright ones across it.
+def up_of_planes(plane_normals: np.ndarray, starts: Sequence[np.ndarray]) -> np.ndarray | None:
+    """(3,) unit vector up that planes agree with, by normals (n, 3): of level ones along it, of upright ones across.
 
-    None if too few normals are either.
+    It lies near one of the unit vectors `starts`, the first if in doubt. None if too few normals are level or upright.
     """
-    found = upward
+    best, found = 0.0, None
+    for number, start in enumerate(starts):
+        upward, level, upright = _levelled(plane_normals, start)
+        enough = level >= _LEVEL_SHARE or upright >= _UPRIGHT_SHARE
+        if number:  # a start that the cameras speak against needs a floor or a table, and a large one
+            enough = level >= _LARGE_LEVEL_SHARE
+        if enough and level > best + (0.1 if found is not None else -1.0):
+            best, found = level, upward
+    return found
+
+
+def possible_ups(upward: np.ndarray, rotations: np.ndarray) -> list[np.ndarray]:
+    """`upward`, and if all cameras (n, 3, 3) look the same way, also what it is if all of them are tilted.
+
+    Then nothing tells tilted cameras from level ones but what they see: photos of a table top from above, for example.
+    """
+    right = rotations[:, :, 0].mean(axis=0)
+    if np.linalg.norm(right) < _PARALLEL:
+        return [upward]
+    right /= np.linalg.norm(right)
+    return [Rotation.from_rotvec(np.radians(tilt) * right).apply(upward) for tilt in (0, -25, 25, -50, 50)]
+
+
+def _levelled(plane_normals: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """`start` (3,) made exact by normals (n, 3), and the shares of them that are level and upright then."""
+    found = start
+    count = max(1, len(plane_normals))
     for window in _WINDOWS_DEG:
         sine = np.sin(np.radians(window))
         along = np.abs(plane_normals @ found)
         level, upright = plane_normals[along > np.sqrt(1 - sine**2)], plane_normals[along < sine]
-        # a single wall leaves the turn about its normal open: the direction so far closes it
-        form = level.T @ level - upright.T @ upright + 0.02 * len(plane_normals) * np.outer(upward, upward)
+        # a single wall leaves the turn about its normal open: the start closes it
+        form = level.T @ level - upright.T @ upright + 0.02 * count * np.outer(start, start)
         found = _towards(np.linalg.eigh(form)[1][:, -1], found)
-    enough = len(level) >= _LEVEL_SHARE * len(plane_normals) or len(upright) >= _UPRIGHT_SHARE * len(plane_normals)
-    return found if enough and len(plane_normals) else None
+    return found, len(level) / count, len(upright) / count
 
 
 def rotation_from_up(upward: np.ndarray, rotations: np.ndarray) -> np.ndarray:
-    """(3, 3) rotation of the file's axes from the world's: y along `upward`, -z as cameras (n, 3, 3) look on average."""
+    """(3, 3) rotation of the file's axes from the world's: y along `upward`, -z as cameras (n, 3, 3) look."""
 
     def level(direction: np.ndarray) -> np.ndarray:
         return direction - (direction @ upward) * upward
@@ -135,7 +168,7 @@ def rotation_from_up(upward: np.ndarray, rotations: np.ndarray) -> np.ndarray:
 
 
 def _sampled_normals(placed: PlacedView) -> np.ndarray:
-    """(n, 3) unit normals in the world of kept pixels, spread over the image; of wide patches, which noise bends less."""
+    """(n, 3) unit normals in the world, spread over the kept pixels; of wide patches, which noise bends less."""
     directions = normals(placed.points, placed.kept, reach=4)[::_STRIDE, ::_STRIDE].reshape(-1, 3)
     return directions[np.isfinite(directions).all(axis=1)].astype(np.float64)
 

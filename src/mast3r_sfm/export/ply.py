@@ -17,7 +17,8 @@ _POINT = np.dtype(
     + [(name, "u1") for name in ("red", "green", "blue")]
     + [("confidence", "<f4")]
 )
-_TYPE_NAMES = {"<f4": "float", "|u1": "uchar"}
+_NAMES = _POINT.names or ()
+_TYPE_NAMES = {"f": "float", "u": "uchar"}
 
 
 def write_ply(scene: ReconstructedScene, path: Path, options: SceneOptions) -> None:
@@ -40,11 +41,11 @@ def write_ply(scene: ReconstructedScene, path: Path, options: SceneOptions) -> N
             *one.view.rgb.reshape(-1, 3)[pixels].T,
             one.view.conf.reshape(-1)[pixels],
         ]
-        for name, column in zip(_POINT.names or (), values, strict=True):
+        for name, column in zip(_NAMES, values, strict=True):
             part[name] = column
         parts.append(part)
     points = np.concatenate(parts)
-    properties = [f"property {_TYPE_NAMES[kind]} {name}" for name, kind in _POINT.descr]
+    properties = [f"property {_TYPE_NAMES[_POINT[name].kind]} {name}" for name in _NAMES]
     header = ["ply", "format binary_little_endian 1.0", f"comment mast3r-sfm {__version__}, frame of cameras.json"]
     header += [f"element vertex {len(points)}", *properties, "end_header"]
     path.write_bytes("\n".join(header).encode("ascii") + b"\n" + points.tobytes())

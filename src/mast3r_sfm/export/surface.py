@@ -15,6 +15,9 @@ _FAR = 4.0
 """Points further from the middle of the scene than this many times the distance that 80 % of them keep are not shown: a
 few that are far out, sky or a mistaken depth, would shrink everything else to a dot in a viewer."""
 
+_SAMPLES = 50_000
+"""Points that this distance is measured on."""
+
 
 @dataclass(frozen=True)
 class PlacedView:
@@ -39,7 +42,7 @@ class PlacedView:
 
     @cached_property
     def facing(self) -> np.ndarray:
-        """(H, W) float32 cosine of the angle between normal and line of sight: 1 is seen straight on, 0 edge on; or nan."""
+        """(H, W) float32 cosine of the angle of normal and line of sight: 1 seen straight on, 0 edge on; or nan."""
         rays = self.points - self.centre.astype(np.float32)
         with np.errstate(invalid="ignore", divide="ignore"):
             return -np.sum(rays * self.normals, axis=-1) / np.linalg.norm(rays, axis=-1)
@@ -69,7 +72,8 @@ class PhotoMesh:
 def placed_views(views: Sequence[ReconstructedView], options: SceneOptions) -> list[PlacedView]:
     """The views with the pixels that `options` keep, without those far outside of the scene."""
     placed = [PlacedView(view, kept_pixels(view, options.threshold, options.clean_depth)) for view in views]
-    samples = np.concatenate([np.zeros((0, 3)), *(one.points[one.kept][::7] for one in placed)])
+    step = max(1, sum(int(np.count_nonzero(one.kept)) for one in placed) // _SAMPLES)
+    samples = np.concatenate([np.zeros((0, 3)), *(one.points[one.kept][::step] for one in placed)])
     if not len(samples):
         return placed
     middle = np.median(samples, axis=0)

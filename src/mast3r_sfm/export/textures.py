@@ -93,7 +93,7 @@ def _texture(view: ReconstructedView, edge: int) -> tuple[Texture, bool]:
         rgb, source = view.rgb, PictureCamera((view.rgb.shape[1], view.rgb.shape[0]), view.K, view.distortion)
     camera = reduced(source, edge)
     rgb = reduced_picture(rgb, source, camera)
-    jpeg = encode_jpeg(rgb, _QUALITY, full_colour=False)
+    jpeg = encode_jpeg(rgb, _QUALITY, full_colour=False) if found else encode_jpeg(rgb)
     is_straight = _largest_shift(camera) < _STRAIGHT_ENOUGH_PX
     straight = PictureCamera(camera.size, camera.K) if is_straight else without_distortion(camera)
     picture = rgb if is_straight else straightened_picture(rgb, camera, straight)

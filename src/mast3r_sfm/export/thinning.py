@@ -27,7 +27,7 @@ _LEAST_ISLAND = 1e-3
 
 _STEEP, _BEHIND, _FRINGE = 0.4, 1.2, 4
 """Pixels that are seen at a smaller cosine of the angle, and have something so much further away within so many pixels,
-are left out: there the predicted depth slides from an object to what is behind it, and the sky would hang on its outline."""
+are left out: there the predicted depth slides from an object to what is behind it."""
 
 _LARGEST_HOLE = 3e-3
 """Holes in a view's surface up to this share of its pixels are closed with the depth that is there."""
@@ -79,7 +79,7 @@ def _shown_better(
     solid: np.ndarray,
     score_of_other: np.ndarray,
 ) -> np.ndarray:
-    """(n,) bool: whether the other view shows the places of flat `pixels` (n,) from the same side, and with more score."""
+    """(n,) bool: the other view shows the places of flat `pixels` (n,) from the same side, and with more score."""
     view = other.view
     H, W = view.depth.shape
     points = (one.points.reshape(-1, 3)[pixels] - view.world_from_cam[:3, 3]) @ view.world_from_cam[:3, :3]

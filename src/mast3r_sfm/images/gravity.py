@@ -40,7 +40,8 @@ def gravity_of_photo(file: str) -> np.ndarray | None:
 def gravity_of_note(note: bytes, orientation: int) -> np.ndarray | None:
     """Gravity as `gravity_of_photo` gives it, from Apple's note and the EXIF orientation of a photo of the back camera.
 
-    The note has the acceleration in units of g, in axes of the screen: x right, y up, z out of it; at rest it points down.
+    The note has the acceleration in units of g and in axes of the screen: x right, y up, z out of it. At rest it points
+    down.
     """
     axes = _SHOWN_FROM_UPRIGHT.get(orientation)
     acceleration = _acceleration(note)
