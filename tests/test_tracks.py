@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from mast3r_sfm.app.cli import main
 from mast3r_sfm.evaluation import pair_errors_deg
-from mast3r_sfm.geometry import points_of_depth, project, rays, to_world, undistort
+from mast3r_sfm.geometry import points_of_depth, project, rays, similarity_transform, to_world, undistort
 from mast3r_sfm.local_features import connect_by_features, find_features, match_features
 from mast3r_sfm.options import RefinementOptions
 from mast3r_sfm.pairwise import PairwiseData
@@ -32,6 +32,7 @@ from mast3r_sfm.tracks import (
     refine_cameras,
 )
 from mast3r_sfm.tracks.bundle import Bundle
+from mast3r_sfm.tracks.covariance import standard_deviations
 from mast3r_sfm.tracks.explained import count_explained
 from mast3r_sfm.tracks.guided import match_guided
 from mast3r_sfm.tracks.refinement import into_frame_of, moved_cameras, split_groups
@@ -184,6 +185,7 @@ def test_standard_deviations_are_those_of_repeated_adjustments() -> None:
     group = CameraGroup((1000, 800), 900.0, (499.5, 399.5))
     matches = np.stack([np.arange(150)] * 2, axis=1)
     exact = [project(points @ pose[:3, :3].T + pose[:3, 3], group.K) for pose in cam_from_world]
+    true = np.linalg.inv(cam_from_world)[:, :3, 3]
     centres, focals = [], []
     for _ in range(30):
         bundle = Bundle([group], [0] * N, cam_from_world, [xy + rng.normal(0, 0.5, xy.shape) for xy in exact])
@@ -191,13 +193,16 @@ def test_standard_deviations_are_those_of_repeated_adjustments() -> None:
         bundle.triangulate({pair: one for pair, one in pairs.items() if one is not None}, 6)
         bundle.adjust(3.0, principal_point=True)
         bundle.adjust(3.0, principal_point=True)
-        centres.append(np.linalg.inv(bundle.cam_from_world())[:, :3, 3])
+        scale, rotation, shift = similarity_transform(found := np.linalg.inv(bundle.cam_from_world())[:, :3, 3], true)
+        centres.append(scale * found @ rotation.T + shift)
         focals.append(bundle.group(0).focal_px)
     spread = np.sqrt(np.var(centres, axis=0).sum(1))
-    predicted = bundle.position_std(3.0, held=())
-    assert np.isnan(predicted[:2]).all()  # the gauge
-    np.testing.assert_allclose(predicted[2:], spread[2:], rtol=0.35)
-    assert bundle.intrinsics_std(3.0, principal_point=True)[0, 0] == pytest.approx(np.std(focals), rel=0.35)
+    intrinsics, predicted = standard_deviations(bundle.tracks(), np.ones((1, 4), dtype=bool), 3.0)
+    np.testing.assert_allclose(predicted, spread, rtol=0.35)
+    assert intrinsics[0, 0] == pytest.approx(np.std(focals), rel=0.35)
+    held, surer = standard_deviations(bundle.tracks(), np.array([[False, False, False, True]]), 3.0)
+    assert (held[0, :3] == 0).all() and held[0, 3] > 0
+    assert (surer <= predicted * 1.001).all()  # who knows the intrinsics knows the positions better
 
 
 def test_the_mapper_finds_the_cameras_alone(scene: RenderedScene, track_views: list[TrackView]) -> None:

@@ -87,16 +87,15 @@ def match_features(
         max_error_px = _MAX_ERROR_PX * max(1.0, size / _REFERENCE_PX)
         return confirm_pair(cameras[i], features[i].xy, cameras[j], features[j].xy, matches, max_error_px)
 
+    found = []
+    for pair in pairs:  # the search itself uses all processors, and waits for them if others use them too
+        limit = _FEATURES_TO_CHECK if pair.kept else _FEATURES_TO_CONNECT
+        found.append(match_everywhere(features[pair.i], features[pair.j], limit))
+        if advance is not None:
+            advance(1)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        asked = []
-        for pair in pairs:  # the search itself uses all processors, one pair after the other
-            limit = _FEATURES_TO_CHECK if pair.kept else _FEATURES_TO_CONNECT
-            matches = match_everywhere(features[pair.i], features[pair.j], limit)
-            asked.append(pool.submit(confirm, pair.i, pair.j, matches))
-            if advance is not None:
-                advance(1)
-        found = [one.result() for one in asked]
-    confirmed = {(p.i, p.j): one for p, one in zip(pairs, found, strict=True) if one is not None}
+        geometries = pool.map(lambda pair, matches: confirm(pair.i, pair.j, matches), pairs, found)
+        confirmed = {(p.i, p.j): one for p, one in zip(pairs, geometries, strict=True) if one is not None}
     return FeatureEvidence(tuple(features), confirmed)
 
 

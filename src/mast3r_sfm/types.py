@@ -315,8 +315,8 @@ class Refinement:
     num_observations  (n,) features of the photo in tracks
     errors_px         (n,) their median reprojection error, pixels of the original photo
     focal_std_px      (n,) standard deviation of the focal length, pixels of the original photo; nan if it was held
-    position_std      (n,) of the camera's centre (root of the trace of its covariance), scene units, with the first
-                      two cameras fixed; nan where unknown
+    position_std      (n,) of the camera's centre (root of the trace of its covariance), scene units, in the frame in
+                      which all centres together fit best; nan where unknown
     """
 
     refined: np.ndarray

@@ -21,8 +21,8 @@ CONVENTION = (
     "median_reprojection_error_px is in pixels of the network's image, null without matches; track_error_px, of "
     "the tracks of local features that refined cameras were adjusted to, is in pixels of the original photo. "
     "focal_std_px (pixels of the original photo) and position_std (of the camera centre, in the unit of length) are "
-    "standard deviations by the covariance of that adjustment, null where it says nothing: the first camera and one "
-    "coordinate of the second are held, and the uncertainty of the metric scale is not in them. doubt says why a "
+    "standard deviations by the covariance of that adjustment, null where it says nothing, in the frame and scale in "
+    "which all centres together fit best: the uncertainty of the metric scale is not in them. doubt says why a "
     "camera is not to be relied on, null if nothing speaks against it."
 )
 UNITS = "metres (approximate)"

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import pycolmap
 
+from mast3r_sfm.tracks.adjusted import AdjustedTracks
+
 _MIN_ANGLE_DEG = 1.5  # between the rays of a point
 _MIN_INLIERS = 15  # matches of a pair that its epipolar geometry confirms
 _MAX_TRIALS = 2000  # of seven matches each: one in 0.4^7 = 600 is right if 40 % of the matches are
@@ -97,21 +99,6 @@ class Bundle:
         pixels[seen] = _project(self._camera_of(j), in_j[seen])
         return pixels
 
-    def track_depths(self, k: int) -> np.ndarray:
-        """(N,) z-depth of the points that photo k's features belong to, nan for features without one."""
-        index, points = self._observed(k)
-        depths = np.full(len(self._features[k]), np.nan)
-        depths[index] = points[:, 2]
-        return depths
-
-    def _observed(self, k: int) -> tuple[list[int], np.ndarray]:
-        """The features of photo k that belong to a point, and those points (N, 3) in its camera."""
-        image = self._model.images[k + 1]
-        index = list(image.get_observation_point2D_idxs())
-        points = np.array([self._model.points3D[image.points2D[p].point3D_id].xyz for p in index]).reshape(-1, 3)
-        matrix = image.cam_from_world().matrix()
-        return index, points @ matrix[:, :3].T + matrix[:, 3]
-
     # -------------------------------------------------------------- tracks
     def confirm(self, i: int, j: int, matches: np.ndarray, max_error_px: float) -> pycolmap.TwoViewGeometry | None:
         """`confirm_pair` with the cameras as they are now."""
@@ -157,73 +144,19 @@ class Bundle:
         return options
 
     def adjust(
-        self, loss_px: float, principal_point: bool = False, held: Collection[int] = (), iterations: int = 50
+        self,
+        loss_px: float,
+        principal_point: bool = False,
+        held: Collection[int] = (),
+        iterations: int = 50,
+        tolerance: float = 1e-7,
     ) -> None:
         """Moves cameras and points so that the tracks reproject best, under a Cauchy loss of the given scale.
 
         principal_point  of every camera is free as well
         held             cameras whose intrinsics stay as they are
+        tolerance        it ends with a step that lowers the loss by less than this share
         """
-        self._adjuster(loss_px, principal_point, held, iterations).solve()
-
-    def position_std(self, loss_px: float, held: Collection[int]) -> np.ndarray:
-        """(n,) root of the trace of the covariance of every photo's centre, world units; nan where unknown.
-
-        The first photo's camera and one coordinate of another's are held (the gauge), and their errors are not known.
-        """
-        adjuster = self._adjuster(loss_px, True, held, 5)
-        adjuster.solve()
-        covariance = pycolmap.estimate_ba_covariance(pycolmap.BACovarianceOptions(), self._model, adjuster)
-        found = np.full(self.num_views, np.nan)
-        noise_px = self._noise_px()
-        for k in range(self.num_views):
-            own = None if covariance is None else covariance.get_cam_cov_from_world(k + 1)
-            if own is None or own.shape != (6, 6):
-                continue
-            pose = self._model.images[k + 1].cam_from_world().matrix()
-            R, t = pose[:, :3], pose[:, 3]
-            cross = np.array([[0, -t[2], t[1]], [t[2], 0, -t[0]], [-t[1], t[0], 0]])
-            # the centre is -R^T t; a turn of the camera by a small vector moves it by R^T [t]x times its negative
-            by_pose = np.concatenate([-R.T @ cross, -R.T], axis=1)
-            found[k] = noise_px * np.sqrt(max(np.trace(by_pose @ own @ by_pose.T), 0.0))
-        return found
-
-    def _noise_px(self) -> float:
-        """Standard deviation of a coordinate of an observation.
-
-        Half of all errors are below 1.1774 times it, and they are smaller than those of the observations because every
-        point and camera was fitted to them.
-        """
-        errors = np.concatenate(self.errors_px())
-        left = max(0.1, 1 - self.num_fitted / (2 * len(errors))) if len(errors) else np.nan
-        return float(np.median(errors)) / 1.1774 / np.sqrt(left)
-
-    def intrinsics_std(self, loss_px: float, principal_point: bool) -> np.ndarray:
-        """(groups, 4): standard deviations of f, cx, cy (original pixels) and k1, as far as the tracks tell.
-
-        From the covariance of one more adjustment in which all are free (cx and cy only if `principal_point`; 0
-        otherwise), for the errors that the tracks have. Infinite if it cannot be computed.
-        """
-        adjuster = self._adjuster(loss_px, principal_point, (), 5)
-        adjuster.solve()
-        covariance = pycolmap.estimate_ba_covariance(pycolmap.BACovarianceOptions(), self._model, adjuster)
-        free = [0, 1, 2, 3] if principal_point else [0, 3]
-        found = np.zeros((len(self._model.cameras), 4))
-        found[:, free] = np.inf
-        noise_px = self._noise_px()
-        for k, camera in self._model.cameras.items():
-            own = None if covariance is None else covariance.get_other_params_cov(camera.params)
-            if own is not None and own.shape == (len(free), len(free)):
-                found[k - 1, free] = noise_px * np.sqrt(np.maximum(np.diag(own), 0))
-        return found
-
-    def set_intrinsics(self, k: int, group: CameraGroup) -> None:
-        """Gives the camera k other intrinsics."""
-        self._model.cameras[k + 1].params = _params(group)
-
-    def _adjuster(
-        self, loss_px: float, principal_point: bool, held: Collection[int], iterations: int
-    ) -> pycolmap.CeresBundleAdjuster:
         config = pycolmap.BundleAdjustmentConfig()
         for image in sorted(self._model.reg_image_ids()):
             config.add_image(image)
@@ -237,50 +170,42 @@ class Bundle:
         options.ceres.loss_function_scale = loss_px
         options.ceres.solver_options.num_threads = 1
         options.ceres.solver_options.max_num_iterations = iterations
-        options.ceres.solver_options.function_tolerance = 1e-7
-        return pycolmap.create_default_ceres_bundle_adjuster(options, config, self._model)
+        options.ceres.solver_options.function_tolerance = tolerance
+        pycolmap.create_default_ceres_bundle_adjuster(options, config, self._model).solve()
+
+    def set_intrinsics(self, k: int, group: CameraGroup) -> None:
+        """Gives the camera k other intrinsics."""
+        self._model.cameras[k + 1].params = _params(group)
 
     # -------------------------------------------------------------- figures
-    def observation_errors_px(self, view_of: np.ndarray, feature_of: np.ndarray) -> np.ndarray:
-        """(T,) reprojection errors of features (T,) of photos (T,) that belong to points, original pixels."""
-        errors = np.full(len(view_of), np.nan)
-        for k, own in enumerate(self.errors_px()):
-            of_feature = np.full(len(self._features[k]), np.nan)
-            of_feature[self._observed(k)[0]] = own
-            errors[view_of == k] = of_feature[feature_of[view_of == k]]
-        return errors
-
-    def num_observations(self) -> np.ndarray:
-        """(n,) features of every photo that belong to a point."""
-        return np.array([self._model.images[k + 1].num_points3D for k in range(self.num_views)])
-
-    def errors_px(self) -> list[np.ndarray]:
-        """Reprojection errors of every photo's observations, original pixels."""
-        errors = []
-        for k in range(self.num_views):
-            index, points = self._observed(k)
-            projected = _project(self._camera_of(k), points) if index else np.zeros((0, 2))
-            errors.append(np.linalg.norm(projected - self._features[k][index], axis=1))
-        return errors
-
-    def tracks(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Points (P, 3) in the world, and of every observation its point, photo and feature, (T,) each."""
-        points, observed = [], []
-        for number, (_, point) in enumerate(sorted(self._model.points3D.items(), key=lambda item: item[0])):
+    def tracks(self) -> AdjustedTracks:
+        """The points in the order of their numbers, and their observations by photo and feature."""
+        points, lengths, observed = [], [], []
+        for _, point in sorted(self._model.points3D.items(), key=lambda item: item[0]):
+            elements = point.track.elements
             points.append(point.xyz)
-            elements = sorted((element.image_id - 1, element.point2D_idx) for element in point.track.elements)
-            observed += [(number, photo, feature) for photo, feature in elements]
-        point_of, photo_of, feature_of = np.array(observed, dtype=np.int64).reshape(-1, 3).T
-        return np.array(points).reshape(-1, 3), point_of, photo_of, feature_of
+            lengths.append(len(elements))
+            observed += sorted((element.image_id - 1, element.point2D_idx) for element in elements)
+        view_of, feature_of = np.array(observed, dtype=np.int64).reshape(-1, 2).T
+        seen_at = np.zeros((len(view_of), 2))
+        for k, xy in enumerate(self._features):
+            seen_at[view_of == k] = xy[feature_of[view_of == k]]
+        intrinsics = np.array([self._model.cameras[k + 1].params for k in range(len(self._model.cameras))])
+        intrinsics[:, 1:3] -= 0.5
+        return AdjustedTracks(
+            cam_from_world=self.cam_from_world(),
+            group_of=np.array(self.group_of),
+            intrinsics=intrinsics,
+            points=np.array(points).reshape(-1, 3),
+            point_of=np.repeat(np.arange(len(points)), lengths),
+            view_of=view_of,
+            feature_of=feature_of,
+            seen_at=seen_at,
+        )
 
     @property
     def num_points(self) -> int:
         return self._model.num_points3D()
-
-    @property
-    def num_fitted(self) -> int:
-        """Numbers that an adjustment finds: coordinates of points, and poses."""
-        return 3 * self._model.num_points3D() + 6 * self.num_views
 
     @property
     def mean_track_length(self) -> float:
