@@ -31,10 +31,9 @@ def standard_deviations(tracks: AdjustedTracks, free: np.ndarray, loss_px: float
     n = len(tracks.cam_from_world)
     by_camera, by_point = _jacobians(tracks, free, loss_px)
     S = _schur_complement(by_camera, by_point, tracks.point_of, len(tracks.points))
-    used = np.ones(len(S), dtype=bool)
-    used[6 * n :] = free.ravel()
-    seen = np.bincount(tracks.view_of, minlength=n) > 0
-    used[: 6 * n] = np.repeat(seen, 6)
+    told = np.diag(S) > 0  # of the others no observation tells anything
+    seen = told[: 6 * n].reshape(n, 6).all(1)
+    used = np.concatenate([np.repeat(seen, 6), told[6 * n :] & free.ravel()])
     variances = np.full(len(S), np.inf)
     variances[used] = _variances(S[np.ix_(used, used)], _gauge(tracks)[used], 6 * int(seen.sum()))
     intrinsics = np.where(free, variances[6 * n :].reshape(-1, _INTRINSICS), 0.0)
