@@ -54,7 +54,7 @@ class Round:
     tolerance: float
 
 
-ROUNDS = (Round(0.02, 4.0, 10, 1e-4), Round(0.006, 3.0, 10, 1e-4), Round(0.003, 2.0, 25, 1e-6))
+ROUNDS = (Round(0.02, 4.0, 10, 1e-4), Round(0.006, 3.0, 10, 1e-4), Round(0.003, 2.0, 25, 1e-5))
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def _split(
     alone.triangulate(confirmed, 2 * one.max_error_px * pixel)
     if alone.num_points < MIN_OBSERVATIONS:
         return None
-    alone.adjust(pixel, iterations=one.iterations, tolerance=1e-5)
+    alone.adjust(pixel, iterations=one.iterations, tolerance=1e-4)
     focals = np.array([alone.group(k).focal_px for k in range(len(group_of))])
     tracks = alone.tracks()
     std = standard_deviations(tracks, _free(len(group_of), centre=False), pixel)[0][:, 0]
@@ -326,7 +326,7 @@ def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: floa
             held.add(k)
             put_back = True
     if put_back:
-        bundle.adjust(pixel, principal_point=True, held=held)
+        bundle.adjust(pixel, principal_point=True, held=held, tolerance=ROUNDS[-1].tolerance)
     bundle.filter(ROUNDS[-1].max_error_px * pixel)
     bundle.adjust(pixel, principal_point=True, held=held)
     _, position_std = standard_deviations(bundle.tracks(), _free(len(start), centre=True, held=held), pixel)
