@@ -36,7 +36,7 @@ MIN_CONNECTING = 30
 
 _FEATURES_TO_CONNECT = 4096  # of each photo of a pair that the network denies
 _FEATURES_TO_CHECK = 2048  # of each photo of a pair that it believes
-_FEATURES_OF_ALL = 120_000
+_FEATURES_OF_ALL = 100_000
 _LEAST_FEATURES = 512  # of a photo
 _MAX_ERROR_PX = 4.0  # of a match from its epipolar line, at 1,600 pixels
 _REFERENCE_PX = 1600.0

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,10 +88,8 @@ def place_views(images: Sequence[View], data: PairwiseData, best: Candidate, sub
     cameras = {index: FixedCamera(K[k], float(distortion[k]), world_from_cam[k]) for k, index in enumerate(members)}
     matches = tuple(m for m in data.correspondences if m.i in views and m.j in views)
     sides = match_sides(views, cameras, matches, subsample)
-
-    def settle(k: int) -> tuple[torch.Tensor, float]:
-        """Depth of the anchors of a member, and the median error of its matches in network pixels."""
-        index = members[k]
+    anchors, errors_px = [], np.full(n, np.nan)
+    for k, index in enumerate(members):
         known = None
         depths = start.anchors[k].cpu().numpy()
         if refined is not None and is_refined[k]:
@@ -103,18 +99,17 @@ def place_views(images: Sequence[View], data: PairwiseData, best: Candidate, sub
             if len(known[1]):
                 sightings, at = known
                 depths = depths * float(np.median(at / (depths.ravel()[sightings.anchor] * sightings.factor)))
-        solved = solve_anchors(depths, cameras[index], sides[index], known)
-        errors = errors_of(solved, cameras[index], sides[index])
-        on_device = torch.from_numpy(solved).to(start.anchors[k].device)
-        return on_device, float(np.median(errors)) if len(errors) else float("nan")
-
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        anchors, errors_px = zip(*pool.map(settle, range(n)), strict=True)
+        solved = solve_anchors(depths, sides.get(index), known)
+        errors = errors_of(solved, sides.get(index))
+        anchors.append(torch.from_numpy(solved).to(start.anchors[k].device))
+        errors_px[k] = np.median(errors) if len(errors) else np.nan
     no_losses = torch.zeros(0)
     return AlignedGroup(
         group=members,
-        cameras=AlignmentResult(torch.from_numpy(K), torch.from_numpy(world_from_cam), anchors, no_losses, no_losses),
-        errors_px=torch.tensor(errors_px, dtype=torch.float64),
+        cameras=AlignmentResult(
+            torch.from_numpy(K), torch.from_numpy(world_from_cam), tuple(anchors), no_losses, no_losses
+        ),
+        errors_px=torch.from_numpy(errors_px),
         matches=matches,
         refinement=None
         if refined is None

@@ -56,6 +56,9 @@ class Round:
 
 ROUNDS = (Round(0.02, 4.0, 10, 1e-4), Round(0.006, 3.0, 10, 1e-4), Round(0.003, 2.0, 25, 1e-5))
 
+SETTLED = 1e-6
+"""Share of the loss by which the last steps of the last adjustments lower it."""
+
 
 @dataclass(frozen=True)
 class TrackView:
@@ -238,7 +241,7 @@ def _split(
     alone.triangulate(confirmed, 2 * one.max_error_px * pixel)
     if alone.num_points < MIN_OBSERVATIONS:
         return None
-    alone.adjust(pixel, iterations=one.iterations, tolerance=1e-4)
+    alone.adjust(pixel, iterations=ROUNDS[0].iterations, tolerance=ROUNDS[0].tolerance)
     focals = np.array([alone.group(k).focal_px for k in range(len(group_of))])
     tracks = alone.tracks()
     std = standard_deviations(tracks, _free(len(group_of), centre=False), pixel)[0][:, 0]
@@ -303,16 +306,16 @@ def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: floa
     their variance. Cameras close together or looking the same way, a flat scene or a turn about a single axis leave
     these open: they would wander far for a hundredth of a pixel, and take the rotations along.
     """
-    bundle.adjust(pixel)
+    bundle.adjust(pixel, tolerance=SETTLED)
     focal_std = standard_deviations(bundle.tracks(), _free(len(start), centre=False), pixel)[0][:, 0]
     held = {k for k, own in enumerate(start) if not focal_std[k] <= MAX_FOCAL_STD * own.focal_px}
     for k in held:
         bundle.set_intrinsics(k, start[k])
     if held:
-        bundle.adjust(pixel, held=held)
+        bundle.adjust(pixel, held=held, tolerance=SETTLED)
     settled = [bundle.group(k) for k in range(len(start))]
     cost_held = _group_costs(bundle.tracks(), pixel)
-    bundle.adjust(pixel, principal_point=True, held=held)
+    bundle.adjust(pixel, principal_point=True, held=held, tolerance=SETTLED)
     free_tracks = bundle.tracks()
     cost_free = _group_costs(free_tracks, pixel)
     std, _ = standard_deviations(free_tracks, _free(len(start), centre=True), pixel)
@@ -328,7 +331,7 @@ def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: floa
     if put_back:
         bundle.adjust(pixel, principal_point=True, held=held, tolerance=ROUNDS[-1].tolerance)
     bundle.filter(ROUNDS[-1].max_error_px * pixel)
-    bundle.adjust(pixel, principal_point=True, held=held)
+    bundle.adjust(pixel, principal_point=True, held=held, tolerance=SETTLED)
     _, position_std = standard_deviations(bundle.tracks(), _free(len(start), centre=True, held=held), pixel)
     return np.where(focal_known, np.minimum(std[:, 0], focal_std), np.nan), position_std
 
