@@ -17,7 +17,7 @@ from mast3r_sfm.app.cli import main
 from mast3r_sfm.evaluation import pair_errors_deg
 from mast3r_sfm.geometry import points_of_depth, project, rays, to_world, undistort
 from mast3r_sfm.local_features import connect_by_features, find_features, match_features
-from mast3r_sfm.options import RefinementOptions
+from mast3r_sfm.options import CameraModel, RefinementOptions
 from mast3r_sfm.pairwise import PairwiseData
 from mast3r_sfm.reconstruction import Reconstruction
 from mast3r_sfm.tracks import (
@@ -25,6 +25,7 @@ from mast3r_sfm.tracks import (
     LocalFeatures,
     RefinedCameras,
     TrackView,
+    camera_group,
     colmap_camera,
     confirm_pair,
     extract_features,
@@ -69,6 +70,19 @@ def refine(scene: RenderedScene, views: list[TrackView], focal: float = 1.02) ->
     refined = refine_cameras(views, [group], pairs)
     assert refined is not None
     return refined
+
+
+def test_a_pinhole_camera_has_no_distortion(scene: RenderedScene, track_views: list[TrackView]) -> None:
+    group = CameraGroup((W, H), 1.02 * float(scene.K[0, 0, 0]), ((W - 1) / 2, (H - 1) / 2))
+    pinhole = dataclasses.replace(group, model=CameraModel.SIMPLE_PINHOLE)
+    for one, name in ((group, "SIMPLE_RADIAL"), (pinhole, "SIMPLE_PINHOLE")):
+        assert colmap_camera(one, 1).model_name == name and camera_group(colmap_camera(one, 1)) == one
+    refined = refine_cameras(track_views, [pinhole], [(i, j) for i in range(N) for j in range(i + 1, N)])
+    assert refined is not None and refined.refined.all()
+    found = refined.groups[0]
+    assert found.model is CameraModel.SIMPLE_PINHOLE and found.distortion == 0
+    assert found.focal_px == pytest.approx(float(scene.K[0, 0, 0]), rel=0.003)
+    assert 0 < refined.focal_std_px[0] < 2 and np.isfinite(refined.position_std[2:]).all()
 
 
 def worst_deg(scene: RenderedScene, cam_from_world: np.ndarray) -> tuple[float, float]:

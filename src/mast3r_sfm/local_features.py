@@ -19,7 +19,7 @@ import torch
 
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.images.loading import read_photo
-from mast3r_sfm.options import RefinementOptions
+from mast3r_sfm.options import CameraModel, RefinementOptions
 from mast3r_sfm.pairwise import PairwiseData
 from mast3r_sfm.progress import Advance
 from mast3r_sfm.tracks import CameraGroup, LocalFeatures, colmap_camera, confirm_pair, extract_features
@@ -100,11 +100,11 @@ def match_features(
     return FeatureEvidence(tuple(features), confirmed)
 
 
-def usual_camera(image: View) -> CameraGroup:
-    """The camera of a photo as far as its file tells: EXIF's focal length, or a usual one."""
+def usual_camera(image: View, model: CameraModel = CameraModel.SIMPLE_RADIAL) -> CameraGroup:
+    """The camera of a photo as far as its file tells: EXIF's focal length or a usual one, no distortion."""
     width, height = image.transform.original_size
     focal = image.focal_exif_px or _USUAL_FOCAL * max(width, height)
-    return CameraGroup((width, height), focal, ((width - 1) / 2, (height - 1) / 2))
+    return CameraGroup((width, height), focal, ((width - 1) / 2, (height - 1) / 2), model=model)
 
 
 def connect_by_features(data: PairwiseData, images: Sequence[View], evidence: FeatureEvidence) -> PairwiseData:

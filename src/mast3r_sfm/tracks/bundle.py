@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import pycolmap
 
+from mast3r_sfm.options import CameraModel
+
 _MIN_ANGLE_DEG = 1.5  # between the rays of a point
 _MIN_INLIERS = 15  # matches of a pair that its epipolar geometry confirms
 _MAX_TRIALS = 2000  # of seven matches each: one in 0.4^7 = 600 is right if 40 % of the matches are
@@ -26,12 +28,14 @@ class CameraGroup:
     size        (width, height) pixels
     focal_px, principal_point   pixels, centres at integers
     distortion  k1 of x (1 + k1 |x|^2), x in units of the focal length
+    model       which of these numbers there are: SIMPLE_PINHOLE has no distortion
     """
 
     size: tuple[int, int]
     focal_px: float
     principal_point: tuple[float, float]
     distortion: float = 0.0
+    model: CameraModel = CameraModel.SIMPLE_RADIAL
 
     @property
     def K(self) -> np.ndarray:
@@ -207,11 +211,11 @@ class Bundle:
         adjuster = self._adjuster(loss_px, principal_point, (), 5)
         adjuster.solve()
         covariance = pycolmap.estimate_ba_covariance(pycolmap.BACovarianceOptions(), self._model, adjuster)
-        free = [0, 1, 2, 3] if principal_point else [0, 3]
         found = np.zeros((len(self._model.cameras), 4))
-        found[:, free] = np.inf
         noise_px = self._noise_px()
         for k, camera in self._model.cameras.items():
+            free = [0, *([1, 2] if principal_point else []), *range(3, len(camera.params))]
+            found[k - 1, free] = np.inf
             own = None if covariance is None else covariance.get_other_params_cov(camera.params)
             if own is not None and own.shape == (len(free), len(free)):
                 found[k - 1, free] = noise_px * np.sqrt(np.maximum(np.diag(own), 0))
@@ -319,7 +323,7 @@ def colmap_camera(group: CameraGroup, camera_id: int, focal_known: bool = False)
     """
     camera = pycolmap.Camera(
         camera_id=camera_id,
-        model="SIMPLE_RADIAL",
+        model=str(group.model),
         width=group.size[0],
         height=group.size[1],
         params=_params(group),
@@ -330,14 +334,16 @@ def colmap_camera(group: CameraGroup, camera_id: int, focal_known: bool = False)
 
 def camera_group(camera: pycolmap.Camera) -> CameraGroup:
     """The inverse of `colmap_camera`."""
-    focal, x, y, distortion = camera.params
-    return CameraGroup((camera.width, camera.height), focal, (x - 0.5, y - 0.5), distortion)
+    focal, x, y, *distortion = camera.params
+    size, model = (camera.width, camera.height), CameraModel(camera.model_name)
+    return CameraGroup(size, focal, (x - 0.5, y - 0.5), distortion[0] if distortion else 0.0, model)
 
 
 def _params(group: CameraGroup) -> list[float]:
-    """f, cx, cy, k1 of SIMPLE_RADIAL."""
-    centre_x, centre_y = group.principal_point
-    return [group.focal_px, centre_x + 0.5, centre_y + 0.5, group.distortion]
+    """f, cx, cy of SIMPLE_PINHOLE, and k1 of SIMPLE_RADIAL."""
+    x, y = group.principal_point
+    bend = [group.distortion] if group.model is CameraModel.SIMPLE_RADIAL else []
+    return [group.focal_px, x + 0.5, y + 0.5, *bend]
 
 
 def _project(camera: pycolmap.Camera, points: np.ndarray) -> np.ndarray:
