@@ -33,11 +33,12 @@ from mast3r_sfm.tracks import (
     refine_cameras,
 )
 from mast3r_sfm.tracks.bundle import Bundle
-from mast3r_sfm.tracks.explained import count_explained
+from mast3r_sfm.tracks.explained import count_explained, parallax_deg
 from mast3r_sfm.tracks.guided import match_guided
 from mast3r_sfm.tracks.refinement import into_frame_of, moved_cameras, split_groups
 from mast3r_sfm.tracks.unguided import match_everywhere
 from mast3r_sfm.types import Correspondences, ImageTransform, PairSummary, View
+from mast3r_sfm.unrefined import why_unrefined
 from synthetic import RenderedScene, render_orbit
 
 N, W, H = 5, 640, 480
@@ -117,6 +118,18 @@ def test_a_view_without_features_keeps_its_camera(scene: RenderedScene, track_vi
     assert np.isnan(refined.median_error_px[-1]) and refined.num_observations[-1] == 0
 
 
+def test_two_photos_are_refined_by_what_both_show(scene: RenderedScene, track_views: list[TrackView]) -> None:
+    """Points that only two photos show count where there are no others."""
+    group = CameraGroup((W, H), float(scene.K[0, 0, 0]), ((W - 1) / 2, (H - 1) / 2))
+    refined = refine_cameras(track_views[1:3], [group], [(0, 1)])
+    assert refined is not None and refined.refined.all() and (refined.num_observations > 100).all()
+    true = scene.world_from_cam[1:3].numpy()
+    before = np.linalg.inv(np.stack([view.cam_from_world for view in track_views[1:3]]))
+    both = np.ones(2, dtype=bool)
+    after = pair_errors_deg(np.linalg.inv(refined.cam_from_world), true, both)
+    assert after[0].max() < pair_errors_deg(before, true, both)[0].max() / 3
+
+
 def test_nothing_to_hold_on_to(scene: RenderedScene, track_views: list[TrackView]) -> None:
     nothing = LocalFeatures.none()
     views = [dataclasses.replace(view, features=nothing, depths=np.zeros(0)) for view in track_views]
@@ -186,6 +199,32 @@ def test_explained_matches_are_those_on_epipolar_lines(scene: RenderedScene) -> 
     turned = cam_from_world.copy()
     turned[1, :3, :3] = Rotation.from_euler("z", 10, degrees=True).as_matrix() @ turned[1, :3, :3]
     assert count_explained(turned, [group, group], [pixels, seen], {(0, 1): index}) < len(visible) / 3
+
+
+def test_photos_from_one_place_have_no_parallax() -> None:
+    group = CameraGroup((400, 300), 400.0, (199.5, 149.5))
+    cam_from_world = np.tile(np.eye(4), (3, 1, 1))
+    cam_from_world[1, :3, :3] = Rotation.from_euler("y", -10, degrees=True).as_matrix()
+    cam_from_world[2, :3, 3] = [-1.0, 0, 0]  # one unit to the right, of points two away: 26.57 degrees
+    points = np.array([[0.0, 0, 2], [0.1, 0, 2], [0.2, 0.1, 2]])
+    seen = [project(points @ pose[:3, :3].T + pose[:3, 3], group.K) for pose in cam_from_world]
+    index = np.stack([np.arange(3)] * 2, axis=1)
+    turned = parallax_deg(cam_from_world, [group] * 3, seen, {(0, 1): index})
+    assert turned[:2].max() < 1e-6 and np.isnan(turned[2])
+    moved = parallax_deg(cam_from_world, [group] * 3, [seen[0][:1], seen[1][:1], seen[2][:1]], {(0, 2): index[:1]})
+    assert moved[[0, 2]] == pytest.approx(np.degrees(np.arctan(0.5)))
+
+
+def test_a_camera_that_stays_is_told_why() -> None:
+    nan = float("nan")
+    reasons = why_unrefined(
+        np.array([3, 12, 300, 0]), np.array([0.4, 0.4, 5.25, nan]), np.array([5, 900, 900, 0]),
+        np.array([9.0, 0.05, 9.0, nan]),
+    )  # fmt: skip
+    assert [number for _, number in reasons] == ["3", "0.05", "5.2 px", "0"]
+    assert [next(word for word in ("lack", "one place", "fit") if word in reason) for reason, _ in reasons] == [
+        "lack", "one place", "fit", "lack",
+    ]  # fmt: skip
 
 
 def test_standard_deviations_are_those_of_repeated_adjustments() -> None:

@@ -54,6 +54,15 @@ class FeatureEvidence:
     features: tuple[LocalFeatures, ...]
     confirmed: Mapping[tuple[int, int], pycolmap.TwoViewGeometry]
 
+    def among(self, members: Sequence[int]) -> dict[tuple[int, int], np.ndarray]:
+        """The confirmed matches (M, 2) int64 of some images, by pair of positions in `members`."""
+        position_of = {index: k for k, index in enumerate(members)}
+        return {
+            (position_of[i], position_of[j]): geometry.inlier_matches.astype(np.int64)
+            for (i, j), geometry in self.confirmed.items()
+            if i in position_of and j in position_of
+        }
+
 
 def find_features(
     images: Sequence[View], options: RefinementOptions, advance: Advance | None = None

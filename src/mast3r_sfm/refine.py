@@ -29,6 +29,7 @@ from mast3r_sfm.tracks import LocalFeatures, RefinedCameras, TrackView, refine_c
 from mast3r_sfm.tracks.explained import count_explained
 from mast3r_sfm.tracks.refinement import NUM_STEPS as NUM_STEPS
 from mast3r_sfm.types import View
+from mast3r_sfm.unrefined import warn_of_unrefined
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def refine_group(
                 best = other
     best = _with_resections(images, data, evidence, best, options)
     if best.refined is None and not best.start.mapped:
-        _warn_of_unrefined(images, best)
+        warn_of_unrefined(images, evidence, best)
         return aligned
     placed = place_views(images, data, best, subsample)
     if not best.start.mapped and _tears_apart(images, aligned, placed):
@@ -96,7 +97,7 @@ def refine_group(
             len(placed.group),
         )
         return aligned
-    _warn_of_unrefined(images, best)
+    warn_of_unrefined(images, evidence, best)
     return placed
 
 
@@ -110,12 +111,7 @@ def _refined(
 ) -> Candidate:
     """What the refinement makes of a start; where features leave gaps, again with the network's matches."""
     assert options.refinement is not None
-    position_of = {index: k for k, index in enumerate(start.members)}
-    matched = {
-        (position_of[i], position_of[j]): geometry.inlier_matches.astype(np.int64)
-        for (i, j), geometry in evidence.confirmed.items()
-        if i in position_of and j in position_of
-    }
+    matched = evidence.among(start.members)
     features = tuple(evidence.features[index] for index in start.members)
     refined = _adjusted(images, data, start, features, matched, options, advance)
     if refined is None:
@@ -232,18 +228,13 @@ def _with_resections(
 
 
 def _num_explained(evidence: FeatureEvidence, start: Start, refined: RefinedCameras | None) -> int:
-    position_of = {index: k for k, index in enumerate(start.members)}
     groups = start.groups if refined is None else refined.groups
     group_of = start.group_of if refined is None else refined.group_of
     return count_explained(
         start.cam_from_world if refined is None else refined.cam_from_world,
         [groups[group] for group in group_of],
         [evidence.features[index].xy for index in start.members],
-        {
-            (position_of[i], position_of[j]): geometry.inlier_matches
-            for (i, j), geometry in evidence.confirmed.items()
-            if i in position_of and j in position_of
-        },
+        evidence.among(start.members),
     )
 
 
@@ -255,11 +246,3 @@ def _tears_apart(images: Sequence[View], aligned: AlignedGroup, placed: AlignedG
     before, after = aligned.errors_px.cpu().numpy()[kept], placed.errors_px.cpu().numpy()[kept]
     long_edges = np.array([max(images[index].shape) for index in aligned.group])[kept]
     return bool(((after > MAX_WORSE * before + _WORSE_PX) & (before <= MAX_ERROR * long_edges)).any())
-
-
-def _warn_of_unrefined(images: Sequence[View], best: Candidate) -> None:
-    members, refined = best.start.members, best.refined
-    kept = [index for k, index in enumerate(members) if refined is None or not refined.refined[k]]
-    if kept:
-        names = ", ".join(images[index].path.name for index in kept[:10]) + (", ..." if len(kept) > 10 else "")
-        logger.warning("%d of %d cameras stay as aligned, for lack of features: %s", len(kept), len(members), names)

@@ -15,7 +15,9 @@ import pycolmap
 
 from mast3r_sfm.options import CameraModel
 
-_MIN_ANGLE_DEG = 1.5  # between the rays of a point
+MIN_ANGLE_DEG = 1.5
+"""Smallest angle between two rays of a point."""
+
 _MIN_INLIERS = 15  # matches of a pair that its epipolar geometry confirms
 _MAX_TRIALS = 2000  # of seven matches each: one in 0.4^7 = 600 is right if 40 % of the matches are
 _SEED = 0
@@ -150,11 +152,12 @@ class Bundle:
     def filter(self, max_error_px: float) -> None:
         """Drops observations that reproject worse, and points whose rays are almost parallel."""
         assert self._observations is not None
-        self._observations.filter_all_points3D(max_error_px, _MIN_ANGLE_DEG)
+        self._observations.filter_all_points3D(max_error_px, MIN_ANGLE_DEG)
 
     def _triangulation_options(self, max_error_px: float) -> pycolmap.IncrementalTriangulatorOptions:
         options = pycolmap.IncrementalTriangulatorOptions()
         options.random_seed = _SEED
+        options.ignore_two_view_tracks = self.num_views > 2  # they are rarely right, but two photos have no others
         options.merge_max_reproj_error = options.complete_max_reproj_error = max_error_px
         focal = min(camera.mean_focal_length() for camera in self._model.cameras.values())
         options.create_max_angle_error = options.continue_max_angle_error = float(np.degrees(max_error_px / focal))
