@@ -253,6 +253,28 @@ def test_standard_deviations_are_those_of_repeated_adjustments() -> None:
     assert bundle.intrinsics_std(3.0, principal_point=True)[0, 0] == pytest.approx(np.std(focals), rel=0.35)
 
 
+def test_a_copy_of_the_first_photo_does_not_set_the_unit_of_length() -> None:
+    """The distance of a photo and its copy is an accident: as the unit it makes all others uncertain."""
+    rng = np.random.default_rng(0)
+    cam_from_world = np.tile(np.eye(4), (4, 1, 1))
+    for k in range(4):
+        cam_from_world[k, :3, 3] = [-0.5 * max(0, k - 1) + 1e-5 * k, 0.05 * k, 4]  # the second is where the first is
+    cam_from_world[1, :3, 3] = cam_from_world[0, :3, 3] + 1e-5
+    points = rng.uniform(-1, 1, (80, 3))
+    group = CameraGroup((1000, 800), 900.0, (499.5, 399.5))
+    seen = [project(points @ pose[:3, :3].T + pose[:3, 3], group.K) for pose in cam_from_world]
+    matches = np.stack([np.arange(80)] * 2, axis=1)
+    bundle = Bundle([group], [0] * 4, cam_from_world, [xy + rng.normal(0, 0.3, xy.shape) for xy in seen])
+    pairs = {(i, j): bundle.confirm(i, j, matches, 6) for i in range(4) for j in range(i + 1, 4)}
+    bundle.triangulate({pair: one for pair, one in pairs.items() if one is not None}, 6)
+    bundle.adjust(3.0)
+    std = bundle.position_std(3.0, held=[0])
+    assert np.isnan(std[[0, 2]]).all() and (std[[1, 3]] < 0.01).all()
+    assert bundle.num_observations().tolist() == [80] * 4
+    order = np.argsort(bundle.tracks()[2][:4])  # photos of the first point
+    assert bundle.tracks()[2][:4][order].tolist() == [0, 1, 2, 3]
+
+
 def test_the_mapper_finds_the_cameras_alone(scene: RenderedScene, track_views: list[TrackView]) -> None:
     group = CameraGroup((W, H), 1.2 * W, ((W - 1) / 2, (H - 1) / 2))
     features = [view.features for view in track_views]

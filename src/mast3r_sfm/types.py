@@ -316,7 +316,7 @@ class Refinement:
     errors_px         (n,) their median reprojection error, pixels of the original photo
     focal_std_px      (n,) standard deviation of the focal length, pixels of the original photo; nan if it was held
     position_std      (n,) of the camera's centre (root of the trace of its covariance), scene units, with the first
-                      two cameras fixed; nan where unknown
+                      camera and a coordinate of another fixed; nan where unknown
     """
 
     refined: np.ndarray

@@ -22,7 +22,7 @@ CONVENTION = (
     "the tracks of local features that refined cameras were adjusted to, is in pixels of the original photo. "
     "focal_std_px (pixels of the original photo) and position_std (of the camera centre, in the unit of length) are "
     "standard deviations by the covariance of that adjustment, null where it says nothing: the first camera and one "
-    "coordinate of the second are held, and the uncertainty of the metric scale is not in them. doubt says why a "
+    "coordinate of another are held, and the uncertainty of the metric scale is not in them. doubt says why a "
     "camera is not to be relied on, null if nothing speaks against it."
 )
 UNITS = "metres (approximate)"

@@ -18,6 +18,7 @@ from mast3r_sfm.options import CameraModel
 MIN_ANGLE_DEG = 1.5
 """Smallest angle between two rays of a point."""
 
+_MIN_BASELINE = 0.05  # of the two photos that set the unit of length, as a share of the largest from the first photo
 _MIN_INLIERS = 15  # matches of a pair that its epipolar geometry confirms
 _MAX_TRIALS = 2000  # of seven matches each: one in 0.4^7 = 600 is right if 40 % of the matches are
 _SEED = 0
@@ -69,9 +70,13 @@ class Bundle:
         self._model = pycolmap.Reconstruction()
         for k, group in enumerate(groups, 1):
             self._model.add_camera_with_trivial_rig(colmap_camera(group, k))
-        for k, (own, xy) in enumerate(zip(group_of, features, strict=True), 1):
-            image = pycolmap.Image(image_id=k, camera_id=own + 1, name=str(k), keypoints=xy + 0.5)
-            self._model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(cam_from_world[k - 1][:3]))
+        self._ids = _image_ids(cam_from_world)
+        for k in np.argsort(self._ids).tolist():
+            number = self._ids[k]
+            image = pycolmap.Image(
+                image_id=number, camera_id=group_of[k] + 1, name=str(number), keypoints=features[k] + 0.5
+            )
+            self._model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(cam_from_world[k][:3]))
         self._observations: pycolmap.ObservationManager | None = None
         self._triangulator: pycolmap.IncrementalTriangulator | None = None
         self._graph: pycolmap.CorrespondenceGraph | None = None
@@ -81,7 +86,7 @@ class Bundle:
         """(n, 4, 4) float64."""
         poses = np.tile(np.eye(4), (self.num_views, 1, 1))
         for k in range(self.num_views):
-            poses[k, :3] = self._model.images[k + 1].cam_from_world().matrix()
+            poses[k, :3] = self._image(k).cam_from_world().matrix()
         return poses
 
     def group(self, k: int) -> CameraGroup:
@@ -89,14 +94,16 @@ class Bundle:
         return camera_group(self._model.cameras[k + 1])
 
     def _camera_of(self, view: int) -> pycolmap.Camera:
-        return self._model.cameras[self._model.images[view + 1].camera_id]
+        return self._model.cameras[self._image(view).camera_id]
+
+    def _image(self, view: int) -> pycolmap.Image:
+        return self._model.images[self._ids[view]]
 
     def predict(self, i: int, j: int, depths: np.ndarray) -> np.ndarray:
         """(N, 2) pixels of photo j that show the features of photo i, at z-depths (N,) in camera i, else nan."""
-        images = self._model.images
         rays = np.asarray(self._camera_of(i).cam_from_img(self._features[i] + 0.5))
         points = np.concatenate([rays, np.ones((len(rays), 1))], axis=1) * depths[:, None]
-        j_from_i = (images[j + 1].cam_from_world() * images[i + 1].cam_from_world().inverse()).matrix()
+        j_from_i = (self._image(j).cam_from_world() * self._image(i).cam_from_world().inverse()).matrix()
         in_j = points @ j_from_i[:, :3].T + j_from_i[:, 3]
         pixels = np.full((len(rays), 2), np.nan)
         seen = np.isfinite(in_j).all(1) & (in_j[:, 2] > 1e-9)
@@ -112,7 +119,7 @@ class Bundle:
 
     def _observed(self, k: int) -> tuple[list[int], np.ndarray]:
         """The features of photo k that belong to a point, and those points (N, 3) in its camera."""
-        image = self._model.images[k + 1]
+        image = self._image(k)
         index = list(image.get_observation_point2D_idxs())
         points = np.array([self._model.points3D[image.points2D[p].point3D_id].xyz for p in index]).reshape(-1, 3)
         matrix = image.cam_from_world().matrix()
@@ -131,15 +138,15 @@ class Bundle:
             self._model.delete_point3D(point)
         self._graph = pycolmap.CorrespondenceGraph()
         for k in range(self.num_views):
-            self._graph.add_image(k + 1, len(self._features[k]))
+            self._graph.add_image(self._ids[k], len(self._features[k]))
         for (i, j), geometry in sorted(pairs.items(), key=lambda item: item[0]):
-            self._graph.add_two_view_geometry(i + 1, j + 1, geometry)
+            self._graph.add_two_view_geometry(self._ids[i], self._ids[j], geometry)
         self._graph.finalize()
         self._observations = pycolmap.ObservationManager(self._model, self._graph)
         self._triangulator = pycolmap.IncrementalTriangulator(self._graph, self._model, self._observations)
         options = self._triangulation_options(max_error_px)
         for k in range(self.num_views):
-            self._triangulator.triangulate_image(options, k + 1)
+            self._triangulator.triangulate_image(options, self._ids[k])
         self.extend(max_error_px)
 
     def extend(self, max_error_px: float) -> None:
@@ -184,10 +191,10 @@ class Bundle:
         found = np.full(self.num_views, np.nan)
         noise_px = self._noise_px()
         for k in range(self.num_views):
-            own = None if covariance is None else covariance.get_cam_cov_from_world(k + 1)
+            own = None if covariance is None else covariance.get_cam_cov_from_world(self._ids[k])
             if own is None or own.shape != (6, 6):
                 continue
-            pose = self._model.images[k + 1].cam_from_world().matrix()
+            pose = self._image(k).cam_from_world().matrix()
             R, t = pose[:, :3], pose[:, 3]
             cross = np.array([[0, -t[2], t[1]], [t[2], 0, -t[0]], [-t[1], t[0], 0]])
             # the centre is -R^T t; a turn of the camera by a small vector moves it by R^T [t]x times its negative
@@ -259,7 +266,7 @@ class Bundle:
 
     def num_observations(self) -> np.ndarray:
         """(n,) features of every photo that belong to a point."""
-        return np.array([self._model.images[k + 1].num_points3D for k in range(self.num_views)])
+        return np.array([self._image(k).num_points3D for k in range(self.num_views)])
 
     def errors_px(self) -> list[np.ndarray]:
         """Reprojection errors of every photo's observations, original pixels."""
@@ -273,9 +280,10 @@ class Bundle:
     def tracks(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Points (P, 3) in the world, and of every observation its point, photo and feature, (T,) each."""
         points, observed = [], []
+        view_of = {number: view for view, number in enumerate(self._ids)}
         for number, (_, point) in enumerate(sorted(self._model.points3D.items(), key=lambda item: item[0])):
             points.append(point.xyz)
-            elements = sorted((element.image_id - 1, element.point2D_idx) for element in point.track.elements)
+            elements = sorted((view_of[element.image_id], element.point2D_idx) for element in point.track.elements)
             observed += [(number, photo, feature) for photo, feature in elements]
         point_of, photo_of, feature_of = np.array(observed, dtype=np.int64).reshape(-1, 3).T
         return np.array(points).reshape(-1, 3), point_of, photo_of, feature_of
@@ -292,6 +300,21 @@ class Bundle:
     @property
     def mean_track_length(self) -> float:
         return float(self._model.compute_mean_track_length())
+
+
+def _image_ids(cam_from_world: np.ndarray) -> list[int]:
+    """COLMAP's numbers of photos (n, 4, 4), from 1, by their place.
+
+    An adjustment holds the first photo, and one coordinate of the second as the unit of length. So the second is one
+    that lies apart from the first: of a photo and its copy the distance is an accident.
+    """
+    centres = np.linalg.inv(cam_from_world)[:, :3, 3]
+    distance = np.linalg.norm(centres - centres[0], axis=1)
+    second = int(np.argmax(distance > _MIN_BASELINE * distance.max()))
+    ids = list(range(1, len(centres) + 1))
+    if second > 1:
+        ids[1], ids[second] = ids[second], ids[1]
+    return ids
 
 
 def confirm_pair(
