@@ -19,7 +19,7 @@ import torch
 
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.images.loading import read_photo
-from mast3r_sfm.options import RefinementOptions
+from mast3r_sfm.options import CameraModel, RefinementOptions
 from mast3r_sfm.pairwise import PairwiseData
 from mast3r_sfm.progress import Advance
 from mast3r_sfm.tracks import CameraGroup, LocalFeatures, colmap_camera, confirm_pair, extract_features
@@ -53,6 +53,15 @@ class FeatureEvidence:
 
     features: tuple[LocalFeatures, ...]
     confirmed: Mapping[tuple[int, int], pycolmap.TwoViewGeometry]
+
+    def among(self, members: Sequence[int]) -> dict[tuple[int, int], np.ndarray]:
+        """The confirmed matches (M, 2) int64 of some images, by pair of positions in `members`."""
+        position_of = {index: k for k, index in enumerate(members)}
+        return {
+            (position_of[i], position_of[j]): geometry.inlier_matches.astype(np.int64)
+            for (i, j), geometry in self.confirmed.items()
+            if i in position_of and j in position_of
+        }
 
 
 def find_features(
@@ -99,11 +108,11 @@ def match_features(
     return FeatureEvidence(tuple(features), confirmed)
 
 
-def usual_camera(image: View) -> CameraGroup:
-    """The camera of a photo as far as its file tells: EXIF's focal length, or a usual one."""
+def usual_camera(image: View, model: CameraModel = CameraModel.SIMPLE_RADIAL) -> CameraGroup:
+    """The camera of a photo as far as its file tells: EXIF's focal length or a usual one, no distortion."""
     width, height = image.transform.original_size
     focal = image.focal_exif_px or _USUAL_FOCAL * max(width, height)
-    return CameraGroup((width, height), focal, ((width - 1) / 2, (height - 1) / 2))
+    return CameraGroup((width, height), focal, ((width - 1) / 2, (height - 1) / 2), model=model)
 
 
 def connect_by_features(data: PairwiseData, images: Sequence[View], evidence: FeatureEvidence) -> PairwiseData:

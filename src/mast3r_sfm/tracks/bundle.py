@@ -13,9 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import pycolmap
 
+from mast3r_sfm.options import CameraModel
 from mast3r_sfm.tracks.adjusted import AdjustedTracks
 
-_MIN_ANGLE_DEG = 1.5  # between the rays of a point
+MIN_ANGLE_DEG = 1.5
+"""Smallest angle between two rays of a point."""
+
+_MIN_BASELINE = 0.05  # of the two photos that set the unit of length, as a share of the largest from the first photo
 _MIN_INLIERS = 15  # matches of a pair that its epipolar geometry confirms
 _MAX_TRIALS = 2000  # of seven matches each: one in 0.4^7 = 600 is right if 40 % of the matches are
 _SEED = 0
@@ -28,12 +32,14 @@ class CameraGroup:
     size        (width, height) pixels
     focal_px, principal_point   pixels, centres at integers
     distortion  k1 of x (1 + k1 |x|^2), x in units of the focal length
+    model       which of these numbers there are: SIMPLE_PINHOLE has no distortion
     """
 
     size: tuple[int, int]
     focal_px: float
     principal_point: tuple[float, float]
     distortion: float = 0.0
+    model: CameraModel = CameraModel.SIMPLE_RADIAL
 
     @property
     def K(self) -> np.ndarray:
@@ -65,9 +71,13 @@ class Bundle:
         self._model = pycolmap.Reconstruction()
         for k, group in enumerate(groups, 1):
             self._model.add_camera_with_trivial_rig(colmap_camera(group, k))
-        for k, (own, xy) in enumerate(zip(group_of, features, strict=True), 1):
-            image = pycolmap.Image(image_id=k, camera_id=own + 1, name=str(k), keypoints=xy + 0.5)
-            self._model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(cam_from_world[k - 1][:3]))
+        self._ids = _image_ids(cam_from_world)
+        for k in np.argsort(self._ids).tolist():
+            number = self._ids[k]
+            image = pycolmap.Image(
+                image_id=number, camera_id=group_of[k] + 1, name=str(number), keypoints=features[k] + 0.5
+            )
+            self._model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(cam_from_world[k][:3]))
         self._observations: pycolmap.ObservationManager | None = None
         self._triangulator: pycolmap.IncrementalTriangulator | None = None
         self._graph: pycolmap.CorrespondenceGraph | None = None
@@ -77,7 +87,7 @@ class Bundle:
         """(n, 4, 4) float64."""
         poses = np.tile(np.eye(4), (self.num_views, 1, 1))
         for k in range(self.num_views):
-            poses[k, :3] = self._model.images[k + 1].cam_from_world().matrix()
+            poses[k, :3] = self._image(k).cam_from_world().matrix()
         return poses
 
     def group(self, k: int) -> CameraGroup:
@@ -85,14 +95,16 @@ class Bundle:
         return camera_group(self._model.cameras[k + 1])
 
     def _camera_of(self, view: int) -> pycolmap.Camera:
-        return self._model.cameras[self._model.images[view + 1].camera_id]
+        return self._model.cameras[self._image(view).camera_id]
+
+    def _image(self, view: int) -> pycolmap.Image:
+        return self._model.images[self._ids[view]]
 
     def predict(self, i: int, j: int, depths: np.ndarray) -> np.ndarray:
         """(N, 2) pixels of photo j that show the features of photo i, at z-depths (N,) in camera i, else nan."""
-        images = self._model.images
         rays = np.asarray(self._camera_of(i).cam_from_img(self._features[i] + 0.5))
         points = np.concatenate([rays, np.ones((len(rays), 1))], axis=1) * depths[:, None]
-        j_from_i = (images[j + 1].cam_from_world() * images[i + 1].cam_from_world().inverse()).matrix()
+        j_from_i = (self._image(j).cam_from_world() * self._image(i).cam_from_world().inverse()).matrix()
         in_j = points @ j_from_i[:, :3].T + j_from_i[:, 3]
         pixels = np.full((len(rays), 2), np.nan)
         seen = np.isfinite(in_j).all(1) & (in_j[:, 2] > 1e-9)
@@ -112,15 +124,15 @@ class Bundle:
             self._model.delete_point3D(point)
         self._graph = pycolmap.CorrespondenceGraph()
         for k in range(self.num_views):
-            self._graph.add_image(k + 1, len(self._features[k]))
+            self._graph.add_image(self._ids[k], len(self._features[k]))
         for (i, j), geometry in sorted(pairs.items(), key=lambda item: item[0]):
-            self._graph.add_two_view_geometry(i + 1, j + 1, geometry)
+            self._graph.add_two_view_geometry(self._ids[i], self._ids[j], geometry)
         self._graph.finalize()
         self._observations = pycolmap.ObservationManager(self._model, self._graph)
         self._triangulator = pycolmap.IncrementalTriangulator(self._graph, self._model, self._observations)
         options = self._triangulation_options(max_error_px)
         for k in range(self.num_views):
-            self._triangulator.triangulate_image(options, k + 1)
+            self._triangulator.triangulate_image(options, self._ids[k])
         self.extend(max_error_px)
 
     def extend(self, max_error_px: float) -> None:
@@ -133,11 +145,12 @@ class Bundle:
     def filter(self, max_error_px: float) -> None:
         """Drops observations that reproject worse, and points whose rays are almost parallel."""
         assert self._observations is not None
-        self._observations.filter_all_points3D(max_error_px, _MIN_ANGLE_DEG)
+        self._observations.filter_all_points3D(max_error_px, MIN_ANGLE_DEG)
 
     def _triangulation_options(self, max_error_px: float) -> pycolmap.IncrementalTriangulatorOptions:
         options = pycolmap.IncrementalTriangulatorOptions()
         options.random_seed = _SEED
+        options.ignore_two_view_tracks = self.num_views > 2  # they are rarely right, but two photos have no others
         options.merge_max_reproj_error = options.complete_max_reproj_error = max_error_px
         focal = min(camera.mean_focal_length() for camera in self._model.cameras.values())
         options.create_max_angle_error = options.continue_max_angle_error = float(np.degrees(max_error_px / focal))
@@ -181,17 +194,18 @@ class Bundle:
     def tracks(self) -> AdjustedTracks:
         """The points in the order of their numbers, and their observations by photo and feature."""
         points, lengths, observed = [], [], []
+        view_of_id = {number: view for view, number in enumerate(self._ids)}
         for _, point in sorted(self._model.points3D.items(), key=lambda item: item[0]):
             elements = point.track.elements
             points.append(point.xyz)
             lengths.append(len(elements))
-            observed += sorted((element.image_id - 1, element.point2D_idx) for element in elements)
+            observed += sorted((view_of_id[element.image_id], element.point2D_idx) for element in elements)
         view_of, feature_of = np.array(observed, dtype=np.int64).reshape(-1, 2).T
         seen_at = np.zeros((len(view_of), 2))
         for k, xy in enumerate(self._features):
             seen_at[view_of == k] = xy[feature_of[view_of == k]]
-        intrinsics = np.array([self._model.cameras[k + 1].params for k in range(len(self._model.cameras))])
-        intrinsics[:, 1:3] -= 0.5
+        groups = [self.group(k) for k in range(len(self._model.cameras))]
+        intrinsics = np.array([(one.focal_px, *one.principal_point, one.distortion) for one in groups])
         return AdjustedTracks(
             cam_from_world=self.cam_from_world(),
             group_of=np.array(self.group_of),
@@ -210,6 +224,21 @@ class Bundle:
     @property
     def mean_track_length(self) -> float:
         return float(self._model.compute_mean_track_length())
+
+
+def _image_ids(cam_from_world: np.ndarray) -> list[int]:
+    """COLMAP's numbers of photos (n, 4, 4), from 1, by their place.
+
+    An adjustment holds the first photo, and one coordinate of the second as the unit of length. So the second is one
+    that lies apart from the first: of a photo and its copy the distance is an accident.
+    """
+    centres = np.linalg.inv(cam_from_world)[:, :3, 3]
+    distance = np.linalg.norm(centres - centres[0], axis=1)
+    second = int(np.argmax(distance > _MIN_BASELINE * distance.max()))
+    ids = list(range(1, len(centres) + 1))
+    if second > 1:
+        ids[1], ids[second] = ids[second], ids[1]
+    return ids
 
 
 def confirm_pair(
@@ -244,7 +273,7 @@ def colmap_camera(group: CameraGroup, camera_id: int, focal_known: bool = False)
     """
     camera = pycolmap.Camera(
         camera_id=camera_id,
-        model="SIMPLE_RADIAL",
+        model=str(group.model),
         width=group.size[0],
         height=group.size[1],
         params=_params(group),
@@ -255,14 +284,16 @@ def colmap_camera(group: CameraGroup, camera_id: int, focal_known: bool = False)
 
 def camera_group(camera: pycolmap.Camera) -> CameraGroup:
     """The inverse of `colmap_camera`."""
-    focal, x, y, distortion = camera.params
-    return CameraGroup((camera.width, camera.height), focal, (x - 0.5, y - 0.5), distortion)
+    focal, x, y, *distortion = camera.params
+    size, model = (camera.width, camera.height), CameraModel(camera.model_name)
+    return CameraGroup(size, focal, (x - 0.5, y - 0.5), distortion[0] if distortion else 0.0, model)
 
 
 def _params(group: CameraGroup) -> list[float]:
-    """f, cx, cy, k1 of SIMPLE_RADIAL."""
-    centre_x, centre_y = group.principal_point
-    return [group.focal_px, centre_x + 0.5, centre_y + 0.5, group.distortion]
+    """f, cx, cy of SIMPLE_PINHOLE, and k1 of SIMPLE_RADIAL."""
+    x, y = group.principal_point
+    bend = [group.distortion] if group.model is CameraModel.SIMPLE_RADIAL else []
+    return [group.focal_px, x + 0.5, y + 0.5, *bend]
 
 
 def _project(camera: pycolmap.Camera, points: np.ndarray) -> np.ndarray:

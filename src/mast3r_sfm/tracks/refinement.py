@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 
 from mast3r_sfm.geometry import rotation_angles_deg, similarity_transform
 from mast3r_sfm.graphs import number_by_first
+from mast3r_sfm.options import CameraModel
 from mast3r_sfm.progress import Advance
 from mast3r_sfm.tracks.adjusted import AdjustedTracks
 from mast3r_sfm.tracks.bundle import Bundle, CameraGroup
@@ -244,7 +245,7 @@ def _split(
     alone.adjust(pixel, iterations=ROUNDS[0].iterations, tolerance=ROUNDS[0].tolerance)
     focals = np.array([alone.group(k).focal_px for k in range(len(group_of))])
     tracks = alone.tracks()
-    std = standard_deviations(tracks, _free(len(group_of), centre=False), pixel)[0][:, 0]
+    std = standard_deviations(tracks, _free([groups[own] for own in group_of], centre=False), pixel)[0][:, 0]
     numbers = split_groups(focals, std, group_of, tracks.num_observations)
     if list(numbers) == list(group_of):
         return None
@@ -307,7 +308,7 @@ def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: floa
     these open: they would wander far for a hundredth of a pixel, and take the rotations along.
     """
     bundle.adjust(pixel, tolerance=SETTLED)
-    focal_std = standard_deviations(bundle.tracks(), _free(len(start), centre=False), pixel)[0][:, 0]
+    focal_std = standard_deviations(bundle.tracks(), _free(start, centre=False), pixel)[0][:, 0]
     held = {k for k, own in enumerate(start) if not focal_std[k] <= MAX_FOCAL_STD * own.focal_px}
     for k in held:
         bundle.set_intrinsics(k, start[k])
@@ -318,7 +319,7 @@ def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: floa
     bundle.adjust(pixel, principal_point=True, held=held, tolerance=SETTLED)
     free_tracks = bundle.tracks()
     cost_free = _group_costs(free_tracks, pixel)
-    std, _ = standard_deviations(free_tracks, _free(len(start), centre=True), pixel)
+    std, _ = standard_deviations(free_tracks, _free(start, centre=True), pixel)
     focal_known = np.array([k not in held for k in range(len(start))])
     put_back = False
     for k, own in enumerate(start):
@@ -332,13 +333,13 @@ def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: floa
         bundle.adjust(pixel, principal_point=True, held=held, tolerance=ROUNDS[-1].tolerance)
     bundle.filter(ROUNDS[-1].max_error_px * pixel)
     bundle.adjust(pixel, principal_point=True, held=held, tolerance=SETTLED)
-    _, position_std = standard_deviations(bundle.tracks(), _free(len(start), centre=True, held=held), pixel)
+    _, position_std = standard_deviations(bundle.tracks(), _free(start, centre=True, held=held), pixel)
     return np.where(focal_known, np.minimum(std[:, 0], focal_std), np.nan), position_std
 
 
-def _free(num_groups: int, centre: bool, held: Collection[int] = ()) -> np.ndarray:
+def _free(groups: Sequence[CameraGroup], centre: bool, held: Collection[int] = ()) -> np.ndarray:
     """(groups, 4) bool: the intrinsics f, cx, cy and k1 that an adjustment finds."""
-    free = np.tile([True, centre, centre, True], (num_groups, 1))
+    free = np.array([[True, centre, centre, group.model is CameraModel.SIMPLE_RADIAL] for group in groups])
     free[list(held)] = False
     return free
 
