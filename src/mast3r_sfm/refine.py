@@ -197,7 +197,9 @@ def _with_resections(
                 found, own_focal = freed, True
         if found is None or found[0].error_px >= found[1]:
             continue
-        poses[k], K[k] = found[0].cam_from_world, images[index].transform.K_to_network(found[0].camera.K)
+        # the first camera of what is placed is its origin, that of the refinement lies anywhere
+        poses[k] = found[0].cam_from_world @ refined.cam_from_world[0]
+        K[k] = images[index].transform.K_to_network(found[0].camera.K)
         anchors[k] = placed.cameras.core_depths[k] * found[0].depth_factor
         misplaced += own_focal or found[0].error_px < CLEARLY_LESS * found[1]
         if own_focal:
