@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +13,17 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from mast3r_sfm.alignment.anchors import FixedCamera, Sightings, errors_of, match_sides, solve_anchors
-from mast3r_sfm.geometry import project
+from mast3r_sfm.geometry import project, to_world
+from mast3r_sfm.local_features import FeatureEvidence
+from mast3r_sfm.options import ReconstructionOptions
+from mast3r_sfm.pairwise import PairwiseData
+from mast3r_sfm.placing import Candidate, Start
 from mast3r_sfm.quality import doubts
 from mast3r_sfm.reconstruction import LEAST_SHARE, Reconstruction
+from mast3r_sfm.refine import with_resections
+from mast3r_sfm.tracks import CameraGroup, LocalFeatures, RefinedCameras
 from mast3r_sfm.tracks.templates import corners, find_again
-from mast3r_sfm.types import CanonicalView, Correspondences, ImageTransform, ReconstructedView
+from mast3r_sfm.types import CanonicalView, Correspondences, ImageTransform, PairSummary, ReconstructedView, View
 
 
 def picture(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -53,36 +62,79 @@ S, H, W = 8, 64, 96
 Wall = tuple[dict[int, CanonicalView], dict[int, FixedCamera], tuple[Correspondences, ...], np.ndarray]
 
 
-@pytest.fixture
-def wall() -> Wall:
-    """Two views of a slanted plane, z = 4 + 0.5 X, their matches, and the true depth of the anchors of the first."""
-    K = np.array([[90.0, 0, 47.5], [0, 90, 31.5], [0, 0, 1]])
-    poses = [np.eye(4), np.eye(4)]
-    poses[1][:3, :3] = Rotation.from_euler("y", -8, degrees=True).as_matrix()
-    poses[1][:3, 3] = [0.8, 0.05, 0.1]
-    cameras = {k: FixedCamera(K, 0.0, pose) for k, pose in enumerate(poses)}
+K = np.array([[90.0, 0, 47.5], [0, 90, 31.5], [0, 0, 1]])
+
+
+def pose_of(turn_deg: float, centre: tuple[float, float, float]) -> np.ndarray:
+    pose = np.eye(4)
+    pose[:3, :3] = Rotation.from_euler("y", turn_deg, degrees=True).as_matrix()
+    pose[:3, 3] = centre
+    return pose
+
+
+def views_of_wall(
+    poses: Sequence[np.ndarray], slope: float = 0.5
+) -> tuple[dict[int, CanonicalView], tuple[Correspondences, ...]]:
+    """Views of a slanted plane, z = 4 + slope X, and the matches of all pairs."""
     x, y = np.meshgrid(np.arange(W), np.arange(H))
     direction = np.stack([(x - 47.5) / 90, (y - 31.5) / 90, np.ones_like(x, dtype=float)], -1)
-    depths = []
-    for pose in poses:
+    views, depths = {}, []
+    for k, pose in enumerate(poses):
         in_world = direction @ pose[:3, :3].T
-        # c + d r on the plane z = 4 + 0.5 x
-        depths.append((4 + 0.5 * pose[0, 3] - pose[2, 3]) / (in_world[..., 2] - 0.5 * in_world[..., 0]))
-    views = {}
-    for k, depth in enumerate(depths):
+        # c + d r on the plane
+        depth = (4 + slope * pose[0, 3] - pose[2, 3]) / (in_world[..., 2] - slope * in_world[..., 0])
         core = depth[S // 2 :: S, S // 2 :: S]
         relative = depth / core.repeat(S, 0).repeat(S, 1)
         views[k] = CanonicalView(
             k, torch.from_numpy(relative).float(), torch.ones(H, W), torch.from_numpy(core).float(), 90.0
         )
+        depths.append(depth)
     pixel = np.stack(np.meshgrid(np.arange(4, W, 8), np.arange(4, H, 8)), -1).reshape(-1, 2)
-    points = direction[pixel[:, 1], pixel[:, 0]] * depths[0][pixel[:, 1], pixel[:, 0], None]
-    pose = cameras[1].world_from_cam
-    seen = project((points - pose[:3, 3]) @ pose[:3, :3], K)
-    inside = ((seen > 0) & (seen < [W - 1, H - 1])).all(1)
-    xy_i, xy_j = torch.from_numpy(pixel[inside]).float(), torch.from_numpy(seen[inside]).float()
-    matches = Correspondences(0, 1, xy_i, xy_j, torch.ones(len(xy_i)))
-    return views, cameras, (matches,), views[0].core_depth.numpy()
+    matches = []
+    for i, j in itertools.combinations(range(len(poses)), 2):
+        points = to_world(direction[pixel[:, 1], pixel[:, 0]] * depths[i][pixel[:, 1], pixel[:, 0], None], poses[i])
+        seen = project((points - poses[j][:3, 3]) @ poses[j][:3, :3], K)
+        inside = ((seen > 0) & (seen < [W - 1, H - 1])).all(1)
+        xy_i, xy_j = torch.from_numpy(pixel[inside]).float(), torch.from_numpy(seen[inside]).float()
+        matches.append(Correspondences(i, j, xy_i, xy_j, torch.ones(len(xy_i))))
+    return views, tuple(matches)
+
+
+@pytest.fixture
+def wall() -> Wall:
+    """Two views of it, their matches, and the true depth of the anchors of the first."""
+    poses = [np.eye(4), pose_of(-8, (0.8, 0.05, 0.1))]
+    views, matches = views_of_wall(poses)
+    cameras = {k: FixedCamera(K, 0.0, pose) for k, pose in enumerate(poses)}
+    return views, cameras, matches, views[0].core_depth.numpy()
+
+
+def test_a_photo_placed_anew_is_in_the_frame_of_the_others() -> None:
+    """Wherever the first camera of the refinement lies and looks."""
+    world = pose_of(70, (3.0, -2, 1))  # of the refinement, in which no camera is the origin
+    poses = [np.eye(4), pose_of(-8, (0.8, 0.05, 0.1)), pose_of(6, (-0.7, 0.3, -0.1)), pose_of(4, (0.4, -0.4, 0.2))]
+    canonical, matches = views_of_wall(poses)
+    transform = ImageTransform((W, H), (W, H), (0, 0), (W, H))
+    images = [View(k, Path(f"{k}.png"), np.zeros((H, W, 3), np.uint8), transform) for k in range(4)]
+    pairs = tuple((m.i, m.j) for m in matches)
+    summaries = tuple(PairSummary(i, j, 96, 96, True) for i, j in pairs)
+    data = PairwiseData(pairs, tuple(canonical.values()), matches, {}, summaries)
+    true = np.linalg.inv(world @ np.stack(poses))
+    start = true.copy()
+    start[3] = pose_of(25, (0.5, 0, 0)) @ start[3]  # misplaced
+    group = CameraGroup((W, H), 90.0, (47.5, 31.5))
+    nothing, empty = np.full(4, np.nan), np.zeros(0, dtype=np.int64)
+    refined = RefinedCameras(
+        start, (group,), (0,) * 4, np.array([True, True, True, False]), np.array([99, 99, 99, 0]), nothing, nothing[:1],
+        nothing, 3.0, (np.zeros(0),) * 4, np.zeros((0, 3)), empty, empty, empty, np.zeros(0),
+    )  # fmt: skip
+    anchors = tuple(view.core_depth for view in canonical.values())
+    features = (LocalFeatures.none(),) * 4
+    best = Candidate(Start((0, 1, 2, 3), start, np.stack([K] * 4), (group,), (0,) * 4, anchors), features, refined, 0)
+    evidence = FeatureEvidence(features, {})
+    placed = with_resections(images, data, evidence, best, ReconstructionOptions())
+    assert placed.refined is not None
+    np.testing.assert_allclose(placed.refined.cam_from_world, true, atol=0.02)
 
 
 def test_anchors_come_back_from_matches(wall: Wall) -> None:

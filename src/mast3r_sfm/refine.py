@@ -84,7 +84,7 @@ def refine_group(
             logger.info("those of the mapper explain %d", other.num_explained)
             if other.num_explained > CLEARLY_MORE * best.num_explained:
                 best = other
-    best = _with_resections(images, data, evidence, best, options)
+    best = with_resections(images, data, evidence, best, options)
     if best.refined is None and not best.start.mapped:
         warn_of_unrefined(images, evidence, best)
         return aligned
@@ -167,7 +167,7 @@ def _covered(features: Sequence[LocalFeatures], refined: RefinedCameras) -> np.n
     return covered
 
 
-def _with_resections(
+def with_resections(
     images: Sequence[View],
     data: PairwiseData,
     evidence: FeatureEvidence,
