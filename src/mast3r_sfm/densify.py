@@ -57,6 +57,12 @@ def densify_views(
     for m in aligned.matches:
         counts[[m.i, m.j]] += len(m)
 
+    confirmed: dict[int, int] = {}
+    for pair in data.summaries:
+        if pair.num_features is not None:
+            for index in (pair.i, pair.j):
+                confirmed[index] = confirmed.get(index, 0) + pair.num_features
+
     result = []
     for view in views:
         mask = None if view.alpha is None else view.alpha >= 128
@@ -72,6 +78,7 @@ def densify_views(
             placed = (False, own_K, np.eye(4))
             error = float("nan")
             refined = {}
+        refined["num_confirmed"] = confirmed.get(view.index)
         result.append(ReconstructedView(*common, *placed, *maps, error, int(counts[view.index]), mask, **refined))
     return tuple(result)
 
