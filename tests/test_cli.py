@@ -189,6 +189,7 @@ def _bad_inputs(tmp_path: Path, photos: Path) -> dict[str, tuple[list[object], i
             2,
             "--shared-intrinsics contradicts --intrinsics-groups auto",
         ),
+        "unknown camera": ([*good, *with_small, "--camera-model", "FISHEYE"], 2, "SIMPLE_RADIAL"),
         "unknown groups": ([*good, *with_small, "--intrinsics-groups", "some"], 2, "per-image"),
         "unknown precision": ([*good, *with_small, "--precision", "int4"], 2, "int4"),
         "unknown option": ([*good, *with_small, "--speed", "9"], 2, "--speed"),

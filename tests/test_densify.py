@@ -8,6 +8,7 @@ import torch
 from golden_scene import ALIGNMENT_SCENES, load_scene
 
 from mast3r_sfm.densify import clean_confidences, dense_depth
+from mast3r_sfm.geometry import points_of_depth, project, to_world
 from mast3r_sfm.types import CanonicalView
 
 K = torch.tensor([[20.0, 0, 8], [0, 20, 6], [0, 0, 1]])
@@ -120,6 +121,41 @@ def test_brute_force_agrees_on_views_of_different_size() -> None:
                             expected[i][y, x] = min(float(expected[i][y, x]), 0.0)
     assert sum(int((c == 0).sum()) for c in expected) > 20
     assert all(torch.equal(actual, wanted) for actual, wanted in zip(cleaned, expected, strict=True))
+
+
+@pytest.mark.parametrize("distortion", [(0.0, 0.0, 0.0), (-0.3, 0.25, 0.0), (0.2, -0.35, -0.1)])
+def test_lenses_bend_what_is_compared(distortion: tuple[float, float, float]) -> None:
+    """Against the projection of every point, one by one, with the distortion of either camera."""
+    rng = np.random.default_rng(1)
+    depths = [torch.from_numpy(rng.uniform(2, 3, SHAPE).astype(np.float32)) for _ in range(3)]
+    confs = [torch.from_numpy(rng.uniform(1, 3, SHAPE).astype(np.float32)) for _ in range(3)]
+    world_from_cam = poses((0, 0, 0), (0.3, 0, -0.2), (-0.2, 0.1, 0.1))
+    cleaned = clean(depths, confs, world_from_cam, distortion=distortion)
+    expected = [conf.clone() for conf in confs]
+    for i in range(3):
+        points = to_world(points_of_depth(depths[i].numpy(), K.numpy(), distortion[i]), world_from_cam[i].numpy())
+        for j in {0, 1, 2} - {i}:
+            in_j = points - world_from_cam[j, :3, 3].numpy()
+            pixel = np.rint(project(in_j, K.numpy(), distortion[j])).astype(int)
+            inside = ((pixel >= 0) & (pixel < [16, 12])).all(-1)
+            u, v = np.clip(pixel, 0, [15, 11]).transpose(2, 0, 1)
+            bad = inside & (in_j[..., 2] < 0.999 * depths[j].numpy()[v, u])
+            bad &= expected[i].numpy() < expected[j].numpy()[v, u]
+            expected[i][torch.from_numpy(bad)] = 0
+    assert sum(int((c == 0).sum()) for c in expected) > 20
+    assert all(torch.equal(actual, wanted) for actual, wanted in zip(cleaned, expected, strict=True))
+    straight = clean(depths, confs, world_from_cam)
+    assert any(distortion) != all(torch.equal(a, b) for a, b in zip(cleaned, straight, strict=True))
+
+
+def test_a_lens_does_not_show_what_its_distortion_would_fold_back() -> None:
+    # k1 = -0.3 turns back at |x| = 1.05; the point at x = 1.6 would come back to pixel 8 + 20 * 1.6 * 0.232 = 15.4
+    depths = [torch.zeros(SHAPE), torch.full(SHAPE, 5.0)]
+    depths[0][6, 8] = 2.0
+    confs = [torch.ones(SHAPE), 2 * torch.ones(SHAPE)]
+    beside = poses((3.2, 0, 0), (0, 0, 0))
+    assert clean(depths, confs, beside, distortion=(0.0, -0.3))[0][6, 8] == 1
+    assert clean(depths, confs, poses((0.6, 0, 0), (0, 0, 0)), distortion=(0.0, -0.3))[0][6, 8] == 0
 
 
 @pytest.mark.parametrize("name", ALIGNMENT_SCENES)

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from mast3r_sfm.alignment.anchors import FixedCamera, Side, Sightings, errors_of, match_sides, solve_anchors
+from mast3r_sfm.alignment.anchors import FixedCamera, Sightings, errors_of, match_sides, solve_anchors
+from mast3r_sfm.geometry import project, to_world
+from mast3r_sfm.local_features import FeatureEvidence
+from mast3r_sfm.options import ReconstructionOptions
+from mast3r_sfm.pairwise import PairwiseData
+from mast3r_sfm.placing import Candidate, Start
 from mast3r_sfm.quality import doubts
 from mast3r_sfm.reconstruction import LEAST_SHARE, Reconstruction
+from mast3r_sfm.refine import with_resections
+from mast3r_sfm.tracks import CameraGroup, LocalFeatures, RefinedCameras
 from mast3r_sfm.tracks.templates import corners, find_again
-from mast3r_sfm.types import CanonicalView, Correspondences, ImageTransform, ReconstructedView
+from mast3r_sfm.types import CanonicalView, Correspondences, ImageTransform, PairSummary, ReconstructedView, View
 
 
 def picture(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -52,35 +62,79 @@ S, H, W = 8, 64, 96
 Wall = tuple[dict[int, CanonicalView], dict[int, FixedCamera], tuple[Correspondences, ...], np.ndarray]
 
 
-@pytest.fixture
-def wall() -> Wall:
-    """Two views of a slanted plane, z = 4 + 0.5 X, their matches, and the true depth of the anchors of the first."""
-    K = np.array([[90.0, 0, 47.5], [0, 90, 31.5], [0, 0, 1]])
-    poses = [np.eye(4), np.eye(4)]
-    poses[1][:3, :3] = Rotation.from_euler("y", -8, degrees=True).as_matrix()
-    poses[1][:3, 3] = [0.8, 0.05, 0.1]
-    cameras = {k: FixedCamera(K, 0.0, pose) for k, pose in enumerate(poses)}
+K = np.array([[90.0, 0, 47.5], [0, 90, 31.5], [0, 0, 1]])
+
+
+def pose_of(turn_deg: float, centre: tuple[float, float, float]) -> np.ndarray:
+    pose = np.eye(4)
+    pose[:3, :3] = Rotation.from_euler("y", turn_deg, degrees=True).as_matrix()
+    pose[:3, 3] = centre
+    return pose
+
+
+def views_of_wall(
+    poses: Sequence[np.ndarray], slope: float = 0.5
+) -> tuple[dict[int, CanonicalView], tuple[Correspondences, ...]]:
+    """Views of a slanted plane, z = 4 + slope X, and the matches of all pairs."""
     x, y = np.meshgrid(np.arange(W), np.arange(H))
     direction = np.stack([(x - 47.5) / 90, (y - 31.5) / 90, np.ones_like(x, dtype=float)], -1)
-    depths = []
-    for pose in poses:
+    views, depths = {}, []
+    for k, pose in enumerate(poses):
         in_world = direction @ pose[:3, :3].T
-        # c + d r on the plane z = 4 + 0.5 x
-        depths.append((4 + 0.5 * pose[0, 3] - pose[2, 3]) / (in_world[..., 2] - 0.5 * in_world[..., 0]))
-    views = {}
-    for k, depth in enumerate(depths):
+        # c + d r on the plane
+        depth = (4 + slope * pose[0, 3] - pose[2, 3]) / (in_world[..., 2] - slope * in_world[..., 0])
         core = depth[S // 2 :: S, S // 2 :: S]
         relative = depth / core.repeat(S, 0).repeat(S, 1)
         views[k] = CanonicalView(
             k, torch.from_numpy(relative).float(), torch.ones(H, W), torch.from_numpy(core).float(), 90.0
         )
+        depths.append(depth)
     pixel = np.stack(np.meshgrid(np.arange(4, W, 8), np.arange(4, H, 8)), -1).reshape(-1, 2)
-    points = direction[pixel[:, 1], pixel[:, 0]] * depths[0][pixel[:, 1], pixel[:, 0], None]
-    seen = cameras[1].project(points)
-    inside = ((seen > 0) & (seen < [W - 1, H - 1])).all(1)
-    xy_i, xy_j = torch.from_numpy(pixel[inside]).float(), torch.from_numpy(seen[inside]).float()
-    matches = Correspondences(0, 1, xy_i, xy_j, torch.ones(len(xy_i)))
-    return views, cameras, (matches,), views[0].core_depth.numpy()
+    matches = []
+    for i, j in itertools.combinations(range(len(poses)), 2):
+        points = to_world(direction[pixel[:, 1], pixel[:, 0]] * depths[i][pixel[:, 1], pixel[:, 0], None], poses[i])
+        seen = project((points - poses[j][:3, 3]) @ poses[j][:3, :3], K)
+        inside = ((seen > 0) & (seen < [W - 1, H - 1])).all(1)
+        xy_i, xy_j = torch.from_numpy(pixel[inside]).float(), torch.from_numpy(seen[inside]).float()
+        matches.append(Correspondences(i, j, xy_i, xy_j, torch.ones(len(xy_i))))
+    return views, tuple(matches)
+
+
+@pytest.fixture
+def wall() -> Wall:
+    """Two views of it, their matches, and the true depth of the anchors of the first."""
+    poses = [np.eye(4), pose_of(-8, (0.8, 0.05, 0.1))]
+    views, matches = views_of_wall(poses)
+    cameras = {k: FixedCamera(K, 0.0, pose) for k, pose in enumerate(poses)}
+    return views, cameras, matches, views[0].core_depth.numpy()
+
+
+def test_a_photo_placed_anew_is_in_the_frame_of_the_others() -> None:
+    """Wherever the first camera of the refinement lies and looks."""
+    world = pose_of(70, (3.0, -2, 1))  # of the refinement, in which no camera is the origin
+    poses = [np.eye(4), pose_of(-8, (0.8, 0.05, 0.1)), pose_of(6, (-0.7, 0.3, -0.1)), pose_of(4, (0.4, -0.4, 0.2))]
+    canonical, matches = views_of_wall(poses)
+    transform = ImageTransform((W, H), (W, H), (0, 0), (W, H))
+    images = [View(k, Path(f"{k}.png"), np.zeros((H, W, 3), np.uint8), transform) for k in range(4)]
+    pairs = tuple((m.i, m.j) for m in matches)
+    summaries = tuple(PairSummary(i, j, 96, 96, True) for i, j in pairs)
+    data = PairwiseData(pairs, tuple(canonical.values()), matches, {}, summaries)
+    true = np.linalg.inv(world @ np.stack(poses))
+    start = true.copy()
+    start[3] = pose_of(25, (0.5, 0, 0)) @ start[3]  # misplaced
+    group = CameraGroup((W, H), 90.0, (47.5, 31.5))
+    nothing, empty = np.full(4, np.nan), np.zeros(0, dtype=np.int64)
+    refined = RefinedCameras(
+        start, (group,), (0,) * 4, np.array([True, True, True, False]), np.array([99, 99, 99, 0]), nothing, nothing[:1],
+        nothing, 3.0, (np.zeros(0),) * 4, np.zeros((0, 3)), empty, empty, empty, np.zeros(0),
+    )  # fmt: skip
+    anchors = tuple(view.core_depth for view in canonical.values())
+    features = (LocalFeatures.none(),) * 4
+    best = Candidate(Start((0, 1, 2, 3), start, np.stack([K] * 4), (group,), (0,) * 4, anchors), features, refined, 0)
+    evidence = FeatureEvidence(features, {})
+    placed = with_resections(images, data, evidence, best, ReconstructionOptions())
+    assert placed.refined is not None
+    np.testing.assert_allclose(placed.refined.cam_from_world, true, atol=0.02)
 
 
 def test_anchors_come_back_from_matches(wall: Wall) -> None:
@@ -88,11 +142,11 @@ def test_anchors_come_back_from_matches(wall: Wall) -> None:
     sides = match_sides(views, cameras, matches, S)
     factor = np.linspace(-0.2, 0.2, true.shape[1])  # a prediction that is bent
     start = (true * np.exp(factor)).astype(np.float32)
-    solved = solve_anchors(start, cameras[0], sides[0])
-    observed = np.unique(sides[0][0].sightings.anchor)
+    solved = solve_anchors(start, sides[0])
+    observed = np.unique(sides[0].sightings.anchor)
     before, after = (np.abs(np.log(d / true)).ravel()[observed] for d in (start, solved))
     assert np.median(after) < np.median(before) / 5
-    errors = [np.median(errors_of(depth, cameras[0], sides[0])) for depth in (start, solved)]
+    errors = [np.median(errors_of(depth, sides[0])) for depth in (start, solved)]
     assert errors[1] < errors[0] / 5
 
 
@@ -102,11 +156,10 @@ def test_anchors_follow_the_depth_of_tracks(wall: Wall) -> None:
     xy = torch.tensor([[12.0, 12], [50, 30], [84, 52], [20, 50]])
     sightings = Sightings.of(views[0], xy, cameras[0], S)
     depths = true.ravel()[sightings.anchor] * sightings.factor
-    solved = solve_anchors(1.15 * true, cameras[0], [], (sightings, depths))
+    solved = solve_anchors(1.15 * true, None, (sightings, depths))
     assert np.abs(np.log(solved / true)).max() < 0.15 / 2
     assert np.abs(np.log(solved / true)).ravel()[sightings.anchor].max() < 0.01
-    no_matches: list[Side] = []
-    np.testing.assert_allclose(solve_anchors(true, cameras[0], no_matches), true, rtol=1e-5)
+    np.testing.assert_allclose(solve_anchors(true, None), true, rtol=1e-5)
 
 
 def view(index: int, error: float, refined: bool = False, conf: float = 2.0) -> ReconstructedView:
@@ -127,6 +180,17 @@ def test_doubtful_views_are_named_with_their_number() -> None:
     assert set(found) == {4, 5}
     assert "5.5 times as much as usual" in found[4] and "5 px off" in found[5] and "1.5 % of 20 px" in found[5]
     assert doubts([view(0, 5.0, refined=True)]) == {}
+
+
+def test_a_view_without_confirmed_features_is_doubted_sooner() -> None:
+    """A photo and its mirror image: 1.5 px of 224 that the network matches and features deny."""
+    pair = [view(k, 0.15) for k in range(2)]  # 0.75 % of 20 px
+    assert doubts(pair) == {}
+    assert doubts([dataclasses.replace(one, num_confirmed=40) for one in pair]) == {}
+    found = doubts([dataclasses.replace(one, num_confirmed=0) for one in pair])
+    assert set(found) == {0, 1} and "0.15 px off" in found[0] and "0.5 % of 20 px" in found[0]
+    assert "no feature of it" in found[1]
+    assert doubts([dataclasses.replace(view(0, 0.09), num_confirmed=0)]) == {}
 
 
 def test_the_default_threshold_gives_way_to_an_empty_scene(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,9 +15,9 @@ from scipy.spatial.transform import Rotation
 
 from mast3r_sfm.app.cli import main
 from mast3r_sfm.evaluation import pair_errors_deg
-from mast3r_sfm.geometry import points_of_depth, project, rays, to_world, undistort
+from mast3r_sfm.geometry import points_of_depth, project, rays, similarity_transform, to_world, undistort
 from mast3r_sfm.local_features import connect_by_features, find_features, match_features
-from mast3r_sfm.options import RefinementOptions
+from mast3r_sfm.options import CameraModel, RefinementOptions
 from mast3r_sfm.pairwise import PairwiseData
 from mast3r_sfm.reconstruction import Reconstruction
 from mast3r_sfm.tracks import (
@@ -25,6 +25,7 @@ from mast3r_sfm.tracks import (
     LocalFeatures,
     RefinedCameras,
     TrackView,
+    camera_group,
     colmap_camera,
     confirm_pair,
     extract_features,
@@ -32,11 +33,13 @@ from mast3r_sfm.tracks import (
     refine_cameras,
 )
 from mast3r_sfm.tracks.bundle import Bundle
-from mast3r_sfm.tracks.explained import count_explained
+from mast3r_sfm.tracks.covariance import standard_deviations
+from mast3r_sfm.tracks.explained import count_explained, parallax_deg
 from mast3r_sfm.tracks.guided import match_guided
 from mast3r_sfm.tracks.refinement import into_frame_of, moved_cameras, split_groups
 from mast3r_sfm.tracks.unguided import match_everywhere
 from mast3r_sfm.types import Correspondences, ImageTransform, PairSummary, View
+from mast3r_sfm.unrefined import why_unrefined
 from synthetic import RenderedScene, render_orbit
 
 N, W, H = 5, 640, 480
@@ -71,6 +74,19 @@ def refine(scene: RenderedScene, views: list[TrackView], focal: float = 1.02) ->
     return refined
 
 
+def test_a_pinhole_camera_has_no_distortion(scene: RenderedScene, track_views: list[TrackView]) -> None:
+    group = CameraGroup((W, H), 1.02 * float(scene.K[0, 0, 0]), ((W - 1) / 2, (H - 1) / 2))
+    pinhole = dataclasses.replace(group, model=CameraModel.SIMPLE_PINHOLE)
+    for one, name in ((group, "SIMPLE_RADIAL"), (pinhole, "SIMPLE_PINHOLE")):
+        assert colmap_camera(one, 1).model_name == name and camera_group(colmap_camera(one, 1)) == one
+    refined = refine_cameras(track_views, [pinhole], [(i, j) for i in range(N) for j in range(i + 1, N)])
+    assert refined is not None and refined.refined.all()
+    found = refined.groups[0]
+    assert found.model is CameraModel.SIMPLE_PINHOLE and found.distortion == 0
+    assert found.focal_px == pytest.approx(float(scene.K[0, 0, 0]), rel=0.003)
+    assert 0 < refined.focal_std_px[0] < 2 and np.isfinite(refined.position_std).all()
+
+
 def worst_deg(scene: RenderedScene, cam_from_world: np.ndarray) -> tuple[float, float]:
     errors = pair_errors_deg(np.linalg.inv(cam_from_world), scene.world_from_cam.numpy(), np.ones(N, dtype=bool))
     return float(errors[0].max()), float(errors[1].max())
@@ -101,6 +117,18 @@ def test_a_view_without_features_keeps_its_camera(scene: RenderedScene, track_vi
     assert refined.refined.tolist() == [True] * (N - 1) + [False]
     assert np.array_equal(refined.cam_from_world[-1], views[-1].cam_from_world)
     assert np.isnan(refined.median_error_px[-1]) and refined.num_observations[-1] == 0
+
+
+def test_two_photos_are_refined_by_what_both_show(scene: RenderedScene, track_views: list[TrackView]) -> None:
+    """Points that only two photos show count where there are no others."""
+    group = CameraGroup((W, H), float(scene.K[0, 0, 0]), ((W - 1) / 2, (H - 1) / 2))
+    refined = refine_cameras(track_views[1:3], [group], [(0, 1)])
+    assert refined is not None and refined.refined.all() and (refined.num_observations > 100).all()
+    true = scene.world_from_cam[1:3].numpy()
+    before = np.linalg.inv(np.stack([view.cam_from_world for view in track_views[1:3]]))
+    both = np.ones(2, dtype=bool)
+    after = pair_errors_deg(np.linalg.inv(refined.cam_from_world), true, both)
+    assert after[0].max() < pair_errors_deg(before, true, both)[0].max() / 3
 
 
 def test_nothing_to_hold_on_to(scene: RenderedScene, track_views: list[TrackView]) -> None:
@@ -174,6 +202,32 @@ def test_explained_matches_are_those_on_epipolar_lines(scene: RenderedScene) -> 
     assert count_explained(turned, [group, group], [pixels, seen], {(0, 1): index}) < len(visible) / 3
 
 
+def test_photos_from_one_place_have_no_parallax() -> None:
+    group = CameraGroup((400, 300), 400.0, (199.5, 149.5))
+    cam_from_world = np.tile(np.eye(4), (3, 1, 1))
+    cam_from_world[1, :3, :3] = Rotation.from_euler("y", -10, degrees=True).as_matrix()
+    cam_from_world[2, :3, 3] = [-1.0, 0, 0]  # one unit to the right, of points two away: 26.57 degrees
+    points = np.array([[0.0, 0, 2], [0.1, 0, 2], [0.2, 0.1, 2]])
+    seen = [project(points @ pose[:3, :3].T + pose[:3, 3], group.K) for pose in cam_from_world]
+    index = np.stack([np.arange(3)] * 2, axis=1)
+    turned = parallax_deg(cam_from_world, [group] * 3, seen, {(0, 1): index})
+    assert turned[:2].max() < 1e-6 and np.isnan(turned[2])
+    moved = parallax_deg(cam_from_world, [group] * 3, [seen[0][:1], seen[1][:1], seen[2][:1]], {(0, 2): index[:1]})
+    assert moved[[0, 2]] == pytest.approx(np.degrees(np.arctan(0.5)))
+
+
+def test_a_camera_that_stays_is_told_why() -> None:
+    nan = float("nan")
+    reasons = why_unrefined(
+        np.array([3, 12, 300, 0]), np.array([0.4, 0.4, 5.25, nan]), np.array([5, 900, 900, 0]),
+        np.array([9.0, 0.05, 9.0, nan]),
+    )  # fmt: skip
+    assert [number for _, number in reasons] == ["3", "0.05", "5.2 px", "0"]
+    assert [next(word for word in ("lack", "one place", "fit") if word in reason) for reason, _ in reasons] == [
+        "lack", "one place", "fit", "lack",
+    ]  # fmt: skip
+
+
 def test_standard_deviations_are_those_of_repeated_adjustments() -> None:
     rng = np.random.default_rng(0)
     cam_from_world = np.tile(np.eye(4), (N, 1, 1))
@@ -184,6 +238,7 @@ def test_standard_deviations_are_those_of_repeated_adjustments() -> None:
     group = CameraGroup((1000, 800), 900.0, (499.5, 399.5))
     matches = np.stack([np.arange(150)] * 2, axis=1)
     exact = [project(points @ pose[:3, :3].T + pose[:3, 3], group.K) for pose in cam_from_world]
+    true = np.linalg.inv(cam_from_world)[:, :3, 3]
     centres, focals = [], []
     for _ in range(30):
         bundle = Bundle([group], [0] * N, cam_from_world, [xy + rng.normal(0, 0.5, xy.shape) for xy in exact])
@@ -191,13 +246,38 @@ def test_standard_deviations_are_those_of_repeated_adjustments() -> None:
         bundle.triangulate({pair: one for pair, one in pairs.items() if one is not None}, 6)
         bundle.adjust(3.0, principal_point=True)
         bundle.adjust(3.0, principal_point=True)
-        centres.append(np.linalg.inv(bundle.cam_from_world())[:, :3, 3])
+        scale, rotation, shift = similarity_transform(found := np.linalg.inv(bundle.cam_from_world())[:, :3, 3], true)
+        centres.append(scale * found @ rotation.T + shift)
         focals.append(bundle.group(0).focal_px)
     spread = np.sqrt(np.var(centres, axis=0).sum(1))
-    predicted = bundle.position_std(3.0, held=())
-    assert np.isnan(predicted[:2]).all()  # the gauge
-    np.testing.assert_allclose(predicted[2:], spread[2:], rtol=0.35)
-    assert bundle.intrinsics_std(3.0, principal_point=True)[0, 0] == pytest.approx(np.std(focals), rel=0.35)
+    intrinsics, predicted = standard_deviations(bundle.tracks(), np.ones((1, 4), dtype=bool), 3.0)
+    np.testing.assert_allclose(predicted, spread, rtol=0.35)
+    assert intrinsics[0, 0] == pytest.approx(np.std(focals), rel=0.35)
+    held, surer = standard_deviations(bundle.tracks(), np.array([[False, False, False, True]]), 3.0)
+    assert (held[0, :3] == 0).all() and held[0, 3] > 0
+    assert (surer <= predicted * 1.001).all()  # who knows the intrinsics knows the positions better
+
+
+def test_a_copy_of_the_first_photo_does_not_set_the_unit_of_length() -> None:
+    """The distance of a photo and its copy is an accident: as the unit it makes all others uncertain."""
+    rng = np.random.default_rng(0)
+    cam_from_world = np.tile(np.eye(4), (4, 1, 1))
+    for k in range(4):
+        cam_from_world[k, :3, 3] = [-0.5 * max(0, k - 1) + 1e-5 * k, 0.05 * k, 4]  # the second is where the first is
+    cam_from_world[1, :3, 3] = cam_from_world[0, :3, 3] + 1e-5
+    points = rng.uniform(-1, 1, (80, 3))
+    group = CameraGroup((1000, 800), 900.0, (499.5, 399.5))
+    seen = [project(points @ pose[:3, :3].T + pose[:3, 3], group.K) for pose in cam_from_world]
+    matches = np.stack([np.arange(80)] * 2, axis=1)
+    bundle = Bundle([group], [0] * 4, cam_from_world, [xy + rng.normal(0, 0.3, xy.shape) for xy in seen])
+    pairs = {(i, j): bundle.confirm(i, j, matches, 6) for i in range(4) for j in range(i + 1, 4)}
+    bundle.triangulate({pair: one for pair, one in pairs.items() if one is not None}, 6)
+    bundle.adjust(3.0)
+    tracks = bundle.tracks()
+    _, std = standard_deviations(tracks, np.zeros((1, 4), dtype=bool), 3.0)
+    assert (std < 0.01).all()
+    assert tracks.num_observations.tolist() == [80] * 4
+    assert tracks.view_of[:4].tolist() == [0, 1, 2, 3]  # photos of the first point
 
 
 def test_the_mapper_finds_the_cameras_alone(scene: RenderedScene, track_views: list[TrackView]) -> None:

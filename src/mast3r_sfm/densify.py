@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from mast3r_sfm.alignment import AlignedGroup
 from mast3r_sfm.canonical import block_centres, spread_blocks
-from mast3r_sfm.geometry import invert
+from mast3r_sfm.geometry import invert, pixels_without_distortion
 from mast3r_sfm.pairwise import PairwiseData
 from mast3r_sfm.types import CanonicalView, ReconstructedView, Refinement, View
 
@@ -51,10 +51,17 @@ def densify_views(
             torch.from_numpy(K).float().to(device),
             torch.from_numpy(world_from_cam).float().to(device),
             None if len(canonical) <= _ALL_PAIRS_CLEANED else _neighbours(data.pairs, position_of),
+            distortion=None if aligned.refinement is None else aligned.refinement.distortion.tolist(),
         )
     counts = np.zeros(len(views), dtype=np.int64)
     for m in aligned.matches:
         counts[[m.i, m.j]] += len(m)
+
+    confirmed: dict[int, int] = {}
+    for pair in data.summaries:
+        if pair.num_features is not None:
+            for index in (pair.i, pair.j):
+                confirmed[index] = confirmed.get(index, 0) + pair.num_features
 
     result = []
     for view in views:
@@ -71,6 +78,7 @@ def densify_views(
             placed = (False, own_K, np.eye(4))
             error = float("nan")
             refined = {}
+        refined["num_confirmed"] = confirmed.get(view.index)
         result.append(ReconstructedView(*common, *placed, *maps, error, int(counts[view.index]), mask, **refined))
     return tuple(result)
 
@@ -141,6 +149,7 @@ def clean_confidences(
     world_from_cam: torch.Tensor,
     neighbours: Sequence[Sequence[int]] | None = None,
     tolerance: float = 1e-3,
+    distortion: Sequence[float] | None = None,
 ) -> list[torch.Tensor]:
     """Confidences in which points that float in front of a more confident surface of another view are 0.
 
@@ -150,6 +159,7 @@ def clean_confidences(
     neighbours      views that each view is compared with; default: all others. The work is one projection of
                     every pixel for every neighbour, so large sets should name the views that share pairs.
     tolerance       relative depth by which a point must lie in front of the surface
+    distortion      (n) k1 of the lenses (`geometry.project`), None: no lens has any
 
     Views are cleaned in turn, and later views see the cleaned confidences of earlier ones (docs/method.md, Cleaning of
     confidences). Within a view the order of the comparisons cannot matter: a point only ever goes to zero, and the
@@ -170,6 +180,7 @@ def clean_confidences(
     back_project = world_from_cam64.clone()
     back_project[:, :3, :3] @= invert(K64)
 
+    lenses = _Lenses.of(distortion, K) if distortion is not None and any(distortion) else None
     for i in range(n):
         others = torch.tensor([j for j in (range(n) if neighbours is None else neighbours[i]) if j != i], device=device)
         if len(others) == 0:
@@ -179,11 +190,22 @@ def clean_confidences(
         own = slice(bounds[i], bounds[i + 1])
         depth_i, conf_i = surface[own].view(depths[i].shape), conf[own].view(depths[i].shape)
         bad = torch.zeros_like(depth_i, dtype=torch.bool)
+        x, y = _pixels(depth_i.shape, K[i], 0.0 if distortion is None else distortion[i], device)
+        theirs = None if lenses is None else lenses.select(others)
         rows = max(1, _CHUNK.get(device.type, _CHUNK["cpu"]) // (len(others) * depth_i.shape[1]))
         for top in range(0, len(depth_i), rows):
             part = slice(top, top + rows)
             bad[part] = _in_front(
-                depth_i[part], conf_i[part], top, h_from_i, surface, conf, starts[others], sizes[others], tolerance
+                (x if len(x) == 1 else x[part], y[part]),
+                depth_i[part],
+                conf_i[part],
+                h_from_i,
+                theirs,
+                surface,
+                conf,
+                starts[others],
+                sizes[others],
+                tolerance,
             ).any(0)
         conf_i.masked_fill_(bad & (conf_i > 0), 0.0)
     return [conf[bounds[i] : bounds[i + 1]].view(depths[i].shape) for i in range(n)]
@@ -195,11 +217,55 @@ def _known(depth: torch.Tensor) -> torch.Tensor:
     return torch.where(depth.isfinite(), depth, 0.0)
 
 
+class _Lenses(NamedTuple):
+    """What bends the pixels of n views: k1, focal lengths and principal points in x and y, (n, 1, 1) float32 each."""
+
+    k1: torch.Tensor
+    focal_x: torch.Tensor
+    focal_y: torch.Tensor
+    centre_x: torch.Tensor
+    centre_y: torch.Tensor
+
+    @classmethod
+    def of(cls, distortion: Sequence[float], K: torch.Tensor) -> _Lenses:
+        k1 = torch.tensor(distortion, dtype=torch.float32, device=K.device)
+        numbers = (k1, K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2])
+        return cls(*(number.float()[:, None, None] for number in numbers))
+
+    def select(self, views: torch.Tensor) -> _Lenses:
+        return _Lenses(*(number[views] for number in self))
+
+    def bend(self, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Moves pixels (n, H, W) of cameras without distortion, in place, to where the lenses show them.
+
+        Returns whether they show them at all: far off the axis of a lens of negative k1 they would come back inwards.
+        """
+        x, y = u - self.centre_x, v - self.centre_y
+        share = self.k1 * ((x / self.focal_x) ** 2 + (y / self.focal_y) ** 2)
+        u += x * share
+        v += y * share
+        return 1 + 3 * share > 0
+
+
+def _pixels(
+    shape: torch.Size, K: torch.Tensor, distortion: float, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x and y of the pixels of a view where its camera would show them without distortion, float32 (H or 1, W or 1)."""
+    H, W = shape
+    if not distortion:
+        x = torch.arange(W, device=device, dtype=torch.float32)
+        y = torch.arange(H, device=device, dtype=torch.float32)
+        return x[None], y[:, None]
+    xy = torch.from_numpy(pixels_without_distortion((H, W), K.double().cpu().numpy(), distortion))
+    return xy[..., 0].float().to(device), xy[..., 1].float().to(device)
+
+
 def _in_front(
+    xy: tuple[torch.Tensor, torch.Tensor],
     depth: torch.Tensor,
     conf: torch.Tensor,
-    top: int,
     h_from_cam: torch.Tensor,
+    lenses: _Lenses | None,
     surface: torch.Tensor,
     surface_conf: torch.Tensor,
     starts: torch.Tensor,
@@ -208,21 +274,21 @@ def _in_front(
 ) -> torch.Tensor:
     """(J, H, W) bool: the point of each pixel hides a more confident surface of view j.
 
-    depth, conf (H, W) are some rows of a view, the first of them `top`;
+    xy, depth, conf (H, W) are some rows of a view;  lenses  of the views j, None without distortion;
     h_from_cam (J, 3, 4) maps (depth * (x, y, 1), 1) to homogeneous pixels of view j, third entry its depth;
     `surface` and `surface_conf` are all maps end to end, `starts` and `sizes` (H, W) those of the views j.
     """
-    H, W = depth.shape
-    x = torch.arange(W, device=depth.device, dtype=torch.float32)
-    y = torch.arange(top, top + H, device=depth.device, dtype=torch.float32)[:, None]
+    x, y = xy
     u, v, z = (
         ((row[:, 0, None, None] * x + row[:, 1, None, None] * y) + row[:, 2, None, None])
         .mul_(depth)
         .add_(row[:, 3, None, None])
         for row in h_from_cam.unbind(1)
     )
-    u, v = u.div_(z).round_(), v.div_(z).round_()  # half to even; nan and inf fail the comparisons below
+    u, v = u.div_(z), v.div_(z)  # nan and inf fail the comparisons below
+    shown = depth != 0 if lenses is None else (depth != 0) & lenses.bend(u, v)
+    u, v = u.round_(), v.round_()  # half to even
     height, width = sizes[:, 0, None, None], sizes[:, 1, None, None]
-    visible = (depth != 0) & (z > 0) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    visible = shown & (z > 0) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
     flat = torch.where(visible, v * width + u, 0.0).long() + starts[:, None, None]
     return visible & (z < (1 - tolerance) * surface[flat]) & (conf < surface_conf[flat])

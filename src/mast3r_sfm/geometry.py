@@ -17,6 +17,13 @@ def points_of_depth(depth: np.ndarray, K: np.ndarray, distortion: float = 0.0) -
     return rays(np.stack(np.meshgrid(np.arange(W), np.arange(H)), -1), K, distortion) * depth[..., None]
 
 
+def pixels_without_distortion(shape: tuple[int, int], K: np.ndarray, distortion: float) -> np.ndarray:
+    """(H, W, 2) float64 where a camera without distortion would show what each pixel of a (H, W) image shows."""
+    H, W = shape
+    seen = rays(np.stack(np.meshgrid(np.arange(W), np.arange(H)), -1), K, distortion)
+    return seen[..., :2] * np.diag(K)[:2] + K[:2, 2]
+
+
 def rays(xy: np.ndarray, K: np.ndarray, distortion: float = 0.0) -> np.ndarray:
     """(..., 3) points at depth 1 in the camera's frame that are seen at pixels (..., 2), for intrinsics K (3, 3).
 

@@ -19,7 +19,7 @@ import torch
 
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.images.loading import read_photo
-from mast3r_sfm.options import RefinementOptions
+from mast3r_sfm.options import CameraModel, RefinementOptions
 from mast3r_sfm.pairwise import PairwiseData
 from mast3r_sfm.progress import Advance
 from mast3r_sfm.tracks import CameraGroup, LocalFeatures, colmap_camera, confirm_pair, extract_features
@@ -36,7 +36,7 @@ MIN_CONNECTING = 30
 
 _FEATURES_TO_CONNECT = 4096  # of each photo of a pair that the network denies
 _FEATURES_TO_CHECK = 2048  # of each photo of a pair that it believes
-_FEATURES_OF_ALL = 120_000
+_FEATURES_OF_ALL = 100_000
 _LEAST_FEATURES = 512  # of a photo
 _MAX_ERROR_PX = 4.0  # of a match from its epipolar line, at 1,600 pixels
 _REFERENCE_PX = 1600.0
@@ -53,6 +53,15 @@ class FeatureEvidence:
 
     features: tuple[LocalFeatures, ...]
     confirmed: Mapping[tuple[int, int], pycolmap.TwoViewGeometry]
+
+    def among(self, members: Sequence[int]) -> dict[tuple[int, int], np.ndarray]:
+        """The confirmed matches (M, 2) int64 of some images, by pair of positions in `members`."""
+        position_of = {index: k for k, index in enumerate(members)}
+        return {
+            (position_of[i], position_of[j]): geometry.inlier_matches.astype(np.int64)
+            for (i, j), geometry in self.confirmed.items()
+            if i in position_of and j in position_of
+        }
 
 
 def find_features(
@@ -87,24 +96,23 @@ def match_features(
         max_error_px = _MAX_ERROR_PX * max(1.0, size / _REFERENCE_PX)
         return confirm_pair(cameras[i], features[i].xy, cameras[j], features[j].xy, matches, max_error_px)
 
+    found = []
+    for pair in pairs:  # the search itself uses all processors, and waits for them if others use them too
+        limit = _FEATURES_TO_CHECK if pair.kept else _FEATURES_TO_CONNECT
+        found.append(match_everywhere(features[pair.i], features[pair.j], limit))
+        if advance is not None:
+            advance(1)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        asked = []
-        for pair in pairs:  # the search itself uses all processors, one pair after the other
-            limit = _FEATURES_TO_CHECK if pair.kept else _FEATURES_TO_CONNECT
-            matches = match_everywhere(features[pair.i], features[pair.j], limit)
-            asked.append(pool.submit(confirm, pair.i, pair.j, matches))
-            if advance is not None:
-                advance(1)
-        found = [one.result() for one in asked]
-    confirmed = {(p.i, p.j): one for p, one in zip(pairs, found, strict=True) if one is not None}
+        geometries = pool.map(lambda pair, matches: confirm(pair.i, pair.j, matches), pairs, found)
+        confirmed = {(p.i, p.j): one for p, one in zip(pairs, geometries, strict=True) if one is not None}
     return FeatureEvidence(tuple(features), confirmed)
 
 
-def usual_camera(image: View) -> CameraGroup:
-    """The camera of a photo as far as its file tells: EXIF's focal length, or a usual one."""
+def usual_camera(image: View, model: CameraModel = CameraModel.SIMPLE_RADIAL) -> CameraGroup:
+    """The camera of a photo as far as its file tells: EXIF's focal length or a usual one, no distortion."""
     width, height = image.transform.original_size
     focal = image.focal_exif_px or _USUAL_FOCAL * max(width, height)
-    return CameraGroup((width, height), focal, ((width - 1) / 2, (height - 1) / 2))
+    return CameraGroup((width, height), focal, ((width - 1) / 2, (height - 1) / 2), model=model)
 
 
 def connect_by_features(data: PairwiseData, images: Sequence[View], evidence: FeatureEvidence) -> PairwiseData:

@@ -71,6 +71,25 @@ class IntrinsicsGroups(StrEnum):
             raise InputError(f"`intrinsics_groups` {value}: unknown; allowed: {', '.join(cls)}") from error
 
 
+class CameraModel(StrEnum):
+    """How refined cameras show a point, by COLMAP's names. Photos of one group share all of its numbers.
+
+    SIMPLE_PINHOLE  one focal length and the principal point; the lens does not bend
+    SIMPLE_RADIAL   and k1 of x (1 + k1 |x|^2), x in units of the focal length
+    """
+
+    SIMPLE_PINHOLE = "SIMPLE_PINHOLE"
+    SIMPLE_RADIAL = "SIMPLE_RADIAL"
+
+    @classmethod
+    def parse(cls, value: str) -> CameraModel:
+        """Raises InputError that lists what is allowed."""
+        try:
+            return cls(value.upper())
+        except ValueError as error:
+            raise InputError(f"`camera_model` {value}: unknown; allowed: {', '.join(cls)}") from error
+
+
 class Engine(StrEnum):
     """Who computes: this package, or the published code where it is installed."""
 
@@ -279,6 +298,13 @@ class RefinementOptions:
 
     max_feature_size: int = choice(1600, "Long edge of the photos that features are looked for in, pixels.", minimum=64)
     max_features: int = 8192
+    camera_model: CameraModel = choice(
+        CameraModel.SIMPLE_RADIAL,
+        "Of refined cameras, as COLMAP names it. SIMPLE_PINHOLE: for photos whose lens distortion is taken off.",
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "camera_model", CameraModel.parse(self.camera_model))
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def _reconstruct(
 
     data = predict_pairwise(model, images, options, timer, pairs)
     evidence = None
-    if options.refinement is not None:
+    if options.refinement is not None and len(images) > 1:
         from mast3r_sfm.local_features import connect_by_features
 
         evidence = _find_evidence(images, data, options.refinement, timer)

@@ -99,8 +99,8 @@ def place_views(images: Sequence[View], data: PairwiseData, best: Candidate, sub
             if len(known[1]):
                 sightings, at = known
                 depths = depths * float(np.median(at / (depths.ravel()[sightings.anchor] * sightings.factor)))
-        solved = solve_anchors(depths, cameras[index], sides[index], known)
-        errors = errors_of(solved, cameras[index], sides[index])
+        solved = solve_anchors(depths, sides.get(index), known)
+        errors = errors_of(solved, sides.get(index))
         anchors.append(torch.from_numpy(solved).to(start.anchors[k].device))
         errors_px[k] = np.median(errors) if len(errors) else np.nan
     no_losses = torch.zeros(0)

@@ -17,17 +17,19 @@ import numpy as np
 from mast3r_sfm.alignment import AlignedGroup
 from mast3r_sfm.gaps import fill_gaps
 from mast3r_sfm.graphs import number_by_first
-from mast3r_sfm.local_features import FeatureEvidence, usual_camera
+from mast3r_sfm.local_features import FeatureEvidence
 from mast3r_sfm.options import IntrinsicsGroups, ReconstructionOptions
 from mast3r_sfm.pairwise import PairwiseData
 from mast3r_sfm.placing import Candidate, Start, depth_at, place_views
 from mast3r_sfm.progress import Advance
 from mast3r_sfm.quality import MAX_ERROR
 from mast3r_sfm.resection import resect
-from mast3r_sfm.tracks import LocalFeatures, RefinedCameras, TrackView, map_features, refine_cameras
+from mast3r_sfm.starts import aligned_start, mapped_start
+from mast3r_sfm.tracks import LocalFeatures, RefinedCameras, TrackView, refine_cameras
 from mast3r_sfm.tracks.explained import count_explained
 from mast3r_sfm.tracks.refinement import NUM_STEPS as NUM_STEPS
 from mast3r_sfm.types import View
+from mast3r_sfm.unrefined import warn_of_unrefined
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +45,6 @@ it was misplaced, or has one."""
 
 MAX_WORSE = 1.5
 """How many times larger the errors of a photo that is not refined may become by the refinement of the others."""
-
-MAX_DEPTH_SPREAD = 0.3
-"""Largest median deviation of the predicted depth from the mapper's, as a logarithm after one scale per photo."""
 
 MIN_COVERED = 0.25
 """Share of the cells of a photo, divided into ten by ten, in which tracks must lie; else its features are too few."""
@@ -70,23 +69,24 @@ def refine_group(
 
     camera_of  group of every image (`camera_groups`): its photos of one size share a camera
     """
-    subsample = options.alignment.subsample
+    assert options.refinement is not None
+    subsample, model = options.alignment.subsample, options.refinement.camera_model
     group_of = number_by_first(
         [(camera, image.transform.original_size) for camera, image in zip(camera_of, images, strict=True)]
     )
     total = sum(len(geometry.inlier_matches) for geometry in evidence.confirmed.values())
-    best = _refined(images, data, evidence, _aligned_start(images, aligned, group_of), options, advance)
+    best = _refined(images, data, evidence, aligned_start(images, aligned, group_of, model), options, advance)
     if total >= _MIN_EVIDENCE and best.num_explained < ENOUGH_EXPLAINED * total:
         logger.info("the aligned cameras explain %d of %d matches of features", best.num_explained, total)
-        mapped = _mapped_start(images, data, evidence, group_of, subsample)
+        mapped = mapped_start(images, data, evidence, group_of, model, subsample)
         if mapped is not None:
             other = _refined(images, data, evidence, mapped, options, None)
             logger.info("those of the mapper explain %d", other.num_explained)
             if other.num_explained > CLEARLY_MORE * best.num_explained:
                 best = other
-    best = _with_resections(images, data, evidence, best, options)
+    best = with_resections(images, data, evidence, best, options)
     if best.refined is None and not best.start.mapped:
-        _warn_of_unrefined(images, best)
+        warn_of_unrefined(images, evidence, best)
         return aligned
     placed = place_views(images, data, best, subsample)
     if not best.start.mapped and _tears_apart(images, aligned, placed):
@@ -97,91 +97,10 @@ def refine_group(
             len(placed.group),
         )
         return aligned
-    _warn_of_unrefined(images, best)
+    warn_of_unrefined(images, evidence, best)
     return placed
 
 
-# ------------------------------------------------------------------ starts
-def _aligned_start(images: Sequence[View], aligned: AlignedGroup, group_of: Sequence[int]) -> Start:
-    K = aligned.cameras.K.cpu().numpy()
-    own = [group_of[index] for index in aligned.group]
-    numbers = sorted(set(own))
-    groups = []
-    for number in numbers:
-        members = [k for k, group in enumerate(own) if group == number]
-        focals = [images[aligned.group[k]].transform.K_to_original(K[k])[0, 0] for k in members]
-        usual = usual_camera(images[aligned.group[members[0]]])
-        groups.append(dataclasses.replace(usual, focal_px=float(np.median(focals))))
-    return Start(
-        members=aligned.group,
-        cam_from_world=np.linalg.inv(aligned.cameras.world_from_cam.cpu().numpy()),
-        K=K,
-        groups=tuple(groups),
-        group_of=tuple(numbers.index(group) for group in own),
-        anchors=aligned.cameras.core_depths,
-    )
-
-
-def _mapped_start(
-    images: Sequence[View],
-    data: PairwiseData,
-    evidence: FeatureEvidence,
-    group_of: Sequence[int],
-    subsample: int,
-) -> Start | None:
-    """Cameras by the mapper, in metres by the network's depth; None if the mapper finds no scene, or one whose depth
-    has nothing to do with the predicted one."""
-    numbers = sorted(set(group_of))
-    first_of = [list(group_of).index(number) for number in numbers]
-    groups = [usual_camera(images[k]) for k in first_of]
-    mapped = map_features(
-        groups,
-        [images[k].focal_exif_px is not None for k in first_of],
-        [numbers.index(group) for group in group_of],
-        [one.xy for one in evidence.features],
-        evidence.confirmed,
-    )
-    if mapped is None:
-        return None
-    members, ratios, spreads = [], [], []
-    for k in np.flatnonzero(mapped.registered).tolist():
-        canonical = data.canonical[k]
-        if canonical is None:
-            continue
-        xy = evidence.features[k].xy
-        predicted = depth_at(images[k], canonical, canonical.core_depth, canonical.focal_px, xy, subsample)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ratio = np.log(mapped.depths[k] / predicted)
-        ratio = ratio[np.isfinite(ratio)]
-        if not len(ratio):
-            continue
-        members.append(k)
-        ratios.append(float(np.median(ratio)))
-        spreads.append(float(np.median(np.abs(ratio - ratios[-1]))))
-    if len(members) < 3 or np.median(spreads) > MAX_DEPTH_SPREAD:
-        return None
-    metres = float(np.exp(-np.median(ratios)))  # that a unit of the mapper's is long
-    poses = mapped.cam_from_world[members]
-    poses[:, :3, 3] *= metres
-    anchors = [
-        one.core_depth * float(np.exp(ratio) * metres)
-        for k, ratio in zip(members, ratios, strict=True)
-        if (one := data.canonical[k]) is not None
-    ]
-    used = sorted({group_of[k] for k in members})
-    own_groups = [mapped.groups[numbers.index(group_of[k])] for k in members]
-    return Start(
-        members=tuple(members),
-        cam_from_world=poses,
-        K=np.stack([images[k].transform.K_to_network(group.K) for k, group in zip(members, own_groups, strict=True)]),
-        groups=tuple(mapped.groups[numbers.index(number)] for number in used),
-        group_of=tuple(used.index(group_of[k]) for k in members),
-        anchors=tuple(anchors),
-        mapped=True,
-    )
-
-
-# ------------------------------------------------------------------ refinement
 def _refined(
     images: Sequence[View],
     data: PairwiseData,
@@ -192,12 +111,7 @@ def _refined(
 ) -> Candidate:
     """What the refinement makes of a start; where features leave gaps, again with the network's matches."""
     assert options.refinement is not None
-    position_of = {index: k for k, index in enumerate(start.members)}
-    matched = {
-        (position_of[i], position_of[j]): geometry.inlier_matches.astype(np.int64)
-        for (i, j), geometry in evidence.confirmed.items()
-        if i in position_of and j in position_of
-    }
+    matched = evidence.among(start.members)
     features = tuple(evidence.features[index] for index in start.members)
     refined = _adjusted(images, data, start, features, matched, options, advance)
     if refined is None:
@@ -253,7 +167,7 @@ def _covered(features: Sequence[LocalFeatures], refined: RefinedCameras) -> np.n
     return covered
 
 
-def _with_resections(
+def with_resections(
     images: Sequence[View],
     data: PairwiseData,
     evidence: FeatureEvidence,
@@ -283,7 +197,9 @@ def _with_resections(
                 found, own_focal = freed, True
         if found is None or found[0].error_px >= found[1]:
             continue
-        poses[k], K[k] = found[0].cam_from_world, images[index].transform.K_to_network(found[0].camera.K)
+        # the first camera of what is placed is its origin, that of the refinement lies anywhere
+        poses[k] = found[0].cam_from_world @ refined.cam_from_world[0]
+        K[k] = images[index].transform.K_to_network(found[0].camera.K)
         anchors[k] = placed.cameras.core_depths[k] * found[0].depth_factor
         misplaced += own_focal or found[0].error_px < CLEARLY_LESS * found[1]
         if own_focal:
@@ -314,18 +230,13 @@ def _with_resections(
 
 
 def _num_explained(evidence: FeatureEvidence, start: Start, refined: RefinedCameras | None) -> int:
-    position_of = {index: k for k, index in enumerate(start.members)}
     groups = start.groups if refined is None else refined.groups
     group_of = start.group_of if refined is None else refined.group_of
     return count_explained(
         start.cam_from_world if refined is None else refined.cam_from_world,
         [groups[group] for group in group_of],
         [evidence.features[index].xy for index in start.members],
-        {
-            (position_of[i], position_of[j]): geometry.inlier_matches
-            for (i, j), geometry in evidence.confirmed.items()
-            if i in position_of and j in position_of
-        },
+        evidence.among(start.members),
     )
 
 
@@ -337,11 +248,3 @@ def _tears_apart(images: Sequence[View], aligned: AlignedGroup, placed: AlignedG
     before, after = aligned.errors_px.cpu().numpy()[kept], placed.errors_px.cpu().numpy()[kept]
     long_edges = np.array([max(images[index].shape) for index in aligned.group])[kept]
     return bool(((after > MAX_WORSE * before + _WORSE_PX) & (before <= MAX_ERROR * long_edges)).any())
-
-
-def _warn_of_unrefined(images: Sequence[View], best: Candidate) -> None:
-    members, refined = best.start.members, best.refined
-    kept = [index for k, index in enumerate(members) if refined is None or not refined.refined[k]]
-    if kept:
-        names = ", ".join(images[index].path.name for index in kept[:10]) + (", ..." if len(kept) > 10 else "")
-        logger.warning("%d of %d cameras stay as aligned, for lack of features: %s", len(kept), len(members), names)

@@ -227,6 +227,8 @@ class ReconstructedView:
                     confident surface have 0); the scene is written from it unless asked otherwise
     median_reprojection_error_px  over the view's matches, network pixels; nan without matches
     num_matches     matches of the view that entered the alignment
+    num_confirmed   matches of its local features in all pairs that a two-view geometry confirms; None if they were not
+                    looked for
     mask            (H, W) bool, True where the photo is opaque, None if it is everywhere
     distortion      k1 of the lens: a point at x = (X / Z, Y / Z) of the camera is seen at x (1 + k1 |x|^2)
     refined         the camera was adjusted to tracks of local features
@@ -257,6 +259,7 @@ class ReconstructedView:
     track_error_px: float = float("nan")
     focal_std_px: float = float("nan")
     position_std: float = float("nan")
+    num_confirmed: int | None = None
 
     @property
     def K_original(self) -> np.ndarray:
@@ -315,8 +318,8 @@ class Refinement:
     num_observations  (n,) features of the photo in tracks
     errors_px         (n,) their median reprojection error, pixels of the original photo
     focal_std_px      (n,) standard deviation of the focal length, pixels of the original photo; nan if it was held
-    position_std      (n,) of the camera's centre (root of the trace of its covariance), scene units, with the first
-                      two cameras fixed; nan where unknown
+    position_std      (n,) of the camera's centre (root of the trace of its covariance), scene units, in the frame in
+                      which all centres together fit best; nan where unknown
     """
 
     refined: np.ndarray

@@ -8,20 +8,21 @@ where one of its anchors lies. The unknowns of a view are the logarithms of its 
   + sum_neighbours (g_a - g_b)^2 / u_ab^2             g = x - x0 changes little over a surface
   + sum_anchors g_a^2 / v^2
 
-with robust weights w (Cauchy). It is solved by Gauss-Newton steps; their matrix is sparse.
+with robust weights w (Cauchy). It is solved by Gauss-Newton steps; their matrix has few bands.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.linalg import solveh_banded
 from scipy.sparse import coo_matrix, csr_matrix, diags
-from scipy.sparse.linalg import spsolve
 
 from mast3r_sfm.canonical import anchor_index, depth_offsets
-from mast3r_sfm.geometry import project, rays, to_world
+from mast3r_sfm.geometry import rays
 from mast3r_sfm.types import CanonicalView, Correspondences
 
 _STEPS = 6
@@ -43,11 +44,6 @@ class FixedCamera:
     K: np.ndarray
     distortion: float
     world_from_cam: np.ndarray
-
-    def project(self, points: np.ndarray) -> np.ndarray:
-        """(M, 2) pixels of points (M, 3) of the world, nan behind the camera."""
-        R, c = self.world_from_cam[:3, :3], self.world_from_cam[:3, 3]
-        return project((points - c) @ R, self.K, self.distortion)
 
 
 @dataclass(frozen=True)
@@ -74,13 +70,63 @@ class Sightings:
 
 
 @dataclass(frozen=True)
-class Side:
-    """One view's side of the matches with another: where the other view sees the points, and how sure that is."""
+class MatchedPixels:
+    """M matched pixels of one view: where other views see the points behind them, and how sure that is.
+
+    sightings        what the pixels say of the view's anchors
+    towards, origin  (M, 3) the point at depth d of a pixel's ray is d * towards + origin in the other camera
+    K, distortion    (M, 3, 3) and (M,) of the other camera
+    seen_at          (M, 2) pixels of the other view
+    conf             (M,)
+    """
 
     sightings: Sightings
-    other: FixedCamera
+    towards: np.ndarray
+    origin: np.ndarray
+    K: np.ndarray
+    distortion: np.ndarray
     seen_at: np.ndarray
     conf: np.ndarray
+
+    @classmethod
+    def of_pair(
+        cls, sightings: Sightings, own: FixedCamera, other: FixedCamera, seen_at: np.ndarray, conf: np.ndarray
+    ) -> MatchedPixels:
+        other_from_own = np.linalg.inv(other.world_from_cam) @ own.world_from_cam
+        count = len(conf)
+        return cls(
+            sightings,
+            sightings.rays @ other_from_own[:3, :3].T,
+            np.tile(other_from_own[:3, 3], (count, 1)),
+            np.tile(other.K, (count, 1, 1)),
+            np.full(count, other.distortion),
+            seen_at,
+            conf,
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[MatchedPixels]) -> MatchedPixels:
+        """All of one view; at least one part."""
+        names = ("towards", "origin", "K", "distortion", "seen_at", "conf")
+        return cls(
+            Sightings(
+                *(np.concatenate([getattr(one.sightings, n) for one in parts]) for n in ("anchor", "factor", "rays"))
+            ),
+            *(np.concatenate([getattr(one, name) for one in parts]) for name in names),
+        )
+
+    def errors(self, depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Reprojection errors (M, 2) of the points at z-depths (M,), pixels, and their change (M, 2) with the logarithm
+        of the depth; nan behind a camera."""
+        points = depth[:, None] * self.towards + self.origin
+        z = np.where(points[:, 2:] > 0, points[:, 2:], np.nan)
+        x = points[:, :2] / z
+        change = depth[:, None] * (self.towards[:, :2] - x * self.towards[:, 2:]) / z
+        focal = np.stack([self.K[:, 0, 0], self.K[:, 1, 1]], axis=1)
+        k1, r2 = self.distortion[:, None], (x**2).sum(1, keepdims=True)
+        pixel = focal * x * (1 + k1 * r2) + self.K[:, :2, 2]
+        slope = focal * (change * (1 + k1 * r2) + 2 * k1 * x * (x * change).sum(1, keepdims=True))
+        return pixel - self.seen_at, slope
 
 
 def match_sides(
@@ -88,75 +134,65 @@ def match_sides(
     cameras: dict[int, FixedCamera],
     matches: tuple[Correspondences, ...],
     subsample: int,
-) -> dict[int, list[Side]]:
-    """Both sides of all matches, by view; views are named by `CanonicalView.index`."""
-    sides: dict[int, list[Side]] = {index: [] for index in views}
+) -> dict[int, MatchedPixels]:
+    """Both sides of all matches, by view, if it has any; views are named by `CanonicalView.index`."""
+    sides: dict[int, list[MatchedPixels]] = {index: [] for index in views}
     for m in matches:
         conf = m.conf.double().cpu().numpy()
         for own, other, xy, seen in ((m.i, m.j, m.xy_i, m.xy_j), (m.j, m.i, m.xy_j, m.xy_i)):
             sightings = Sightings.of(views[own], xy, cameras[own], subsample)
-            sides[own].append(Side(sightings, cameras[other], seen.double().cpu().numpy(), conf))
-    return sides
+            seen_at = seen.double().cpu().numpy()
+            sides[own].append(MatchedPixels.of_pair(sightings, cameras[own], cameras[other], seen_at, conf))
+    return {index: MatchedPixels.joined(parts) for index, parts in sides.items() if parts}
 
 
 def solve_anchors(
     start: np.ndarray,
-    camera: FixedCamera,
-    sides: list[Side],
+    matched: MatchedPixels | None,
     tracked: tuple[Sightings, np.ndarray] | None = None,
 ) -> np.ndarray:
     """(rows, columns) float32 depth of the anchors of one view, scene units.
 
     start         (rows, columns) depths to begin with, positive
-    sides         the view's matches
+    matched       the view's matches, None: it has none
     tracked       pixels of the view whose z-depth (M,) is known
     """
     grid = start.shape
     x0 = np.log(start.astype(np.float64).ravel())
-    smoothness = _smoothness(x0.reshape(grid))
-    regular = smoothness + diags(np.full(len(x0), _FREE_SIGMA**-2))
-    usual_conf = float(np.median(np.concatenate([side.conf for side in sides]))) if sides else 1.0
+    regular = csr_matrix(_smoothness(x0.reshape(grid)) + diags(np.full(len(x0), _FREE_SIGMA**-2)))
+    bands = np.zeros((grid[1] + 1, len(x0)))  # of the matrix: an anchor, its neighbour on the right, the one below
+    for offset in (0, 1, grid[1]):
+        bands[grid[1] - offset, offset:] = regular.diagonal(offset)
     x = x0.copy()
     for _ in range(_STEPS):
         weight, pull = np.zeros(len(x)), np.zeros(len(x))
-        for side in sides:
-            _add_matches(side, camera, x, usual_conf, weight, pull)
+        if matched is not None:
+            anchor = matched.sightings.anchor
+            residual, slope = matched.errors(np.exp(x[anchor]) * matched.sightings.factor)
+            robust = matched.conf / np.median(matched.conf) / (_PIXEL_SIGMA**2 + (residual**2).sum(1))
+            known = np.isfinite(residual).all(1) & np.isfinite(slope).all(1)
+            weight += np.bincount(anchor[known], (robust * (slope**2).sum(1))[known], len(x))
+            pull -= np.bincount(anchor[known], (robust * (slope * residual).sum(1))[known], len(x))
         if tracked is not None:
             sightings, depths = tracked
-            residual = x[sightings.anchor] + np.log(sightings.factor) - np.log(depths)
-            robust = 1 / (_TRACK_SIGMA**2 + residual**2)
-            np.add.at(weight, sightings.anchor, robust)
-            np.add.at(pull, sightings.anchor, -robust * residual)
-        step = spsolve((regular + diags(weight)).tocsc(), pull - regular @ (x - x0))
+            error = x[sightings.anchor] + np.log(sightings.factor) - np.log(depths)
+            robust = 1 / (_TRACK_SIGMA**2 + error**2)
+            weight += np.bincount(sightings.anchor, robust, len(x))
+            pull -= np.bincount(sightings.anchor, robust * error, len(x))
+        matrix = bands.copy()
+        matrix[-1] += weight
+        step = solveh_banded(matrix, pull - regular @ (x - x0))
         x = x + np.clip(step, -_MAX_STEP, _MAX_STEP)
     return np.exp(x).reshape(grid).astype(np.float32)
 
 
-def _add_matches(
-    side: Side, camera: FixedCamera, x: np.ndarray, usual_conf: float, weight: np.ndarray, pull: np.ndarray
-) -> None:
-    """Adds the Gauss-Newton terms of one side's matches to those of the anchors."""
-    own = side.sightings
-    depth = np.exp(x[own.anchor]) * own.factor
-    pixel = side.other.project(to_world(own.rays * depth[:, None], camera.world_from_cam))
-    further = side.other.project(to_world(own.rays * (1.001 * depth)[:, None], camera.world_from_cam))
-    slope = (further - pixel) / np.log(1.001)  # pixels per unit of the logarithm
-    residual = pixel - side.seen_at
-    known = np.isfinite(residual).all(1) & np.isfinite(slope).all(1)
-    robust = side.conf[known] / usual_conf / (_PIXEL_SIGMA**2 + (residual[known] ** 2).sum(1))
-    np.add.at(weight, own.anchor[known], robust * (slope[known] ** 2).sum(1))
-    np.add.at(pull, own.anchor[known], -robust * (slope[known] * residual[known]).sum(1))
-
-
-def errors_of(start: np.ndarray, camera: FixedCamera, sides: list[Side]) -> np.ndarray:
-    """Reprojection errors of all matches of a view with anchors at depths `start`, pixels; infinite behind a camera."""
-    errors = [np.zeros(0)]
-    for side in sides:
-        depth = start.ravel()[side.sightings.anchor] * side.sightings.factor
-        pixel = side.other.project(to_world(side.sightings.rays * depth[:, None], camera.world_from_cam))
-        distance = np.linalg.norm(pixel - side.seen_at, axis=1)
-        errors.append(np.where(np.isfinite(distance), distance, np.inf))
-    return np.concatenate(errors)
+def errors_of(start: np.ndarray, matched: MatchedPixels | None) -> np.ndarray:
+    """(M,) reprojection errors of a view's matches with anchors at depths `start`, pixels; infinite behind a camera."""
+    if matched is None:
+        return np.zeros(0)
+    residual, _ = matched.errors(start.ravel()[matched.sightings.anchor] * matched.sightings.factor)
+    distance = np.linalg.norm(residual, axis=1)
+    return np.where(np.isfinite(distance), distance, np.inf)
 
 
 def _smoothness(x0: np.ndarray) -> csr_matrix:

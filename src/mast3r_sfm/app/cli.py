@@ -31,6 +31,7 @@ from mast3r_sfm.app.requests import (
 from mast3r_sfm.errors import InputError, Mast3rSfmError
 from mast3r_sfm.options import (
     AlignmentConfig,
+    CameraModel,
     Engine,
     ExportFormat,
     IntrinsicsGroups,
@@ -144,6 +145,7 @@ def cli() -> None:
     show_default=True,
     help="Adjust the aligned cameras to local features at the photos' resolution.",
 )
+@option(RefinementOptions, "camera_model")
 @option(RefinementOptions, "max_feature_size")
 @option(AlignmentConfig, "subsample")
 @option(AlignmentConfig, "matching_conf_thr")
@@ -188,7 +190,7 @@ def reconstruct(**flags: Any) -> int:
             verification=_verification(flags),
             alignment=alignment,
             intrinsics_groups=_intrinsics_groups(flags),
-            refinement=RefinementOptions(flags["max_feature_size"]) if flags["refine_cameras"] else None,
+            refinement=_refinement(flags),
             seed=flags["seed"],
         ),
         scene=SceneOptions(**{name: flags[name] for name in SCENE_FLAGS}),
@@ -332,6 +334,14 @@ def _model_request(flags: dict[str, Any]) -> ModelRequest:
 
 def _verification(flags: dict[str, Any]) -> VerificationLimits | None:
     return VerificationLimits() if flags["verify_matches"] else None
+
+
+def _refinement(flags: dict[str, Any]) -> RefinementOptions | None:
+    if not flags["refine_cameras"]:
+        return None
+    return RefinementOptions(
+        max_feature_size=flags["max_feature_size"], camera_model=CameraModel.parse(flags["camera_model"])
+    )
 
 
 def _exports(flags: dict[str, Any]) -> tuple[ExportFormat, ...]:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.files import encode_jpeg
@@ -28,6 +29,9 @@ from mast3r_sfm.types import ReconstructedView
 logger = logging.getLogger(__name__)
 
 _QUALITY = 85
+_FAST = Image.Resampling.HAMMING
+"""Nearly as sharp as the best filter, in a third of the time."""
+
 _BUDGET_PX = 64e6
 """Pixels of all textures together: a third of a gigabyte of a graphics card."""
 
@@ -92,13 +96,13 @@ def _texture(view: ReconstructedView, edge: int) -> tuple[Texture, bool]:
         found = False
         rgb, source = view.rgb, PictureCamera((view.rgb.shape[1], view.rgb.shape[0]), view.K, view.distortion)
     camera = reduced(source, edge)
-    rgb = reduced_picture(rgb, source, camera)
+    rgb = reduced_picture(rgb, source, camera, _FAST)
     jpeg = encode_jpeg(rgb, _QUALITY, full_colour=False) if found else encode_jpeg(rgb)
     is_straight = _largest_shift(camera) < _STRAIGHT_ENOUGH_PX
     straight = PictureCamera(camera.size, camera.K) if is_straight else without_distortion(camera)
     picture = rgb if is_straight else straightened_picture(rgb, camera, straight)
     small = reduced(straight, _SMALL_PX)
-    small_jpeg = encode_jpeg(reduced_picture(picture, straight, small), _QUALITY, full_colour=False)
+    small_jpeg = encode_jpeg(reduced_picture(picture, straight, small, _FAST), _QUALITY, full_colour=False)
     return Texture(camera, jpeg, is_straight, straight, small_jpeg), found
 
 

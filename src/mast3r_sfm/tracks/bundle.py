@@ -13,7 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import pycolmap
 
-_MIN_ANGLE_DEG = 1.5  # between the rays of a point
+from mast3r_sfm.options import CameraModel
+from mast3r_sfm.tracks.adjusted import AdjustedTracks
+
+MIN_ANGLE_DEG = 1.5
+"""Smallest angle between two rays of a point."""
+
+_MIN_BASELINE = 0.05  # of the two photos that set the unit of length, as a share of the largest from the first photo
 _MIN_INLIERS = 15  # matches of a pair that its epipolar geometry confirms
 _MAX_TRIALS = 2000  # of seven matches each: one in 0.4^7 = 600 is right if 40 % of the matches are
 _SEED = 0
@@ -26,12 +32,14 @@ class CameraGroup:
     size        (width, height) pixels
     focal_px, principal_point   pixels, centres at integers
     distortion  k1 of x (1 + k1 |x|^2), x in units of the focal length
+    model       which of these numbers there are: SIMPLE_PINHOLE has no distortion
     """
 
     size: tuple[int, int]
     focal_px: float
     principal_point: tuple[float, float]
     distortion: float = 0.0
+    model: CameraModel = CameraModel.SIMPLE_RADIAL
 
     @property
     def K(self) -> np.ndarray:
@@ -63,9 +71,13 @@ class Bundle:
         self._model = pycolmap.Reconstruction()
         for k, group in enumerate(groups, 1):
             self._model.add_camera_with_trivial_rig(colmap_camera(group, k))
-        for k, (own, xy) in enumerate(zip(group_of, features, strict=True), 1):
-            image = pycolmap.Image(image_id=k, camera_id=own + 1, name=str(k), keypoints=xy + 0.5)
-            self._model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(cam_from_world[k - 1][:3]))
+        self._ids = _image_ids(cam_from_world)
+        for k in np.argsort(self._ids).tolist():
+            number = self._ids[k]
+            image = pycolmap.Image(
+                image_id=number, camera_id=group_of[k] + 1, name=str(number), keypoints=features[k] + 0.5
+            )
+            self._model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(cam_from_world[k][:3]))
         self._observations: pycolmap.ObservationManager | None = None
         self._triangulator: pycolmap.IncrementalTriangulator | None = None
         self._graph: pycolmap.CorrespondenceGraph | None = None
@@ -75,7 +87,7 @@ class Bundle:
         """(n, 4, 4) float64."""
         poses = np.tile(np.eye(4), (self.num_views, 1, 1))
         for k in range(self.num_views):
-            poses[k, :3] = self._model.images[k + 1].cam_from_world().matrix()
+            poses[k, :3] = self._image(k).cam_from_world().matrix()
         return poses
 
     def group(self, k: int) -> CameraGroup:
@@ -83,34 +95,21 @@ class Bundle:
         return camera_group(self._model.cameras[k + 1])
 
     def _camera_of(self, view: int) -> pycolmap.Camera:
-        return self._model.cameras[self._model.images[view + 1].camera_id]
+        return self._model.cameras[self._image(view).camera_id]
+
+    def _image(self, view: int) -> pycolmap.Image:
+        return self._model.images[self._ids[view]]
 
     def predict(self, i: int, j: int, depths: np.ndarray) -> np.ndarray:
         """(N, 2) pixels of photo j that show the features of photo i, at z-depths (N,) in camera i, else nan."""
-        images = self._model.images
         rays = np.asarray(self._camera_of(i).cam_from_img(self._features[i] + 0.5))
         points = np.concatenate([rays, np.ones((len(rays), 1))], axis=1) * depths[:, None]
-        j_from_i = (images[j + 1].cam_from_world() * images[i + 1].cam_from_world().inverse()).matrix()
+        j_from_i = (self._image(j).cam_from_world() * self._image(i).cam_from_world().inverse()).matrix()
         in_j = points @ j_from_i[:, :3].T + j_from_i[:, 3]
         pixels = np.full((len(rays), 2), np.nan)
         seen = np.isfinite(in_j).all(1) & (in_j[:, 2] > 1e-9)
         pixels[seen] = _project(self._camera_of(j), in_j[seen])
         return pixels
-
-    def track_depths(self, k: int) -> np.ndarray:
-        """(N,) z-depth of the points that photo k's features belong to, nan for features without one."""
-        index, points = self._observed(k)
-        depths = np.full(len(self._features[k]), np.nan)
-        depths[index] = points[:, 2]
-        return depths
-
-    def _observed(self, k: int) -> tuple[list[int], np.ndarray]:
-        """The features of photo k that belong to a point, and those points (N, 3) in its camera."""
-        image = self._model.images[k + 1]
-        index = list(image.get_observation_point2D_idxs())
-        points = np.array([self._model.points3D[image.points2D[p].point3D_id].xyz for p in index]).reshape(-1, 3)
-        matrix = image.cam_from_world().matrix()
-        return index, points @ matrix[:, :3].T + matrix[:, 3]
 
     # -------------------------------------------------------------- tracks
     def confirm(self, i: int, j: int, matches: np.ndarray, max_error_px: float) -> pycolmap.TwoViewGeometry | None:
@@ -125,15 +124,15 @@ class Bundle:
             self._model.delete_point3D(point)
         self._graph = pycolmap.CorrespondenceGraph()
         for k in range(self.num_views):
-            self._graph.add_image(k + 1, len(self._features[k]))
+            self._graph.add_image(self._ids[k], len(self._features[k]))
         for (i, j), geometry in sorted(pairs.items(), key=lambda item: item[0]):
-            self._graph.add_two_view_geometry(i + 1, j + 1, geometry)
+            self._graph.add_two_view_geometry(self._ids[i], self._ids[j], geometry)
         self._graph.finalize()
         self._observations = pycolmap.ObservationManager(self._model, self._graph)
         self._triangulator = pycolmap.IncrementalTriangulator(self._graph, self._model, self._observations)
         options = self._triangulation_options(max_error_px)
         for k in range(self.num_views):
-            self._triangulator.triangulate_image(options, k + 1)
+            self._triangulator.triangulate_image(options, self._ids[k])
         self.extend(max_error_px)
 
     def extend(self, max_error_px: float) -> None:
@@ -146,84 +145,31 @@ class Bundle:
     def filter(self, max_error_px: float) -> None:
         """Drops observations that reproject worse, and points whose rays are almost parallel."""
         assert self._observations is not None
-        self._observations.filter_all_points3D(max_error_px, _MIN_ANGLE_DEG)
+        self._observations.filter_all_points3D(max_error_px, MIN_ANGLE_DEG)
 
     def _triangulation_options(self, max_error_px: float) -> pycolmap.IncrementalTriangulatorOptions:
         options = pycolmap.IncrementalTriangulatorOptions()
         options.random_seed = _SEED
+        options.ignore_two_view_tracks = self.num_views > 2  # they are rarely right, but two photos have no others
         options.merge_max_reproj_error = options.complete_max_reproj_error = max_error_px
         focal = min(camera.mean_focal_length() for camera in self._model.cameras.values())
         options.create_max_angle_error = options.continue_max_angle_error = float(np.degrees(max_error_px / focal))
         return options
 
     def adjust(
-        self, loss_px: float, principal_point: bool = False, held: Collection[int] = (), iterations: int = 50
+        self,
+        loss_px: float,
+        principal_point: bool = False,
+        held: Collection[int] = (),
+        iterations: int = 50,
+        tolerance: float = 1e-7,
     ) -> None:
         """Moves cameras and points so that the tracks reproject best, under a Cauchy loss of the given scale.
 
         principal_point  of every camera is free as well
         held             cameras whose intrinsics stay as they are
+        tolerance        it ends with a step that lowers the loss by less than this share
         """
-        self._adjuster(loss_px, principal_point, held, iterations).solve()
-
-    def position_std(self, loss_px: float, held: Collection[int]) -> np.ndarray:
-        """(n,) root of the trace of the covariance of every photo's centre, world units; nan where unknown.
-
-        The first photo's camera and one coordinate of another's are held (the gauge), and their errors are not known.
-        """
-        adjuster = self._adjuster(loss_px, True, held, 5)
-        adjuster.solve()
-        covariance = pycolmap.estimate_ba_covariance(pycolmap.BACovarianceOptions(), self._model, adjuster)
-        found = np.full(self.num_views, np.nan)
-        noise_px = self._noise_px()
-        for k in range(self.num_views):
-            own = None if covariance is None else covariance.get_cam_cov_from_world(k + 1)
-            if own is None or own.shape != (6, 6):
-                continue
-            pose = self._model.images[k + 1].cam_from_world().matrix()
-            R, t = pose[:, :3], pose[:, 3]
-            cross = np.array([[0, -t[2], t[1]], [t[2], 0, -t[0]], [-t[1], t[0], 0]])
-            # the centre is -R^T t; a turn of the camera by a small vector moves it by R^T [t]x times its negative
-            by_pose = np.concatenate([-R.T @ cross, -R.T], axis=1)
-            found[k] = noise_px * np.sqrt(max(np.trace(by_pose @ own @ by_pose.T), 0.0))
-        return found
-
-    def _noise_px(self) -> float:
-        """Standard deviation of a coordinate of an observation.
-
-        Half of all errors are below 1.1774 times it, and they are smaller than those of the observations because every
-        point and camera was fitted to them.
-        """
-        errors = np.concatenate(self.errors_px())
-        left = max(0.1, 1 - self.num_fitted / (2 * len(errors))) if len(errors) else np.nan
-        return float(np.median(errors)) / 1.1774 / np.sqrt(left)
-
-    def intrinsics_std(self, loss_px: float, principal_point: bool) -> np.ndarray:
-        """(groups, 4): standard deviations of f, cx, cy (original pixels) and k1, as far as the tracks tell.
-
-        From the covariance of one more adjustment in which all are free (cx and cy only if `principal_point`; 0
-        otherwise), for the errors that the tracks have. Infinite if it cannot be computed.
-        """
-        adjuster = self._adjuster(loss_px, principal_point, (), 5)
-        adjuster.solve()
-        covariance = pycolmap.estimate_ba_covariance(pycolmap.BACovarianceOptions(), self._model, adjuster)
-        free = [0, 1, 2, 3] if principal_point else [0, 3]
-        found = np.zeros((len(self._model.cameras), 4))
-        found[:, free] = np.inf
-        noise_px = self._noise_px()
-        for k, camera in self._model.cameras.items():
-            own = None if covariance is None else covariance.get_other_params_cov(camera.params)
-            if own is not None and own.shape == (len(free), len(free)):
-                found[k - 1, free] = noise_px * np.sqrt(np.maximum(np.diag(own), 0))
-        return found
-
-    def set_intrinsics(self, k: int, group: CameraGroup) -> None:
-        """Gives the camera k other intrinsics."""
-        self._model.cameras[k + 1].params = _params(group)
-
-    def _adjuster(
-        self, loss_px: float, principal_point: bool, held: Collection[int], iterations: int
-    ) -> pycolmap.CeresBundleAdjuster:
         config = pycolmap.BundleAdjustmentConfig()
         for image in sorted(self._model.reg_image_ids()):
             config.add_image(image)
@@ -237,54 +183,62 @@ class Bundle:
         options.ceres.loss_function_scale = loss_px
         options.ceres.solver_options.num_threads = 1
         options.ceres.solver_options.max_num_iterations = iterations
-        options.ceres.solver_options.function_tolerance = 1e-7
-        return pycolmap.create_default_ceres_bundle_adjuster(options, config, self._model)
+        options.ceres.solver_options.function_tolerance = tolerance
+        pycolmap.create_default_ceres_bundle_adjuster(options, config, self._model).solve()
+
+    def set_intrinsics(self, k: int, group: CameraGroup) -> None:
+        """Gives the camera k other intrinsics."""
+        self._model.cameras[k + 1].params = _params(group)
 
     # -------------------------------------------------------------- figures
-    def observation_errors_px(self, view_of: np.ndarray, feature_of: np.ndarray) -> np.ndarray:
-        """(T,) reprojection errors of features (T,) of photos (T,) that belong to points, original pixels."""
-        errors = np.full(len(view_of), np.nan)
-        for k, own in enumerate(self.errors_px()):
-            of_feature = np.full(len(self._features[k]), np.nan)
-            of_feature[self._observed(k)[0]] = own
-            errors[view_of == k] = of_feature[feature_of[view_of == k]]
-        return errors
-
-    def num_observations(self) -> np.ndarray:
-        """(n,) features of every photo that belong to a point."""
-        return np.array([self._model.images[k + 1].num_points3D for k in range(self.num_views)])
-
-    def errors_px(self) -> list[np.ndarray]:
-        """Reprojection errors of every photo's observations, original pixels."""
-        errors = []
-        for k in range(self.num_views):
-            index, points = self._observed(k)
-            projected = _project(self._camera_of(k), points) if index else np.zeros((0, 2))
-            errors.append(np.linalg.norm(projected - self._features[k][index], axis=1))
-        return errors
-
-    def tracks(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Points (P, 3) in the world, and of every observation its point, photo and feature, (T,) each."""
-        points, observed = [], []
-        for number, (_, point) in enumerate(sorted(self._model.points3D.items(), key=lambda item: item[0])):
+    def tracks(self) -> AdjustedTracks:
+        """The points in the order of their numbers, and their observations by photo and feature."""
+        points, lengths, observed = [], [], []
+        view_of_id = {number: view for view, number in enumerate(self._ids)}
+        for _, point in sorted(self._model.points3D.items(), key=lambda item: item[0]):
+            elements = point.track.elements
             points.append(point.xyz)
-            elements = sorted((element.image_id - 1, element.point2D_idx) for element in point.track.elements)
-            observed += [(number, photo, feature) for photo, feature in elements]
-        point_of, photo_of, feature_of = np.array(observed, dtype=np.int64).reshape(-1, 3).T
-        return np.array(points).reshape(-1, 3), point_of, photo_of, feature_of
+            lengths.append(len(elements))
+            observed += sorted((view_of_id[element.image_id], element.point2D_idx) for element in elements)
+        view_of, feature_of = np.array(observed, dtype=np.int64).reshape(-1, 2).T
+        seen_at = np.zeros((len(view_of), 2))
+        for k, xy in enumerate(self._features):
+            seen_at[view_of == k] = xy[feature_of[view_of == k]]
+        groups = [self.group(k) for k in range(len(self._model.cameras))]
+        intrinsics = np.array([(one.focal_px, *one.principal_point, one.distortion) for one in groups])
+        return AdjustedTracks(
+            cam_from_world=self.cam_from_world(),
+            group_of=np.array(self.group_of),
+            intrinsics=intrinsics,
+            points=np.array(points).reshape(-1, 3),
+            point_of=np.repeat(np.arange(len(points)), lengths),
+            view_of=view_of,
+            feature_of=feature_of,
+            seen_at=seen_at,
+        )
 
     @property
     def num_points(self) -> int:
         return self._model.num_points3D()
 
     @property
-    def num_fitted(self) -> int:
-        """Numbers that an adjustment finds: coordinates of points, and poses."""
-        return 3 * self._model.num_points3D() + 6 * self.num_views
-
-    @property
     def mean_track_length(self) -> float:
         return float(self._model.compute_mean_track_length())
+
+
+def _image_ids(cam_from_world: np.ndarray) -> list[int]:
+    """COLMAP's numbers of photos (n, 4, 4), from 1, by their place.
+
+    An adjustment holds the first photo, and one coordinate of the second as the unit of length. So the second is one
+    that lies apart from the first: of a photo and its copy the distance is an accident.
+    """
+    centres = np.linalg.inv(cam_from_world)[:, :3, 3]
+    distance = np.linalg.norm(centres - centres[0], axis=1)
+    second = int(np.argmax(distance > _MIN_BASELINE * distance.max()))
+    ids = list(range(1, len(centres) + 1))
+    if second > 1:
+        ids[1], ids[second] = ids[second], ids[1]
+    return ids
 
 
 def confirm_pair(
@@ -319,7 +273,7 @@ def colmap_camera(group: CameraGroup, camera_id: int, focal_known: bool = False)
     """
     camera = pycolmap.Camera(
         camera_id=camera_id,
-        model="SIMPLE_RADIAL",
+        model=str(group.model),
         width=group.size[0],
         height=group.size[1],
         params=_params(group),
@@ -330,14 +284,16 @@ def colmap_camera(group: CameraGroup, camera_id: int, focal_known: bool = False)
 
 def camera_group(camera: pycolmap.Camera) -> CameraGroup:
     """The inverse of `colmap_camera`."""
-    focal, x, y, distortion = camera.params
-    return CameraGroup((camera.width, camera.height), focal, (x - 0.5, y - 0.5), distortion)
+    focal, x, y, *distortion = camera.params
+    size, model = (camera.width, camera.height), CameraModel(camera.model_name)
+    return CameraGroup(size, focal, (x - 0.5, y - 0.5), distortion[0] if distortion else 0.0, model)
 
 
 def _params(group: CameraGroup) -> list[float]:
-    """f, cx, cy, k1 of SIMPLE_RADIAL."""
-    centre_x, centre_y = group.principal_point
-    return [group.focal_px, centre_x + 0.5, centre_y + 0.5, group.distortion]
+    """f, cx, cy of SIMPLE_PINHOLE, and k1 of SIMPLE_RADIAL."""
+    x, y = group.principal_point
+    bend = [group.distortion] if group.model is CameraModel.SIMPLE_RADIAL else []
+    return [group.focal_px, x + 0.5, y + 0.5, *bend]
 
 
 def _project(camera: pycolmap.Camera, points: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How many matches a set of cameras explains: those that lie on each other's epipolar lines."""
+"""What matches say of a set of cameras: how many lie on each other's epipolar lines, and how far their rays turn."""
 
 from __future__ import annotations
 
@@ -43,3 +43,26 @@ def count_explained(
         size = max(*cameras[i].size, *cameras[j].size)
         count += int((error_px < _MAX_ERROR_PX * max(1.0, size / _REFERENCE_PX)).sum())
     return count
+
+
+def parallax_deg(
+    cam_from_world: np.ndarray,
+    cameras: Sequence[CameraGroup],
+    features: Sequence[np.ndarray],
+    matches: Mapping[tuple[int, int], np.ndarray],
+) -> np.ndarray:
+    """(n,) median angle in degrees between the two rays of every photo's matches, nan without; see `count_explained`.
+
+    Photos from one place have next to none, wherever they look.
+    """
+    directions = []
+    for pose, xy, camera in zip(cam_from_world, features, cameras, strict=True):
+        in_world = rays(xy, camera.K, camera.distortion) @ pose[:3, :3]
+        directions.append(in_world / np.linalg.norm(in_world, axis=1, keepdims=True))
+    angles: list[list[np.ndarray]] = [[] for _ in directions]
+    for (i, j), index in matches.items():
+        chord = np.linalg.norm(directions[i][index[:, 0]] - directions[j][index[:, 1]], axis=1)
+        angle = np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1)))
+        angles[i].append(angle)
+        angles[j].append(angle)
+    return np.array([np.median(np.concatenate(own)) if own else np.nan for own in angles])

@@ -49,7 +49,8 @@ def _best(
         return best
     count = min(_CANDIDATES, len(target))
     distance, candidate = tree.query(predicted[known], k=[*range(1, count + 1)], distance_upper_bound=radius_px)
-    found = np.isfinite(distance)
+    nearest = max(1, int(np.isfinite(distance).any(0).sum()))  # the radius seldom holds all that there is room for
+    found, candidate = np.isfinite(distance[:, :nearest]), candidate[:, :nearest]
     candidate = np.where(found, candidate, 0)
     cosine = np.einsum("nd,nkd->nk", source.descriptors[known], target.descriptors[candidate])
     angle = np.where(found, np.arccos(np.clip(cosine, -1, 1)), np.inf)

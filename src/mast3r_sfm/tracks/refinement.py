@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,8 +14,11 @@ from scipy.spatial import cKDTree
 
 from mast3r_sfm.geometry import rotation_angles_deg, similarity_transform
 from mast3r_sfm.graphs import number_by_first
+from mast3r_sfm.options import CameraModel
 from mast3r_sfm.progress import Advance
+from mast3r_sfm.tracks.adjusted import AdjustedTracks
 from mast3r_sfm.tracks.bundle import Bundle, CameraGroup
+from mast3r_sfm.tracks.covariance import standard_deviations
 from mast3r_sfm.tracks.features import LocalFeatures
 from mast3r_sfm.tracks.guided import match_guided
 
@@ -43,15 +46,19 @@ class Round:
     """One round: matches within `radius` of their predicted place (share of the long edge), then adjustment.
 
     max_error_px  of an observation that stays, at 1,600 pixels
-    iterations    of the adjustments; the first ones need not end where they go
+    iterations, tolerance   of the adjustments (`Bundle.adjust`); the first ones need not end where they go
     """
 
     radius: float
     max_error_px: float
     iterations: int
+    tolerance: float
 
 
-ROUNDS = (Round(0.02, 4.0, 10), Round(0.006, 3.0, 10), Round(0.003, 2.0, 25))
+ROUNDS = (Round(0.02, 4.0, 10, 1e-4), Round(0.006, 3.0, 10, 1e-4), Round(0.003, 2.0, 25, 1e-5))
+
+SETTLED = 1e-6
+"""Share of the loss by which the last steps of the last adjustments lower it."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ class RefinedCameras:
     refined         (n,) bool: the view takes the new camera; False: its tracks were too few or do not fit
     num_observations, median_error_px   (n,) of every view's tracks; original pixels, nan without
     focal_std_px   (groups,) standard deviation of every focal length, original pixels; nan if it was held
-    position_std   (n,) of every camera's centre, in the unit that the cameras came in; see `Bundle.position_std`
+    position_std   (n,) of every camera's centre, in the unit that the cameras came in; see `covariance`
     mean_track_length  of the scene
     track_depths   n arrays (N,): z-depth of every feature's point in the unit that the cameras came in, nan without
     points         (P, 3) of the tracks, in the frame that the cameras came in
@@ -144,25 +151,27 @@ def refine_cameras(
         if bundle.num_points < MIN_OBSERVATIONS:
             return None
         for factor in (2.0, 1.0):
-            bundle.adjust(loss_px=pixel, iterations=one.iterations)
+            bundle.adjust(pixel, iterations=one.iterations, tolerance=one.tolerance)
             bundle.filter(factor * one.max_error_px * pixel)
             bundle.extend(factor * one.max_error_px * pixel)
         if advance is not None:
             advance(1)
-        depths = [_first_known(bundle.track_depths(k), view.depths) for k, view in enumerate(views)]
+        tracks = bundle.tracks()
+        depths = [
+            _first_known(tracks.depths(k, len(own)), view.depths)
+            for k, (own, view) in enumerate(zip(places, views, strict=True))
+        ]
     focal_std_px, position_std = _settle_intrinsics(bundle, groups, pixel)
     if advance is not None:
         advance(1)
 
-    counts = bundle.num_observations()
-    errors = np.array([np.median(own) if len(own) else np.nan for own in bundle.errors_px()])
+    tracks = bundle.tracks()
+    counts, errors = tracks.num_observations, tracks.median_errors_px()
     refined = (counts >= MIN_OBSERVATIONS) & (errors <= MAX_ERROR_PX * pixel)
     if refined.sum() < 2:
         return None
-    adjusted = bundle.cam_from_world()
-    scale, rotation, shift = into_frame_of(adjusted, start, refined)
-    found = moved_cameras(adjusted, scale, rotation, shift)
-    points, point_of, view_of, feature_of = bundle.tracks()
+    scale, rotation, shift = into_frame_of(tracks.cam_from_world, start, refined)
+    found = moved_cameras(tracks.cam_from_world, scale, rotation, shift)
     return RefinedCameras(
         cam_from_world=np.where(refined[:, None, None], found, start),
         groups=tuple(bundle.group(k) for k in range(len(groups))),
@@ -173,12 +182,12 @@ def refine_cameras(
         focal_std_px=focal_std_px,
         position_std=scale * position_std,
         mean_track_length=bundle.mean_track_length,
-        track_depths=tuple(scale * bundle.track_depths(k) for k in range(len(views))),
-        points=scale * points @ rotation.T + shift,
-        point_of=point_of,
-        view_of=view_of,
-        feature_of=feature_of,
-        errors_px=bundle.observation_errors_px(view_of, feature_of),
+        track_depths=tuple(scale * tracks.depths(k, len(xy)) for k, xy in enumerate(places)),
+        points=scale * tracks.points @ rotation.T + shift,
+        point_of=tracks.point_of,
+        view_of=tracks.view_of,
+        feature_of=tracks.feature_of,
+        errors_px=tracks.errors_px,
     )
 
 
@@ -233,10 +242,11 @@ def _split(
     alone.triangulate(confirmed, 2 * one.max_error_px * pixel)
     if alone.num_points < MIN_OBSERVATIONS:
         return None
-    alone.adjust(pixel, iterations=one.iterations)
+    alone.adjust(pixel, iterations=ROUNDS[0].iterations, tolerance=ROUNDS[0].tolerance)
     focals = np.array([alone.group(k).focal_px for k in range(len(group_of))])
-    std = alone.intrinsics_std(pixel, principal_point=False)[:, 0]
-    numbers = split_groups(focals, std, group_of, alone.num_observations())
+    tracks = alone.tracks()
+    std = standard_deviations(tracks, _free([groups[own] for own in group_of], centre=False), pixel)[0][:, 0]
+    numbers = split_groups(focals, std, group_of, tracks.num_observations)
     if list(numbers) == list(group_of):
         return None
     started = {number: k for k, number in reversed(list(enumerate(numbers)))}
@@ -297,18 +307,19 @@ def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: floa
     their variance. Cameras close together or looking the same way, a flat scene or a turn about a single axis leave
     these open: they would wander far for a hundredth of a pixel, and take the rotations along.
     """
-    bundle.adjust(pixel)
-    focal_std = bundle.intrinsics_std(pixel, principal_point=False)[:, 0]
+    bundle.adjust(pixel, tolerance=SETTLED)
+    focal_std = standard_deviations(bundle.tracks(), _free(start, centre=False), pixel)[0][:, 0]
     held = {k for k, own in enumerate(start) if not focal_std[k] <= MAX_FOCAL_STD * own.focal_px}
     for k in held:
         bundle.set_intrinsics(k, start[k])
     if held:
-        bundle.adjust(pixel, held=held)
+        bundle.adjust(pixel, held=held, tolerance=SETTLED)
     settled = [bundle.group(k) for k in range(len(start))]
-    cost_held = _group_costs(bundle, len(start), pixel)
-    bundle.adjust(pixel, principal_point=True, held=held)
-    cost_free = _group_costs(bundle, len(start), pixel)
-    std = bundle.intrinsics_std(pixel, principal_point=True)
+    cost_held = _group_costs(bundle.tracks(), pixel)
+    bundle.adjust(pixel, principal_point=True, held=held, tolerance=SETTLED)
+    free_tracks = bundle.tracks()
+    cost_free = _group_costs(free_tracks, pixel)
+    std, _ = standard_deviations(free_tracks, _free(start, centre=True), pixel)
     focal_known = np.array([k not in held for k in range(len(start))])
     put_back = False
     for k, own in enumerate(start):
@@ -319,23 +330,30 @@ def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: floa
             held.add(k)
             put_back = True
     if put_back:
-        bundle.adjust(pixel, principal_point=True, held=held)
+        bundle.adjust(pixel, principal_point=True, held=held, tolerance=ROUNDS[-1].tolerance)
     bundle.filter(ROUNDS[-1].max_error_px * pixel)
-    bundle.adjust(pixel, principal_point=True, held=held)
-    return np.where(focal_known, np.minimum(std[:, 0], focal_std), np.nan), bundle.position_std(pixel, held)
+    bundle.adjust(pixel, principal_point=True, held=held, tolerance=SETTLED)
+    _, position_std = standard_deviations(bundle.tracks(), _free(start, centre=True, held=held), pixel)
+    return np.where(focal_known, np.minimum(std[:, 0], focal_std), np.nan), position_std
 
 
-def _group_costs(bundle: Bundle, num_groups: int, scale_px: float) -> np.ndarray:
+def _free(groups: Sequence[CameraGroup], centre: bool, held: Collection[int] = ()) -> np.ndarray:
+    """(groups, 4) bool: the intrinsics f, cx, cy and k1 that an adjustment finds."""
+    free = np.array([[True, centre, centre, group.model is CameraModel.SIMPLE_RADIAL] for group in groups])
+    free[list(held)] = False
+    return free
+
+
+def _group_costs(tracks: AdjustedTracks, scale_px: float) -> np.ndarray:
     """(groups, 2): sum of the robust squared errors of the observations of every camera, and their degrees of freedom.
 
     Cauchy's loss as in the adjustment: c^2 log(1 + e^2 / c^2).
     """
-    costs = np.zeros((num_groups, 2))
-    share = 1 - bundle.num_fitted / max(1, 2 * bundle.num_observations().sum())
-    for k, errors in enumerate(bundle.errors_px()):
-        costs[bundle.group_of[k], 0] += float((scale_px**2 * np.log1p((errors / scale_px) ** 2)).sum())
-        costs[bundle.group_of[k], 1] += 2 * len(errors) * max(0.0, share)
-    return costs
+    losses = scale_px**2 * np.log1p((tracks.errors_px / scale_px) ** 2)
+    group, count = tracks.group_of[tracks.view_of], len(tracks.intrinsics)
+    share = max(0.0, 1 - tracks.num_fitted / max(1, 2 * len(losses)))
+    freedom = 2 * share * np.bincount(group, minlength=count)
+    return np.stack([np.bincount(group, losses, count), freedom], axis=1)
 
 
 NUM_STEPS = len(ROUNDS) + 1

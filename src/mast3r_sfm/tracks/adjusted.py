@@ -1,0 +1,78 @@
+"""Tracks as an adjustment leaves them: cameras, points, and which features observe them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class AdjustedTracks:
+    """Points of n views and their T observations.
+
+    cam_from_world  (n, 4, 4)
+    group_of        (n,) the camera of every view
+    intrinsics      (groups, 4): f, cx, cy in pixels of the original photos, and k1
+    points          (P, 3) in the world
+    point_of, view_of, feature_of   (T,) of every observation: the point, the view, the view's feature
+    seen_at         (T, 2) where that feature is, pixels of the original photo
+    """
+
+    cam_from_world: np.ndarray
+    group_of: np.ndarray
+    intrinsics: np.ndarray
+    points: np.ndarray
+    point_of: np.ndarray
+    view_of: np.ndarray
+    feature_of: np.ndarray
+    seen_at: np.ndarray
+
+    @cached_property
+    def in_views(self) -> np.ndarray:
+        """(T, 3) every observed point in the frame of the camera that observes it."""
+        pose = self.cam_from_world[self.view_of]
+        return np.einsum("tij,tj->ti", pose[:, :3, :3], self.points[self.point_of]) + pose[:, :3, 3]
+
+    @cached_property
+    def errors_px(self) -> np.ndarray:
+        """(T,) reprojection errors, pixels of the original photo."""
+        focal, x, y, k1 = self.intrinsics[self.group_of[self.view_of]].T
+        ray = self.in_views[:, :2] / self.in_views[:, 2:]
+        seen = ray * (focal * (1 + k1 * (ray**2).sum(1)))[:, None] + np.stack([x, y], axis=1)
+        return np.asarray(np.linalg.norm(seen - self.seen_at, axis=1))
+
+    @property
+    def num_observations(self) -> np.ndarray:
+        """(n,) features of every view that belong to a point."""
+        return np.bincount(self.view_of, minlength=len(self.cam_from_world))
+
+    @property
+    def num_fitted(self) -> int:
+        """Numbers that an adjustment finds: coordinates of points, and poses."""
+        return 3 * len(self.points) + 6 * len(self.cam_from_world)
+
+    @property
+    def noise_px(self) -> float:
+        """Standard deviation of a coordinate of an observation.
+
+        Half of all errors are below 1.1774 times it, and they are smaller than those of the observations because every
+        point and camera was fitted to them.
+        """
+        if not len(self.errors_px):
+            return float("nan")
+        left = max(0.1, 1 - self.num_fitted / (2 * len(self.errors_px)))
+        return float(np.median(self.errors_px)) / 1.1774 / np.sqrt(left)
+
+    def median_errors_px(self) -> np.ndarray:
+        """(n,) of every view, nan without observations."""
+        own = [self.errors_px[self.view_of == k] for k in range(len(self.cam_from_world))]
+        return np.array([np.median(errors) if len(errors) else np.nan for errors in own])
+
+    def depths(self, view: int, num_features: int) -> np.ndarray:
+        """(num_features,) z-depth of the points that a view's features belong to, nan for features without one."""
+        depths = np.full(num_features, np.nan)
+        own = self.view_of == view
+        depths[self.feature_of[own]] = self.in_views[own, 2]
+        return depths
