@@ -19,7 +19,7 @@ from mast3r_sfm.errors import EmptySceneError, InputError
 from mast3r_sfm.export import result
 from mast3r_sfm.export.glb import SceneStatistics
 from mast3r_sfm.export.result import check_output, expected_bytes, read_scene_options, rewrite_scene, write_result
-from mast3r_sfm.options import SceneOptions
+from mast3r_sfm.options import SceneKind, SceneOptions, Up
 from mast3r_sfm.reconstruction import Reconstruction
 from mast3r_sfm.types import Correspondences
 
@@ -326,8 +326,16 @@ class TestRewriting:
         assert run_of(old)["seed"] == 1
         assert run_of(old)["scene"]["as_pointcloud"] is True and run_of(old)["scene"]["num_vertices"] == 50
 
+    def test_cameras_json_follows_the_frame_of_the_scene(self, old: Path) -> None:
+        assert json.loads((old / "cameras.json").read_text())["scene_glb"]["up_from"] in ("cameras", "planes")
+        rewrite_scene(old, dataclasses.replace(OPTIONS, up=Up.FIRST_CAMERA))
+        frame = json.loads((old / "cameras.json").read_text())["scene_glb"]
+        assert frame["up_from"] == "first-camera" and run_of(old)["scene"]["up"] == "first-camera"
+        assert frame["gltf_from_world"] == [[-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+
     def test_the_options_of_a_scene_can_be_read_back(self, tmp_path: Path) -> None:
-        for options in (OPTIONS, SceneOptions(1.5, True, 77, False, 0.3, False, 0.1)):
+        fused = SceneOptions(scene=SceneKind.FUSED, up=Up.FIRST_CAMERA, texture_size=99)
+        for options in (OPTIONS, SceneOptions(1.5, True, 77, False, 0.3, False, 0.1), fused):
             write(tmp_path / "out", overwrite=True, options=options)
             assert read_scene_options(tmp_path / "out") == options
         with pytest.raises(InputError, match="is not a result of mast3r-sfm"):
