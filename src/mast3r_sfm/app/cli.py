@@ -295,6 +295,8 @@ def compare(**flags: Any) -> int:
             scene_graph=flags["scene_graph"],
             verification=None,  # the published method keeps every match
             alignment=AlignmentConfig.published(niter_coarse=flags["niter"], niter_fine=flags["niter"]),
+            refinement=None,
+            dense=None,
         ),
         display=_display(flags),
     )
