@@ -5,9 +5,9 @@
     python -m benchmarks.dense --output FOLDER --network-images      rendered at the network's size, without photo files
     python -m benchmarks.dense --output FOLDER --published           the published dense depth and cleaning
 
-Photos (1024x768), and all that comes before the dense depth, are kept in FOLDER, so that a second run takes seconds; use
-a fresh FOLDER after a change of what comes before. Prints for each scene, in per cent of the pixels whose true depth is
-known:
+Photos (1024x768), and all that comes before the dense depth, are kept in FOLDER, so that a second run takes seconds;
+use a fresh FOLDER after a change of what comes before. Prints for each scene, in per cent of the pixels whose true
+depth is known:
 
     covered, right, floating   the kept pixels of all views drawn as points into each camera with a depth buffer: pixels
                                that show something, that show the true depth within 3 %, that show something more than
@@ -197,7 +197,9 @@ _HEADS = {
 
 
 def shown(values: Mapping[str, float]) -> str:
-    return "  ".join(f"{values[name]:{len(head)}.{1 + (name in ('seams', 'floating'))}f}" for name, head in _HEADS.items())
+    return "  ".join(
+        f"{values[name]:{len(head)}.{1 + (name in ('seams', 'floating'))}f}" for name, head in _HEADS.items()
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

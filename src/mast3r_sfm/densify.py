@@ -1,7 +1,7 @@
 """The aligned scene at every pixel: dense depth maps, their confidences, and the finished views.
 
-The maps are made by the package `dense`, or as published by `dense_depth` and `clean_confidences` (docs/method.md, Dense
-depth, Published dense depth and Cleaning of confidences).
+The maps are made by the package `dense`, or as published by `dense_depth` and `clean_confidences` (docs/method.md,
+Dense depth, Published dense depth, and Cleaning of confidences).
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ _CHUNK = {"cpu": 1 << 17, "cuda": 1 << 23}
 def densify_views(
     views: Sequence[View], data: PairwiseData, aligned: AlignedGroup, options: ReconstructionOptions
 ) -> tuple[ReconstructedView, ...]:
-    """All views with depth, confidence and camera, on the CPU; those outside the group stay in their own camera.
-
-    """
+    """All views with depth, confidence and camera, on the CPU; those outside the group stay in their own camera."""
     subsample = options.alignment.subsample
     position_of = {index: k for k, index in enumerate(aligned.group)}
     # the first registered camera is the origin: the alignment's own frame has no meaning
@@ -65,7 +63,9 @@ def densify_views(
             placed = (False, own_K, np.eye(4))
             error = float("nan")
             refined = {}
-        result.append(ReconstructedView(*common, *placed, *_known_maps(*maps), error, int(counts[view.index]), mask, **refined))
+        result.append(
+            ReconstructedView(*common, *placed, *_known_maps(*maps), error, int(counts[view.index]), mask, **refined)
+        )
     return tuple(result)
 
 
@@ -95,7 +95,9 @@ def _agreed_maps(
             tracked = tracked_pixels(dense_views[k], tracks.points[tracks.point_of[own]], xy)
         observed.append(observe(dense_views, k, sightings[k], tracked))
         predicted = data.usable(index).core_depth
-        usual.append(float((aligned.cameras.core_depths[k].reshape(predicted.shape).to(predicted) / predicted).median().log()))
+        usual.append(
+            float((aligned.cameras.core_depths[k].reshape(predicted.shape).to(predicted) / predicted).median().log())
+        )
     return agreed_depth(dense_views, observed, usual)
 
 
@@ -128,7 +130,9 @@ def _known_maps(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Maps (H, W) on the CPU; a depth that is not positive or not finite is nan, with confidence 0."""
     known = depth.isfinite() & (depth > 0)
-    known_depth, *confs = (torch.where(known, one, other) for one, other in ((depth, torch.nan), (conf, 0.0), (clean, 0.0)))
+    known_depth, *confs = (
+        torch.where(known, one, other) for one, other in ((depth, torch.nan), (conf, 0.0), (clean, 0.0))
+    )
     return known_depth.cpu().numpy(), confs[0].cpu().numpy(), confs[1].cpu().numpy()
 
 

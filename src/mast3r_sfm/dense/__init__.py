@@ -1,4 +1,4 @@
-"""Depth of all pixels without the grid of anchors, from views that agree; confidence and cleaning by what they agree on.
+"""Depth of all pixels without the grid of anchors, from views that agree; confidence by what they agree on.
 
     observations    matches and tracks -> log depth of single pixels
     field           the factor of the predicted depth: smooth on surfaces, free at edges, solved on all pixels

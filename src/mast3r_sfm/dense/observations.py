@@ -156,6 +156,4 @@ def tracked_pixels(view: DenseView, points: np.ndarray, xy: np.ndarray) -> Track
     pixel = np.rint(xy).astype(np.int64)
     inside = ((pixel >= 0) & (pixel < [W, H])).all(1) & np.isfinite(depth) & (depth > 0)
     device = view_device(view)
-    return TrackedPixels(
-        torch.from_numpy(pixel[inside]).to(device), torch.from_numpy(depth[inside]).float().to(device)
-    )
+    return TrackedPixels(torch.from_numpy(pixel[inside]).to(device), torch.from_numpy(depth[inside]).float().to(device))

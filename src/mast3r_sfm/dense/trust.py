@@ -4,8 +4,7 @@ The network's confidence says how sure it was of one view. Other views say more:
 own surface confirms it, one that sees past the point to a surface behind it contradicts it, and a point that many
 should see and none confirms is suspect. The weights of these are those of a logistic regression of "right within 3 %"
 on rendered scenes (`benchmarks.dense`), in units of the logarithm of the network's confidence. The result is a
-confidence on the network's scale: the threshold that suits the network's own divides what is more likely right than
-wrong.
+confidence on the network's scale: the threshold that suits the network's own is where six of ten pixels are right.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ import torch.nn.functional as F
 from mast3r_sfm.dense.agreement import Surfaces
 from mast3r_sfm.dense.views import DenseView, look
 
-CONFIRMED, CONFIRMED_TWICE, CONTRADICTED, UNCONFIRMED, OFFSET = 1.0, 0.2, -0.1, -0.2, -0.1
-"""Added to the logarithm of the confidence: by the first and the second view that confirms a pixel, by each that
-contradicts it, by each that should see it and does not confirm it, and always."""
+CONFIRMED, CONTRADICTED, UNCONFIRMED, OFFSET = 0.63, -0.13, -0.29, -0.1
+"""Added to the logarithm of the confidence: if any view confirms a pixel, by each that contradicts it, by each that
+should see it and does not confirm it, and always."""
 
 MOST_UNCONFIRMED = 4
 
@@ -78,7 +77,7 @@ def judge(views: Sequence[DenseView], surfaces: Surfaces) -> Trust:
             one = _compare(views, i, surfaces, ranges, tolerance)
             agrees = (one.seen & (one.excess.abs() < one.tolerance)).sum(0)
             unconfirmed = (one.seen.sum(0) - agrees).clamp_max(MOST_UNCONFIRMED)
-            gain = gain + CONFIRMED * (agrees > 0) + CONFIRMED_TWICE * (agrees > 1)
+            gain = gain + CONFIRMED * (agrees > 0)
             gain = gain + CONTRADICTED * one.in_front.sum(0) + UNCONFIRMED * unconfirmed
         confs.append(views[i].conf * gain.exp())
     packed = atlas.pack(confs)

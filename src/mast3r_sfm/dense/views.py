@@ -52,7 +52,9 @@ class DenseView:
         neighbours: Sequence[int],
         subsample: int,
     ) -> DenseView:
-        """The relief of a lens of focal length f that the network took for one of fb is flatter by fb / f: the logarithm
+        """The view of a group.
+
+        The relief of a lens of focal length f that the network took for one of fb is flatter by fb / f: the logarithm
         of its depth, counted from the median, shrinks by that factor.
         """
         device = canonical.conf.device
@@ -70,7 +72,6 @@ class DenseView:
             world_from_cam=world_from_cam,
             neighbours=tuple(neighbours),
         )
-
 
     def rays(self) -> torch.Tensor:
         """(3, H, W) points at depth 1 that the pixels see, in the camera's frame; as `geometry.rays`."""
