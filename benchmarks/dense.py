@@ -144,6 +144,9 @@ def measure(views: Sequence[ReconstructedView], scene: Scene, threshold: float, 
     off = np.abs(np.where(np.isfinite(ratio), ratio, np.inf) - 1)
     right = off < RIGHT
 
+    with np.errstate(all="ignore"):  # without any error there is no ratio of steps
+        seams = float(np.concatenate(steps_across).mean() / np.concatenate(steps_inside).mean())
+
     def share(values: np.ndarray) -> float:
         return 100 * float(values.mean()) if len(values) else float("nan")
 
@@ -153,7 +156,7 @@ def measure(views: Sequence[ReconstructedView], scene: Scene, threshold: float, 
         floating=share(shown < 1 - WRONG),
         own_right=share(right),
         own_wrong=share(off > WRONG),
-        seams=float(np.concatenate(steps_across).mean() / np.concatenate(steps_inside).mean()),
+        seams=seams,
         kept=share(keep),
         precise=share(right[keep]),
         right_kept=share(keep[right]),

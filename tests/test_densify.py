@@ -7,7 +7,7 @@ import pytest
 import torch
 from golden_scene import ALIGNMENT_SCENES, load_scene
 
-from mast3r_sfm.densify import clean_confidences, dense_depth
+from mast3r_sfm.densify import _known_maps, clean_confidences, dense_depth
 from mast3r_sfm.types import CanonicalView
 
 K = torch.tensor([[20.0, 0, 8], [0, 20, 6], [0, 0, 1]])
@@ -120,6 +120,12 @@ def test_brute_force_agrees_on_views_of_different_size() -> None:
                             expected[i][y, x] = min(float(expected[i][y, x]), 0.0)
     assert sum(int((c == 0).sum()) for c in expected) > 20
     assert all(torch.equal(actual, wanted) for actual, wanted in zip(cleaned, expected, strict=True))
+
+
+def test_a_depth_that_is_none_is_nan_without_confidence() -> None:
+    depth, conf, clean = _known_maps(torch.tensor([[1.0, 0.0, -13.6, torch.inf, torch.nan]]), *torch.ones(2, 1, 5))
+    assert depth[0, 0] == 1 and np.isnan(depth[0, 1:]).all()
+    assert conf.tolist() == clean.tolist() == [[1, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("name", ALIGNMENT_SCENES)

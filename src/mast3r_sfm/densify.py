@@ -19,13 +19,11 @@ from mast3r_sfm.canonical import block_centres, spread_blocks
 from mast3r_sfm.dense import DenseResult, DenseView, agreed_depth, observe, sightings_of_matches, tracked_pixels
 from mast3r_sfm.device import matmul_precision
 from mast3r_sfm.geometry import invert
-from mast3r_sfm.options import ReconstructionOptions
+from mast3r_sfm.options import DenseOptions, ReconstructionOptions
 from mast3r_sfm.pairwise import PairwiseData
 from mast3r_sfm.types import CanonicalView, ReconstructedView, Refinement, View
 
 _ALL_PAIRS_CLEANED = 40  # views up to which every view is cleaned against all others
-
-_MOST_NEIGHBOURS = 8  # views that each view is made to agree with
 
 # points in flight, times views they are compared with: in cache on a CPU, in memory on a GPU
 _CHUNK = {"cpu": 1 << 17, "cuda": 1 << 23}
@@ -41,9 +39,11 @@ def densify_views(
     world_from_root = aligned.cameras.world_from_cam.cpu().numpy()
     world_from_cam = np.linalg.inv(world_from_root[0]) @ world_from_root
     K = aligned.cameras.K.cpu().numpy()
-    make = _published_maps if options.dense is None else _agreed_maps
     with matmul_precision("fp32"):
-        maps_of = make(views, data, aligned, world_from_cam, subsample)
+        if options.dense is None:
+            made = _published_maps(data, aligned, world_from_cam, subsample)
+        else:
+            made = _agreed_maps(views, data, aligned, world_from_cam, subsample, options.dense)
     counts = np.zeros(len(views), dtype=np.int64)
     for m in aligned.matches:
         counts[[m.i, m.j]] += len(m)
@@ -54,7 +54,7 @@ def densify_views(
         common = (view.index, str(view.path), view.transform, view.rgb)
         if view.index in position_of:
             k = position_of[view.index]
-            maps = (maps_of.depths[k], maps_of.confs[k], maps_of.clean[k])
+            maps = (made.depths[k], made.confs[k], made.clean[k])
             placed = (True, K[k], world_from_cam[k])
             error = float(aligned.errors_px[k])
             refined = {} if aligned.refinement is None else _refined_fields(aligned.refinement, k)
@@ -70,39 +70,41 @@ def densify_views(
 
 
 def _agreed_maps(
-    views: Sequence[View], data: PairwiseData, aligned: AlignedGroup, world_from_cam: np.ndarray, subsample: int
+    views: Sequence[View],
+    data: PairwiseData,
+    aligned: AlignedGroup,
+    world_from_cam: np.ndarray,
+    subsample: int,
+    options: DenseOptions,
 ) -> DenseResult:
     """Maps of the group's views that agree with each other."""
-    K = aligned.cameras.K.cpu().numpy()
-    neighbours = _nearest_neighbours(aligned)
-    refinement = aligned.refinement
-    dense_views = []
-    for k, index in enumerate(aligned.group):
-        distortion = 0.0 if refinement is None or not refinement.refined[k] else float(refinement.distortion[k])
-        dense_views.append(
-            DenseView.of(
-                data.usable(index), views[index].rgb, K[k], distortion, world_from_cam[k], neighbours[k], subsample
-            )
+    K, refinement = aligned.cameras.K.cpu().numpy(), aligned.refinement
+    distortion = np.zeros(len(K)) if refinement is None else np.where(refinement.refined, refinement.distortion, 0)
+    neighbours = _nearest_neighbours(aligned, options.num_neighbours)
+    canonical = [data.usable(index) for index in aligned.group]
+    dense_views = [
+        DenseView.of(
+            canonical[k], views[index].rgb, K[k], float(distortion[k]), world_from_cam[k], neighbours[k], subsample
         )
+        for k, index in enumerate(aligned.group)
+    ]
     sightings = sightings_of_matches(dense_views, aligned.group, aligned.matches)
     observed, usual = [], []
     for k, index in enumerate(aligned.group):
         tracked = None
         if refinement is not None:
-            tracks = refinement.tracks
-            own = tracks.view_of == index
+            tracks, own = refinement.tracks, refinement.tracks.view_of == index
             xy = views[index].transform.to_network(tracks.xy[own])
             tracked = tracked_pixels(dense_views[k], tracks.points[tracks.point_of[own]], xy)
         observed.append(observe(dense_views, k, sightings[k], tracked))
-        predicted = data.usable(index).core_depth
-        usual.append(
-            float((aligned.cameras.core_depths[k].reshape(predicted.shape).to(predicted) / predicted).median().log())
-        )
-    return agreed_depth(dense_views, observed, usual)
+        predicted = canonical[k].core_depth
+        factor = aligned.cameras.core_depths[k].to(predicted).reshape(predicted.shape) / predicted
+        usual.append(float(factor.median().log()))
+    return agreed_depth(dense_views, observed, usual, options.num_rounds)
 
 
 def _published_maps(
-    views: Sequence[View], data: PairwiseData, aligned: AlignedGroup, world_from_cam: np.ndarray, subsample: int
+    data: PairwiseData, aligned: AlignedGroup, world_from_cam: np.ndarray, subsample: int
 ) -> DenseResult:
     """Maps of the group's views as published: every pixel follows its anchor."""
     K = aligned.cameras.K.cpu().numpy()
@@ -136,15 +138,15 @@ def _known_maps(
     return known_depth.cpu().numpy(), confs[0].cpu().numpy(), confs[1].cpu().numpy()
 
 
-def _nearest_neighbours(aligned: AlignedGroup) -> list[list[int]]:
-    """For every view of a group the `_MOST_NEIGHBOURS` others it shares most matches with, by position in the group."""
+def _nearest_neighbours(aligned: AlignedGroup, most: int) -> list[list[int]]:
+    """For every view of a group the `most` others it shares most matches with, by position in the group."""
     position_of = {index: k for k, index in enumerate(aligned.group)}
     shared: list[Counter[int]] = [Counter() for _ in aligned.group]
     for m in aligned.matches:
         i, j = position_of[m.i], position_of[m.j]
         shared[i][j] += len(m)
         shared[j][i] += len(m)
-    return [sorted(counts, key=lambda k: (-counts[k], k))[:_MOST_NEIGHBOURS] for counts in shared]
+    return [sorted(counts, key=lambda k: (-counts[k], k))[:most] for counts in shared]
 
 
 def _refined_fields(refinement: Refinement, k: int) -> dict[str, Any]:

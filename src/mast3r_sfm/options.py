@@ -283,7 +283,20 @@ class RefinementOptions:
 
 @dataclass(frozen=True)
 class DenseOptions:
-    """How the depth of all pixels follows from the aligned scene (docs/method.md, Dense depth)."""
+    """How the depth of all pixels follows from the aligned scene (docs/method.md, Dense depth).
+
+    num_neighbours  views that each view is compared with, those with the most matches
+    num_rounds      times that every view hears what its neighbours say of its depth
+    """
+
+    num_neighbours: int = 8
+    num_rounds: int = 2
+
+    def __post_init__(self) -> None:
+        if min(self.num_neighbours, self.num_rounds) < 0:
+            raise InputError(
+                f"`num_neighbours` or `num_rounds` is {min(self.num_neighbours, self.num_rounds)}, must be 0 or more"
+            )
 
 
 @dataclass(frozen=True)

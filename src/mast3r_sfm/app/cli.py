@@ -31,6 +31,7 @@ from mast3r_sfm.app.requests import (
 from mast3r_sfm.errors import InputError, Mast3rSfmError
 from mast3r_sfm.options import (
     AlignmentConfig,
+    DenseOptions,
     Engine,
     ExportFormat,
     IntrinsicsGroups,
@@ -133,6 +134,12 @@ def cli() -> None:
     help="Adjust the aligned cameras to local features at the photos' resolution.",
 )
 @option(RefinementOptions, "max_feature_size")
+@click.option(
+    "--agree-depth/--no-agree-depth",
+    default=ReconstructionOptions().dense is not None,
+    show_default=True,
+    help="Smooth depth that the views agree on, and confidence by that; the published method has neither.",
+)
 @option(AlignmentConfig, "subsample")
 @option(AlignmentConfig, "matching_conf_thr")
 @verify_option
@@ -173,6 +180,7 @@ def reconstruct(**flags: Any) -> int:
             alignment=alignment,
             intrinsics_groups=_intrinsics_groups(flags),
             refinement=RefinementOptions(flags["max_feature_size"]) if flags["refine_cameras"] else None,
+            dense=DenseOptions() if flags["agree_depth"] else None,
             seed=flags["seed"],
         ),
         scene=SceneOptions(

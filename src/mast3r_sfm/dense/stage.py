@@ -15,9 +15,6 @@ from mast3r_sfm.dense.observations import Observed
 from mast3r_sfm.dense.trust import judge
 from mast3r_sfm.dense.views import DenseView
 
-NUM_ROUNDS = 2
-"""Times that every view hears what its neighbours say."""
-
 _FIRST_SPREADS = (0.1, 0.05, 0.03)  # observations further from the field count less; round by round
 _SPREAD = 0.03
 _FIRST_ITERATIONS, _ITERATIONS = 40, 20
@@ -33,18 +30,21 @@ class DenseResult:
     clean: tuple[torch.Tensor, ...]
 
 
-def agreed_depth(views: Sequence[DenseView], observed: Sequence[Observed], usual: Sequence[float]) -> DenseResult:
+def agreed_depth(
+    views: Sequence[DenseView], observed: Sequence[Observed], usual: Sequence[float], num_rounds: int = 2
+) -> DenseResult:
     """Depth, confidence and cleaned confidence of all views.
 
     observed  what matches and tracks say of each view
     usual     log factor of each view's predicted depth where nothing is observed
+    num_rounds  times that every view hears what its neighbours say of its depth
     """
     fields = [torch.full_like(view.relief, start) for view, start in zip(views, usual, strict=True)]
     batches = list(_batches(views))
     for spread in _FIRST_SPREADS:
         for batch in batches:
             _improve(fields, views, batch, [observed], [spread], _FIRST_ITERATIONS)
-    for _ in range(NUM_ROUNDS):
+    for _ in range(num_rounds):
         surfaces = Surfaces.of(views, _log_depths(views, fields))
         for batch in batches:
             heard = {i: opinions(views, i, surfaces) for i in batch}
