@@ -160,24 +160,28 @@ class Atlas:
 
     def index(self, of: Sequence[int], at: Sights) -> torch.Tensor:
         """(J, ..., H, W) places in packed maps of the nearest pixels."""
-        return self._at(of, at, at.x.round(), at.y.round())
+        height, width = self._of(self._sizes, of, at)
+        column, row = _limited(at.x.round(), width).long(), _limited(at.y.round(), height).long()
+        return self._of(self._starts[:, None], of, at)[0].addcmul(row, width).add_(column)
 
     def between(self, packed: torch.Tensor, of: Sequence[int], at: Sights) -> torch.Tensor:
         """Values between pixels, bilinear."""
-        left, top = at.x.floor(), at.y.floor()
-        right_share, lower_share = at.x - left, at.y - top
-        rows = [
-            torch.lerp(packed[self._at(of, at, left, y)], packed[self._at(of, at, left + 1, y)], right_share)
-            for y in (top, top + 1)
-        ]
-        return torch.lerp(rows[0], rows[1], lower_share)
-
-    def _of(self, sizes: torch.Tensor, of: Sequence[int], at: Sights) -> tuple[torch.Tensor, torch.Tensor]:
-        height, width = sizes[list(of)].view(len(of), 2, *(1,) * (at.x.dim() - 1)).unbind(1)
-        return height, width
-
-    def _at(self, of: Sequence[int], at: Sights, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         height, width = self._of(self._sizes, of, at)
-        column = torch.minimum(x.nan_to_num().clamp(0, 1e6).long(), width - 1)
-        row = torch.minimum(y.nan_to_num().clamp(0, 1e6).long(), height - 1)
-        return self._starts[list(of)].view(-1, *(1,) * (at.x.dim() - 1)) + row * width + column
+        x, y = _limited(at.x, width), _limited(at.y, height)
+        left, top = x.long(), y.long()
+        right, lower = (left + 1 < width).long(), (top + 1 < height).long().mul_(width)  # steps to the next pixels
+        corner = self._of(self._starts[:, None], of, at)[0].addcmul(top, width).add_(left)
+        x, y = x - left, y - top
+        upper_row = torch.lerp(packed[corner], packed[corner + right], x)
+        corner += lower
+        return torch.lerp(upper_row, torch.lerp(packed[corner], packed[corner + right], x), y)
+
+    @staticmethod
+    def _of(values: torch.Tensor, of: Sequence[int], at: Sights) -> tuple[torch.Tensor, ...]:
+        """Columns of `values` (n, k) of the views `of`, each (J, 1, ...) as the places have it."""
+        return values[list(of)].view(len(of), -1, *(1,) * (at.x.dim() - 1)).unbind(1)
+
+
+def _limited(x: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+    """Places moved into [0, size - 1], nan to 0."""
+    return torch.minimum(x.nan_to_num(0.0).clamp_min(0), size - 1.0)
