@@ -221,8 +221,9 @@ class ReconstructedView:
                     prediction in its own camera and no exporter places it in the scene
     K               (3, 3) float64 intrinsics of the network's image, pixels
     world_from_cam  (4, 4) float64 camera-to-world
-    depth           (H, W) float32 z-depth in scene units
-    conf            (H, W) float32 merged confidence
+    depth           (H, W) float32 z-depth in scene units, positive, nan where unknown
+    conf            (H, W) float32 confidence: the network's, by default changed by what other views confirm; 0 where
+                    the depth is unknown
     conf_clean      (H, W) float32 the same after cleaning (points that float in front of a more
                     confident surface have 0); the scene is written from it unless asked otherwise
     median_reprojection_error_px  over the view's matches, network pixels; nan without matches
