@@ -48,12 +48,6 @@ def densify_views(
     for m in aligned.matches:
         counts[[m.i, m.j]] += len(m)
 
-    confirmed: dict[int, int] = {}
-    for pair in data.summaries:
-        if pair.num_features is not None:
-            for index in (pair.i, pair.j):
-                confirmed[index] = confirmed.get(index, 0) + pair.num_features
-
     result = []
     for view in views:
         mask = None if view.alpha is None else view.alpha >= 128
@@ -64,12 +58,13 @@ def densify_views(
             placed = (True, K[k], world_from_cam[k])
             error = float(aligned.errors_px[k])
             refined = {} if aligned.refinement is None else _refined_fields(aligned.refinement, k)
+            if aligned.apart_errors_px is not None:
+                refined["apart_error_px"] = float(aligned.apart_errors_px[k])
         else:
             maps, own_K = _alone_maps(view, data.canonical[view.index], subsample)
             placed = (False, own_K, np.eye(4))
             error = float("nan")
             refined = {}
-        refined["num_confirmed"] = confirmed.get(view.index)
         result.append(
             ReconstructedView(*common, *placed, *_known_maps(*maps), error, int(counts[view.index]), mask, **refined)
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -85,7 +84,7 @@ def place_views(images: Sequence[View], data: PairwiseData, best: Candidate, sub
         group = refined.groups[refined.group_of[k]]
         K[k], distortion[k] = images[members[k]].transform.K_to_network(group.K), group.distortion
     world_from_cam = cam_from_world[0] @ np.linalg.inv(cam_from_world)  # the first camera is the origin of the result
-    views = {index: _in_main_memory(data.usable(index)) for index in members}
+    views = {index: data.usable(index).in_main_memory() for index in members}
     cameras = {index: FixedCamera(K[k], float(distortion[k]), world_from_cam[k]) for k, index in enumerate(members)}
     matches = tuple(m for m in data.correspondences if m.i in views and m.j in views)
     sides = match_sides(views, cameras, matches, subsample)
@@ -115,13 +114,6 @@ def place_views(images: Sequence[View], data: PairwiseData, best: Candidate, sub
         refinement=None
         if refined is None
         else _refinement(best.features, start, refined, distortion, cam_from_world[0]),
-    )
-
-
-def _in_main_memory(view: CanonicalView) -> CanonicalView:
-    """The same view there: thousands of small questions to a GPU take longer than the answers."""
-    return dataclasses.replace(
-        view, relative_depth=view.relative_depth.cpu(), conf=view.conf.cpu(), core_depth=view.core_depth.cpu()
     )
 
 
