@@ -99,21 +99,31 @@ class Glb:
             assert a["min"] == values.min(0).tolist() and a["max"] == values.max(0).tolist()
         return values
 
+    def matrix(self, node: dict[str, Any]) -> np.ndarray:
+        """(4, 4) of a node's parent from the node."""
+        return np.array(node.get("matrix", np.eye(4).T.ravel())).reshape(4, 4).T
+
     def primitives(self, group: str) -> list[dict[str, Any]]:
-        """The primitives under the node of this name, as dictionaries of arrays and their material."""
+        """The primitives below the node of this name: dictionaries of arrays in the file's axes, and the material."""
         nodes = self.document["nodes"]
-        found = [node for node in nodes if node["name"] == group and "children" in node]
+        found = [k for k in self.document["scenes"][0]["nodes"] if nodes[k]["name"] == group]
+        return [one for k in found for one in self._below(nodes[k], np.eye(4))]
+
+    def _below(self, node: dict[str, Any], parent: np.ndarray) -> list[dict[str, Any]]:
+        matrix = parent @ self.matrix(node)
         result = []
-        for child in found[0]["children"] if found else []:
-            for p in self.document["meshes"][nodes[child]["mesh"]]["primitives"]:
-                one = {name: self.array(index) for name, index in p["attributes"].items()}
-                one["material"] = self.document["materials"][p["material"]]
-                one["mode"] = p["mode"]
-                if "indices" in p:
-                    one["faces"] = self.array(p["indices"]).reshape(-1, 3)
-                    assert one["faces"].max() < len(one["POSITION"])
-                result.append(one)
-        return result
+        for p in self.document["meshes"][node["mesh"]]["primitives"] if "mesh" in node else []:
+            one = {name: self.array(index) for name, index in p["attributes"].items()}
+            one["POSITION"] = one["POSITION"] @ matrix[:3, :3].T + matrix[:3, 3]
+            one["material"] = self.document["materials"][p["material"]]
+            one["mode"] = p["mode"]
+            if "indices" in p:
+                one["faces"] = self.array(p["indices"]).reshape(-1, 3)
+                assert one["faces"].max() < len(one["POSITION"])
+            result.append(one)
+        return result + [
+            one for k in node.get("children", []) for one in self._below(self.document["nodes"][k], matrix)
+        ]
 
     def texture(self, material: dict[str, Any]) -> np.ndarray:
         """(H, W, 3) uint8 RGB of a material's texture."""

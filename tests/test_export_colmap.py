@@ -448,10 +448,10 @@ class TestInAResult:
 
     def test_formats_that_are_not_known(self, tmp_path: Path) -> None:
         scene = scene_of(tmp_path / "photos")
-        with pytest.raises(InputError, match="`export` ply: unknown; allowed: colmap"):
-            scene.save(tmp_path / "out", exports=["ply"])
+        with pytest.raises(InputError, match="`export` obj: unknown; allowed: colmap, ply, usdz"):
+            scene.save(tmp_path / "out", exports=["obj"])
         with pytest.raises(InputError, match="allowed: glb, cameras, depth, matches, colmap"):
-            scene.export("ply", tmp_path / "out")
+            scene.export("obj", tmp_path / "out")
         with pytest.raises(InputError, match="`max_image_size` is 0"):
             PhotoOptions(max_image_size=0)
         assert not (tmp_path / "out").exists()
@@ -483,8 +483,8 @@ class TestCommandLine:
         output = tmp_path / "out"
         scene = scene_of(tmp_path / "photos")
         scene.save(output, SceneOptions(min_conf_thr=1))
-        assert self.run("export", output, "--export", "ply") == 2
-        assert "'ply' is not 'colmap'" in capsys.readouterr().err
+        assert self.run("export", output, "--export", "obj") == 2
+        assert "'obj' is not one of 'colmap', 'ply', 'usdz'" in capsys.readouterr().err
         assert self.run("export", output, "--undistort") == 2
         assert "add --export colmap" in capsys.readouterr().err
         assert self.run("reconstruct", "--input", tmp_path, "--max-image-size", 100) == 2

@@ -27,6 +27,7 @@ from mast3r_sfm.export.files import to_strict_json, write_json, write_npz
 from mast3r_sfm.export.match_picture import draw_matches, matches_picture, spread_selection
 from mast3r_sfm.export.matches import write_matches
 from mast3r_sfm.export.store import load_reconstruction, save_reconstruction
+from mast3r_sfm.options import SceneOptions
 from mast3r_sfm.types import ImageTransform, ReconstructedScene, ReconstructedView, Tracks
 
 
@@ -58,12 +59,13 @@ class TestJson:
 
 class TestCameras:
     def read(self, tmp_path: Path, views: Iterable[ReconstructedView]) -> dict[str, Any]:
-        write_cameras(ReconstructedScene(tuple(views), ()), tmp_path / "cameras.json")
+        write_cameras(ReconstructedScene(tuple(views), ()), tmp_path / "cameras.json", SceneOptions())
         return json.loads((tmp_path / "cameras.json").read_text(), parse_constant=lambda name: pytest.fail(name))
 
     def test_the_fields_are_those_promised(self, tmp_path: Path) -> None:
         document = self.read(tmp_path, two_views().views)
-        assert set(document) == {"convention", "units", "images"}
+        assert set(document) == {"convention", "units", "scene_glb", "images"}
+        assert set(document["scene_glb"]) == {"up_from", "up_in_world", "gltf_from_world", "world_from_gltf"}
         assert document["units"] == "metres (approximate)"
         for words in ("OpenCV", "camera-to-world", "Pixel centres lie at integers", "z-depth"):
             assert words in document["convention"]

@@ -16,12 +16,14 @@ from mast3r_sfm.export.glb import SceneStatistics, write_glb
 from mast3r_sfm.export.gltf import linear_from_srgb
 from mast3r_sfm.export.surface import thinned_surface
 from mast3r_sfm.geometry import undistort
-from mast3r_sfm.options import SceneOptions
+from mast3r_sfm.options import SceneOptions, Up
 from mast3r_sfm.reconstruction import Reconstruction
 from mast3r_sfm.types import ReconstructedView
 
-MESH = SceneOptions(cameras=False)
-POINTS = SceneOptions(cameras=False, as_pointcloud=True)
+# Answers by hand are in the frame of the first camera; that of gravity has its own tests, test_export_orientation.py.
+MESH = SceneOptions(cameras=False, up=Up.FIRST_CAMERA)
+POINTS = dataclasses.replace(MESH, as_pointcloud=True)
+CAMERAS = dataclasses.replace(MESH, cameras=True)
 
 
 def written(tmp_path: Path, views: Iterable[ReconstructedView], options: SceneOptions) -> tuple[SceneStatistics, Glb]:
@@ -219,11 +221,14 @@ class TestColours:
         back = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
         assert np.array_equal(np.round(back * 255), np.arange(256))
 
-    def test_all_materials_are_unlit_and_double_sided(self, tmp_path: Path) -> None:
-        _, glb = written(tmp_path, two_views().views, SceneOptions())
+    def test_all_materials_are_unlit_and_only_surfaces_have_one_side(self, tmp_path: Path) -> None:
+        _, glb = written(tmp_path, two_views().views, CAMERAS)
         assert glb.document["extensionsUsed"] == ["KHR_materials_unlit"]
-        for material in glb.document["materials"]:
-            assert material["doubleSided"] and "KHR_materials_unlit" in material["extensions"]
+        assert all("KHR_materials_unlit" in material["extensions"] for material in glb.document["materials"])
+        sides = {
+            group: {p["material"]["doubleSided"] for p in glb.primitives(group)} for group in ("surfaces", "cameras")
+        }
+        assert sides == {"surfaces": {False}, "cameras": {True}}
 
 
 class TestEmptyScene:
@@ -293,7 +298,7 @@ class TestCameras:
         assert np.bincount(shared).tolist() == [0, 8 * 6, 8 * 6]
 
     def test_each_registered_view_has_a_frustum_with_its_photo(self, tmp_path: Path) -> None:
-        statistics, glb = written(tmp_path, two_views().views, SceneOptions(camera_size=0.4))
+        statistics, glb = written(tmp_path, two_views().views, dataclasses.replace(CAMERAS, camera_size=0.4))
         wires_0, photo_0, wires_1, photo_1 = glb.primitives("cameras")
         assert statistics.drawn_camera_size == 0.4
         # focal 10 and 12 rows: the base is at depth 10 * 0.4 / 12, 0.4 high and 0.4 * 16 / 12 wide
@@ -317,7 +322,7 @@ class TestCameras:
         photo = np.repeat((255 * light).astype(np.uint8)[..., None], 3, -1)
         assert np.ptp(photo[..., 0].argmax(1)) > 3
         bent = view(np.full((H, W), 2.0), rgb=photo, focal=focal, distortion=k1)
-        _, glb = written(tmp_path, [bent], SceneOptions())
+        _, glb = written(tmp_path, [bent], CAMERAS)
         _, base = glb.primitives("cameras")
         picture = glb.texture(base["material"])[..., 0]
         assert np.ptp(picture.argmax(1)) <= 1
@@ -328,12 +333,12 @@ class TestCameras:
 
     def test_colours_repeat_after_the_eleventh(self, tmp_path: Path) -> None:
         views = [view(np.full((4, 5), 2.0), index=i) for i in range(13)]
-        wires = written(tmp_path, views, SceneOptions())[1].primitives("cameras")[::2]
+        wires = written(tmp_path, views, CAMERAS)[1].primitives("cameras")[::2]
         names = [p["material"]["name"] for p in wires]
         assert len(COLOURS) == 11 == len(set(names)) and names[11:] == names[:2]
 
     def test_a_point_cloud_carries_small_photos_only(self, tmp_path: Path) -> None:
-        options = SceneOptions(as_pointcloud=True, max_points=100)
+        options = dataclasses.replace(CAMERAS, as_pointcloud=True, max_points=100)
         _, glb = written(tmp_path, [view(np.full((96, 512), 2.0))], options)
         _, photo = glb.primitives("cameras")
         assert glb.texture(photo["material"]).shape == (48, 256, 3)
@@ -348,7 +353,7 @@ class TestCameras:
 
 class TestOtherReaders:
     def test_trimesh_reads_the_meshes_back(self, tmp_path: Path) -> None:
-        written(tmp_path, two_views().views, SceneOptions(camera_size=0.1))
+        written(tmp_path, two_views().views, dataclasses.replace(CAMERAS, camera_size=0.1))
         scene = trimesh.load_scene(tmp_path / "scene.glb")
         assert len(scene.geometry) == 2 + 2 * 2
         mesh = scene.geometry["000 img 0.jpg"]

@@ -68,7 +68,7 @@ class TestWriting:
         output = tmp_path / "new" / "deep" / "out"
         assert names(output) == FILES
         assert names(output.parent) == {"out"}
-        assert statistics.num_faces == 2 * 2 * 11 * 15
+        assert 2 * 11 * 15 < statistics.num_faces < 2 * 2 * 11 * 15  # what both views show is there once
         run = run_of(output)
         assert run["seed"] == 7 and run["loss"] is None and run["tool"] == "mast3r-sfm"
         assert run["scene"]["num_faces"] == statistics.num_faces

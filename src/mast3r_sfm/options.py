@@ -364,6 +364,36 @@ class ReconstructionOptions:
             raise InputError(f"`batch_size` is {self.batch_size}, must be at least 1")
 
 
+class Up(StrEnum):
+    """What is up in the scene file.
+
+    auto          gravity: as the photos' EXIF tells; else by the cameras and the dominant planes (`export.orientation`)
+    first-camera  the top of the first photo; that camera is the origin and looks along +z
+    """
+
+    AUTO = "auto"
+    FIRST_CAMERA = "first-camera"
+
+
+class Compression(StrEnum):
+    """Of the geometry of a GLB file; viewers need the glTF extension of the same library (`export.compression`)."""
+
+    NONE = "none"
+    MESHOPT = "meshopt"
+    DRACO = "draco"
+
+
+class SceneKind(StrEnum):
+    """What the surface of the scene is made of.
+
+    per-view  a mesh of every photo, of the places that no other photo shows better
+    fused     one mesh through the depth maps of all photos (`export.fusion`)
+    """
+
+    PER_VIEW = "per-view"
+    FUSED = "fused"
+
+
 @dataclass(frozen=True)
 class SceneOptions:
     """What goes into the scene file.
@@ -375,6 +405,10 @@ class SceneOptions:
     camera_size    height of the base of a drawn camera in scene units; None: fits the scene
     clean_depth    leave out points that float in front of a more confident surface
     depth_jump     neighbouring pixels whose depths differ by more than this share are not joined by triangles
+    scene          meshes of every view, or one fused from all
+    up             what is up in the file; a string is parsed
+    texture_size   largest edge of the photos that cover the meshes, pixels
+    compress       how the geometry is compressed; a string is parsed
     """
 
     min_conf_thr: float | None = choice(
@@ -386,8 +420,27 @@ class SceneOptions:
     camera_size: float | None = None
     clean_depth: bool = choice(True, "Leave out points that float in front of a more confident surface.")
     depth_jump: float = 0.03
+    scene: SceneKind = choice(
+        SceneKind.PER_VIEW, "A mesh of every photo, best photo for each place, or one mesh fused from all."
+    )
+    up: Up = choice(
+        Up.AUTO, "Up in scene.glb: gravity, by EXIF or by the cameras and dominant planes; or as the first photo."
+    )
+    texture_size: int = choice(2048, "Largest edge of the photos on the meshes, pixels.", minimum=16)
+    compress: Compression = choice(
+        Compression.NONE, "Compress the geometry of scene.glb; needs the extra package of that name."
+    )
 
     def __post_init__(self) -> None:
+        for name, kind in (("scene", SceneKind), ("up", Up), ("compress", Compression)):
+            value = getattr(self, name)
+            if value not in list(kind):
+                raise InputError(f"`{name}` {value}: unknown; allowed: {', '.join(kind)}")
+            object.__setattr__(self, name, kind(value))
+        if self.as_pointcloud and self.compress is Compression.DRACO:
+            raise InputError("`compress=draco` packs meshes only: use `compress=meshopt` with `as_pointcloud`")
+        if self.texture_size < 16:
+            raise InputError(f"`texture_size` is {self.texture_size}, must be at least 16")
         if self.min_conf_thr is not None and not math.isfinite(self.min_conf_thr):
             raise InputError(f"`min_conf_thr` is {self.min_conf_thr}, must be a finite number")
         if self.max_points < 1:
@@ -410,9 +463,16 @@ class SceneOptions:
 
 
 class ExportFormat(StrEnum):
-    """What a result can hold besides its usual files, each in a folder of its name."""
+    """What a result can hold besides its usual files."""
 
     COLMAP = "colmap"
+    PLY = "ply"
+    USDZ = "usdz"
+
+    @property
+    def entry(self) -> str:
+        """Name of the file or folder in the result."""
+        return self if self is ExportFormat.COLMAP else f"scene.{self}"
 
     @classmethod
     def parse(cls, value: str) -> ExportFormat:

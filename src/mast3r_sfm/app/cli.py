@@ -87,6 +87,18 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+SCENE_FLAGS = (
+    "min_conf_thr",
+    "as_pointcloud",
+    "max_points",
+    "clean_depth",
+    "scene",
+    "up",
+    "texture_size",
+    "compress",
+)
+"""Fields of `SceneOptions` that the command line offers."""
+
 input_option = click.option(
     "--input",
     "inputs",
@@ -149,6 +161,10 @@ def cli() -> None:
 @option(SceneOptions, "as_pointcloud")
 @option(SceneOptions, "max_points")
 @option(SceneOptions, "clean_depth")
+@option(SceneOptions, "scene")
+@option(SceneOptions, "up")
+@option(SceneOptions, "texture_size", metavar="PIXELS")
+@option(SceneOptions, "compress")
 @option(ReconstructRequest, "exports", "--export", "exports")
 @photo_options
 @option(ReconstructionOptions, "batch_size", metavar="N")
@@ -185,12 +201,7 @@ def reconstruct(**flags: Any) -> int:
             dense=DenseOptions() if flags["agree_depth"] else None,
             seed=flags["seed"],
         ),
-        scene=SceneOptions(
-            min_conf_thr=flags["min_conf_thr"],
-            as_pointcloud=flags["as_pointcloud"],
-            max_points=flags["max_points"],
-            clean_depth=flags["clean_depth"],
-        ),
+        scene=SceneOptions(**{name: flags[name] for name in SCENE_FLAGS}),
         exports=_exports(flags),
         photos=_photos(flags),
         display=_display(flags),
@@ -236,6 +247,10 @@ OF_THE_RUN = {"default": None, "show_default": False}
 @option(SceneOptions, "as_pointcloud", "--as-pointcloud/--as-mesh", help="[default: that of the run]", **OF_THE_RUN)
 @option(SceneOptions, "max_points", help="[default: that of the run]", **OF_THE_RUN)
 @option(SceneOptions, "clean_depth", help="[default: that of the run]", **OF_THE_RUN)
+@option(SceneOptions, "scene", help="[default: that of the run]", **OF_THE_RUN)
+@option(SceneOptions, "up", help="[default: that of the run]", **OF_THE_RUN)
+@option(SceneOptions, "texture_size", metavar="PIXELS", help="[default: that of the run]", **OF_THE_RUN)
+@option(SceneOptions, "compress", help="[default: that of the run]", **OF_THE_RUN)
 @option(ExportRequest, "exports", "--export", "exports")
 @photo_options
 @display_options
@@ -243,8 +258,7 @@ def export(folder: Path, **flags: Any) -> None:
     """Write scene.glb of a finished result anew, or another format of it, without the network."""
     from mast3r_sfm.app import commands
 
-    names = ("min_conf_thr", "as_pointcloud", "max_points", "clean_depth")
-    changes = {name: flags[name] for name in names if flags[name] is not None}
+    changes = {name: flags[name] for name in SCENE_FLAGS if flags[name] is not None}
     commands.export(ExportRequest(folder, changes, _exports(flags), _photos(flags), _display(flags)))
 
 

@@ -18,11 +18,13 @@ from mast3r_sfm.app.requests import EvaluateRequest, ExportRequest, MatchRequest
 from mast3r_sfm.device import resolve_device
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.evaluation import Evaluation, evaluate_views, read_true_depth, read_truth
+from mast3r_sfm.export.compression import check_compression
 from mast3r_sfm.export.files import write_json
 from mast3r_sfm.export.folders import explained_writing
 from mast3r_sfm.export.glb import SceneStatistics
 from mast3r_sfm.export.match_result import write_match_result
 from mast3r_sfm.export.result import check_output, expected_bytes, read_scene_options, rewrite_scene, write_exports
+from mast3r_sfm.export.usdz import check_usd
 from mast3r_sfm.images.loading import find_images
 from mast3r_sfm.model.checkpoint import Model, load_model
 from mast3r_sfm.options import DEFAULT_MODEL, Engine, ExportFormat, SceneOptions
@@ -42,6 +44,9 @@ def reconstruct(request: ReconstructRequest) -> bool:
     with logging_to_console(request.display.debug) as log:
         output = _free_output(request.inputs) if request.output is None else request.output
         check_output(output, request.overwrite)
+        check_compression(request.scene.compress)  # what is missing should be told before the work, not after it
+        if ExportFormat.USDZ in request.exports:
+            check_usd()
         paths = find_images(request.inputs)
         graph, seed = request.options.scene_graph, request.options.seed
         pairs = plan_pairs(graph, paths, seed)  # a pairs file that is missing should not wait for the model
@@ -112,7 +117,10 @@ def export(request: ExportRequest) -> None:
             say(_scene_line(statistics, scene), request.display.quiet)
         if request.exports:
             write_exports(request.folder, request.exports, request.photos)
-            say(f"Written: {', '.join(str(request.folder / kind) for kind in request.exports)}", request.display.quiet)
+            say(
+                f"Written: {', '.join(str(request.folder / kind.entry) for kind in request.exports)}",
+                request.display.quiet,
+            )
 
 
 def evaluate(request: EvaluateRequest) -> None:
@@ -196,7 +204,7 @@ def _result_bytes(
     views: Sequence[View], num_matches: float, scene: SceneOptions, exports: Sequence[ExportFormat]
 ) -> int:
     """Room that the result takes, to be told of a full disk before the work and not after it."""
-    copies = len(exports) * sum(view.path.stat().st_size for view in views if view.path.exists())
+    copies = (1 + len(exports)) * sum(view.path.stat().st_size for view in views if view.path.exists())
     return copies + expected_bytes(sum(view.shape[0] * view.shape[1] for view in views), int(num_matches), scene)
 
 

@@ -71,7 +71,7 @@ class ReconstructRequest:
     options: ReconstructionOptions = field(default_factory=ReconstructionOptions)
     scene: SceneOptions = field(default_factory=SceneOptions)
     exports: tuple[ExportFormat, ...] = choice(
-        (), "Also write this format, into OUTPUT/colmap; may be given several times."
+        (), "Also write this format, into OUTPUT/colmap or OUTPUT/scene.*; may be given several times."
     )
     photos: PhotoOptions = field(default_factory=PhotoOptions)
     display: Display = field(default_factory=Display)
@@ -102,7 +102,7 @@ class ExportRequest:
     folder: Path
     changes: Mapping[str, Any] = field(default_factory=dict)
     exports: tuple[ExportFormat, ...] = choice(
-        (), "Write this format, into OUTDIR/colmap, instead of the scene; may be given several times."
+        (), "Write this format, into OUTDIR/colmap or OUTDIR/scene.*, not scene.glb; may be given several times."
     )
     photos: PhotoOptions = field(default_factory=PhotoOptions)
     display: Display = field(default_factory=Display)

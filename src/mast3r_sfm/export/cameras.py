@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mast3r_sfm.export.files import write_json
+from mast3r_sfm.export.orientation import SceneFrame, frame_of_scene
+from mast3r_sfm.options import SceneOptions
 from mast3r_sfm.quality import doubts
 from mast3r_sfm.types import ReconstructedScene, ReconstructedView
 
@@ -23,23 +27,41 @@ CONVENTION = (
     "focal_std_px (pixels of the original photo) and position_std (of the camera centre, in the unit of length) are "
     "standard deviations by the covariance of that adjustment, null where it says nothing, in the frame and scale in "
     "which all centres together fit best: the uncertainty of the metric scale is not in them. doubt says why a "
-    "camera is not to be relied on, null if nothing speaks against it."
+    "camera is not to be relied on, null if nothing speaks against it. scene_glb is the frame of scene.glb, a rotation "
+    "and a translation away, y up: X_gltf = gltf_from_world X_world, with homogeneous points. up_from says what told "
+    "where up is: exif (gravity as the photos' EXIF has it), planes (level and upright planes, found around the "
+    "cameras' common up), cameras (their common up alone), first-camera (the first photo's top, as asked for)."
 )
 UNITS = "metres (approximate)"
 
 
-def cameras_document(reconstruction: ReconstructedScene) -> dict[str, Any]:
-    """The content of `cameras.json` (sizes are [width, height])."""
+def cameras_document(reconstruction: ReconstructedScene, frame: SceneFrame | None) -> dict[str, Any]:
+    """The content of `cameras.json` (sizes are [width, height]).
+
+    frame  of the scene file, None without one
+    """
     found = doubts(reconstruction.views)
     return {
         "convention": CONVENTION,
         "units": UNITS,
+        "scene_glb": None if frame is None else _frame_entry(frame),
         "images": [_image_entry(view, found.get(view.index)) for view in reconstruction.views],
     }
 
 
-def write_cameras(reconstruction: ReconstructedScene, path: Path) -> None:
-    write_json(path, cameras_document(reconstruction))
+def write_cameras(reconstruction: ReconstructedScene, path: Path, options: SceneOptions) -> None:
+    """Writes `cameras.json` beside a scene file that is written with `options`."""
+    write_json(path, cameras_document(reconstruction, frame_of_scene(reconstruction, options)))
+
+
+def _frame_entry(frame: SceneFrame) -> dict[str, Any]:
+    world_from_gltf = np.linalg.inv(frame.gltf_from_world)
+    return {
+        "up_from": frame.up_from,
+        "up_in_world": frame.gltf_from_world[1, :3],
+        "gltf_from_world": frame.gltf_from_world,
+        "world_from_gltf": world_from_gltf,
+    }
 
 
 def _image_entry(view: ReconstructedView, doubt: str | None) -> dict[str, Any]:

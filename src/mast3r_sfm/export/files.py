@@ -68,12 +68,13 @@ def encode_png(rgb: np.ndarray) -> bytes:
     return data.tobytes()
 
 
-def encode_jpeg(rgb: np.ndarray, quality: int = 92) -> bytes:
-    """JPEG of an (H, W, 3) uint8 RGB picture, colours at full resolution (4:4:4)."""
+def encode_jpeg(rgb: np.ndarray, quality: int = 92, full_colour: bool = True) -> bytes:
+    """JPEG of an (H, W, 3) uint8 RGB picture, colours at full resolution (4:4:4) or at half of it (4:2:0)."""
     import cv2
 
-    settings = [cv2.IMWRITE_JPEG_QUALITY, quality]
-    settings += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    sampling = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444 if full_colour else cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420
+    settings = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
+    settings += [cv2.IMWRITE_JPEG_OPTIMIZE, 1]
     _, data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), settings)
     return data.tobytes()
 

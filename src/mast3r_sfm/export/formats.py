@@ -11,6 +11,8 @@ from mast3r_sfm.export.colmap import write_colmap
 from mast3r_sfm.export.depth import write_depth_maps
 from mast3r_sfm.export.glb import write_glb
 from mast3r_sfm.export.matches import write_matches
+from mast3r_sfm.export.ply import write_ply
+from mast3r_sfm.export.usdz import write_usdz
 from mast3r_sfm.options import PhotoOptions, SceneOptions
 from mast3r_sfm.types import ReconstructedScene
 
@@ -19,10 +21,12 @@ Exporter = Callable[[ReconstructedScene, Path, SceneOptions, PhotoOptions], obje
 
 EXPORTERS: Mapping[str, Exporter] = {
     "glb": lambda scene, path, options, _: write_glb(scene, path, options),
-    "cameras": lambda scene, path, *_: write_cameras(scene, path),
+    "cameras": lambda scene, path, options, _: write_cameras(scene, path, options),
     "depth": lambda scene, folder, *_: _write_depth(scene, folder),
     "matches": lambda scene, path, *_: write_matches(scene, path),
     "colmap": lambda scene, folder, _, photos: write_colmap(scene, folder, photos),
+    "ply": lambda scene, path, options, _: write_ply(scene, path, options),
+    "usdz": lambda scene, path, options, _: write_usdz(scene, path, options),
 }
 
 

@@ -1,12 +1,13 @@
 """The scene as one GLB file: the photographed surface as meshes or points, and the cameras.
 
-Axes follow glTF: y up, the first registered camera at the origin, looking along +z of the file; lengths are scene
-units. Everything is unlit and shows the colours of the photos. A mesh carries its photo as a texture, which is sharp
-however far the budget thins the mesh, and which every viewer shows alike. Points have vertex colours; glTF wants
-those in linear light, so viewers that follow the standard (three.js, Babylon.js, Blender) show the photo's colours,
-while a program that takes them for sRGB (trimesh) shows them too dark.
+Lengths are scene units, y is up by gravity, and the scene lies around the origin so that a viewer that opens looking
+along -z looks the way the first cameras look (`orientation`). Everything is unlit and shows the colours of the photos.
+A mesh carries its photo as a texture, which is sharp however far the budget thins the mesh, and which every viewer
+shows alike. Points have vertex colours; glTF wants those in linear light, so viewers that follow the standard
+(three.js, Babylon.js, Blender) show the photo's colours, while a program that takes them for sRGB (trimesh) shows them
+too dark.
 
-Surfaces are double-sided by their material. Writing every triangle twice instead would double the faces.
+Surfaces are seen from the side of the cameras only: who looks into a room from outside looks through its near walls.
 """
 
 from __future__ import annotations
@@ -16,23 +17,26 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mast3r_sfm._version import __version__
-from mast3r_sfm.errors import EmptySceneError, InputError
-from mast3r_sfm.export.files import encode_jpeg
+from mast3r_sfm.errors import EmptySceneError
+from mast3r_sfm.export.compression import check_compression
 from mast3r_sfm.export.frusta import COLOURS, default_camera_size, frustum_corners, frustum_wires
 from mast3r_sfm.export.gltf import GlbBuilder
-from mast3r_sfm.export.optics import PictureCamera, straightened_picture, without_distortion
-from mast3r_sfm.export.surface import Surface, kept_pixels, thinned_surface
+from mast3r_sfm.export.meshes import scene_meshes
+from mast3r_sfm.export.orientation import SceneFrame, scene_frame
+from mast3r_sfm.export.surface import PhotoMesh, PlacedView, chosen_pixels, kept_pixels, placed_views, thinned_surface
+from mast3r_sfm.export.textures import Texture, photo_textures, texture_coordinates
 from mast3r_sfm.options import SceneOptions
 from mast3r_sfm.types import ReconstructedScene, ReconstructedView
 
 logger = logging.getLogger(__name__)
 
 _CAMERA_TEXTURE_PX = 256
-_GLTF_FROM_OPENCV = np.diag([-1.0, -1.0, 1.0])  # half a turn about z: x left, y up, still looking along +z
+_GLTF_CAMERA_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # x right, y up, looking along -z
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class SceneStatistics:
 
     num_views     registered views
     num_pixels    their pixels
-    num_kept      those above the confidence threshold, opaque and valid
-    num_vertices  points, or vertices of the meshes, after thinning to the budget
+    num_kept      those above the confidence threshold, opaque, valid, and not far outside of the scene
+    num_vertices  points, or vertices of the meshes, without what several views show and within the budget
     num_faces     triangles, 0 for a point cloud
     stride        pixels between neighbouring vertices of a mesh; 1 if nothing was thinned and for points
     drawn_camera_size  height of the base of the cameras, scene units; None without cameras
@@ -67,37 +71,40 @@ class SceneStatistics:
 def write_glb(reconstruction: ReconstructedScene, path: Path, options: SceneOptions) -> SceneStatistics:
     """Writes the registered views of a reconstruction as a GLB file.
 
-    Raises EmptySceneError (an InputError) if no point or triangle is left; nothing is written then.
+    Raises EmptySceneError (an InputError) if no point or triangle is left, and InputError if the library of
+    `options.compress` is missing; nothing is written then.
     """
+    check_compression(options.compress)
     views = reconstruction.registered
     if not views:
         raise EmptySceneError("No image is registered: there is no scene to write", None)
-    kept = [kept_pixels(view, options.threshold, options.clean_depth) for view in views]
-    num_kept = sum(int(np.count_nonzero(k)) for k in kept)
-    world_from_first = views[0].world_from_cam
-    builder = GlbBuilder(f"mast3r-sfm {__version__}")
-    textures: dict[int, int] = {}  # by index of the view
+    placed = placed_views(views, options)
+    frame = scene_frame(placed, options.up)
+    builder = GlbBuilder(f"mast3r-sfm {__version__}", options.compress)
+    stride, num_faces, textures, on_mesh = 1.0, 0, None, {}
     if options.as_pointcloud:
-        stride, num_faces = 1.0, 0
-        if not num_kept:
+        if not any(one.kept.any() for one in placed):
             raise _empty_scene(views, options)
-        num_vertices = _add_points(builder, views, kept, world_from_first, options.max_points)
+        num_vertices = _add_points(builder, placed, frame, options.max_points)
     else:
-        stride, surfaces = _surfaces_within_budget(views, kept, options)
-        num_faces = sum(surface.num_faces for surface in surfaces)
+        stride, meshes = scene_meshes(placed, reconstruction.matches, options)
+        num_faces = sum(len(mesh.faces) for mesh in meshes)
         if not num_faces:
             raise _empty_scene(views, options)
-        num_vertices, textures = _add_meshes(builder, views, surfaces, world_from_first)
+        textures = photo_textures(views, options.texture_size)
+        num_vertices = sum(len(mesh.vertices) for mesh in meshes)
+        on_mesh = _add_meshes(builder, placed, meshes, textures, frame)
     camera_size = None
     if options.cameras:
-        camera_size = options.camera_size or _fitting_camera_size(views, kept)
-        _add_cameras(builder, views, world_from_first, camera_size, textures)
+        textures = textures or photo_textures(views, _CAMERA_TEXTURE_PX)
+        camera_size = options.camera_size or _fitting_camera_size(placed)
+        _add_cameras(builder, views, frame, camera_size, textures, on_mesh)
     file_bytes = builder.write(path)
     logger.info("%s: %d vertices, %d faces, %.1f MB", path.name, num_vertices, num_faces, file_bytes / 1e6)
     return SceneStatistics(
         num_views=len(views),
         num_pixels=sum(view.depth.size for view in views),
-        num_kept=num_kept,
+        num_kept=sum(int(np.count_nonzero(one.kept)) for one in placed),
         num_vertices=num_vertices,
         num_faces=num_faces,
         stride=stride,
@@ -106,149 +113,106 @@ def write_glb(reconstruction: ReconstructedScene, path: Path, options: SceneOpti
     )
 
 
-def gltf_from_world(points: np.ndarray, world_from_first: np.ndarray) -> np.ndarray:
-    """Points (..., 3) of the world frame in the axes of the file, float64.
-
-    X_gltf = diag(-1, -1, 1) R^T (X - t), with R and t of the first camera's pose `world_from_first` (4, 4).
-    """
-    return (points - world_from_first[:3, 3]) @ (world_from_first[:3, :3] @ _GLTF_FROM_OPENCV)
-
-
-def _add_points(
-    builder: GlbBuilder,
-    views: Sequence[ReconstructedView],
-    kept: Sequence[np.ndarray],
-    world_from_first: np.ndarray,
-    max_points: int,
-) -> int:
+def _add_points(builder: GlbBuilder, placed: Sequence[PlacedView], frame: SceneFrame, max_points: int) -> int:
     """Adds the kept pixels, or a random subset of them (always the same one). Returns the number of points."""
-    ends = np.cumsum([np.count_nonzero(k) for k in kept])
-    total = int(ends[-1])
-    chosen = np.ones(total, dtype=bool)
-    if total > max_points:
-        # a random subset, because a regular one shows up as stripes
-        chosen[:] = False
-        chosen[np.random.default_rng(0).choice(total, max_points, replace=False, shuffle=False)] = True
-    positions, colours = [], []
-    for view, view_kept, view_chosen in zip(views, kept, np.split(chosen, ends[:-1]), strict=True):
-        pixels = np.flatnonzero(view_kept)[view_chosen]
-        positions.append(_positions(view, pixels, world_from_first))
-        colours.append(view.rgb.reshape(-1, 3)[pixels])
+    chosen = chosen_pixels(placed, max_points)
+    positions = [frame.apply(one.points.reshape(-1, 3)[pixels]) for one, pixels in zip(placed, chosen, strict=True)]
+    colours = [one.view.rgb.reshape(-1, 3)[pixels] for one, pixels in zip(placed, chosen, strict=True)]
     material = builder.add_material("points")
     primitive = builder.points(np.concatenate(positions), np.concatenate(colours), material)
     builder.add_group("points", [builder.add_mesh("points", [primitive])])
-    return min(total, max_points)
-
-
-def _positions(view: ReconstructedView, pixels: np.ndarray, world_from_first: np.ndarray) -> np.ndarray:
-    """Points (N, 3) of a view in the axes of the file, for flat indices (N,) of valid pixels."""
-    with np.errstate(invalid="ignore"):  # other pixels may be infinite
-        return gltf_from_world(view.points_world().reshape(-1, 3)[pixels], world_from_first)
-
-
-def _surfaces_within_budget(
-    views: Sequence[ReconstructedView], kept: Sequence[np.ndarray], options: SceneOptions
-) -> tuple[float, list[Surface]]:
-    """The surfaces of all views on the finest common stride that keeps the budget, and that stride."""
-    coarsest = float(max(max(view.depth.shape) for view in views))
-    stride = 1.0
-    while True:
-        surfaces = [
-            thinned_surface(k, view.depth, options.depth_jump, stride) for view, k in zip(views, kept, strict=True)
-        ]
-        num_faces = sum(surface.num_faces for surface in surfaces)
-        if num_faces <= options.max_points and (num_faces or stride == 1):
-            return stride, surfaces
-        if stride >= coarsest or not num_faces:
-            raise InputError(
-                f"`max_points={options.max_points}` is too small for meshes of {len(views)} images: "
-                f"raise it, for example to {2000 * len(views)}, or use `as_pointcloud=True`"
-            )
-        # the number of faces goes with the square of the stride
-        stride = min(coarsest, stride * max(1.01, math.sqrt(num_faces / options.max_points)))
+    return sum(map(len, chosen))
 
 
 def _add_meshes(
     builder: GlbBuilder,
-    views: Sequence[ReconstructedView],
-    surfaces: Sequence[Surface],
-    world_from_first: np.ndarray,
-) -> tuple[int, dict[int, int]]:
-    """Adds a textured mesh for every view that has triangles.
-
-    Returns the number of vertices, and the texture of every view added, by the view's index.
-    """
-    nodes, num_vertices, textures = [], 0, {}
-    for view, surface in zip(views, surfaces, strict=True):
-        if not surface.num_faces:
-            continue
-        pixels, faces = surface.indexed()
-        H, W = view.depth.shape
-        vertices = _positions(view, pixels[:, 1] * W + pixels[:, 0], world_from_first)
-        textures[view.index] = builder.add_texture(encode_jpeg(view.rgb), _label(view))
-        material = builder.add_material(_label(view), texture=textures[view.index])
-        uv = (pixels + 0.5) / [W, H]
-        nodes.append(builder.add_mesh(_label(view), [builder.triangles(vertices, faces, material, uv)]))
-        num_vertices += len(vertices)
+    placed: Sequence[PlacedView],
+    meshes: Sequence[PhotoMesh],
+    textures: Sequence[Texture],
+    frame: SceneFrame,
+) -> dict[int, int]:
+    """Adds the meshes with their photos. Returns the texture of every view added, by the view's index."""
+    nodes = []
+    added: dict[int, int] = {}
+    for mesh in meshes:
+        view, texture = placed[mesh.position].view, textures[mesh.position]
+        added[view.index] = builder.add_texture(texture.jpeg, _label(view))
+        material = builder.add_material(_label(view), texture=added[view.index])
+        uv = texture_coordinates(mesh.xy, view, texture.camera)
+        primitive = builder.triangles(frame.apply(mesh.vertices), mesh.faces, material, uv)
+        nodes.append(builder.add_mesh(_label(view), [primitive]))
     builder.add_group("surfaces", nodes)
-    return num_vertices, textures
+    return added
 
 
 def _add_cameras(
     builder: GlbBuilder,
     views: Sequence[ReconstructedView],
-    world_from_first: np.ndarray,
+    frame: SceneFrame,
     size: float,
-    textures: dict[int, int],
+    textures: Sequence[Texture],
+    on_mesh: dict[int, int],
 ) -> None:
-    """Adds a frustum for every view, with the photo on its base: the texture of its mesh or, without, a small copy.
+    """Adds a camera for every view, named after its photo, and in its frame a pyramid with the photo on its base.
 
-    The base is flat, so the photo of a lens that distorts is straightened for it, always as a small copy.
+    The base is flat, so it shows the photo of a lens that distorts straightened. A camera of glTF has its principal
+    point in the middle of the picture: the pyramid shows the true one, and the camera's extras name it.
+
+    on_mesh  textures of the file that meshes have, by index of the view
     """
-    wire_materials = [builder.add_material(f"camera {srgb}", srgb=srgb) for srgb in COLOURS[: len(views)]]
+    wire_materials = [
+        builder.add_material(f"camera {srgb}", srgb=srgb, double_sided=True) for srgb in COLOURS[: len(views)]
+    ]
     nodes = []
-    for number, view in enumerate(views):
-        rotation, centre = view.world_from_cam[:3, :3], view.world_from_cam[:3, 3]
-        camera = PictureCamera((view.depth.shape[1], view.depth.shape[0]), view.K, view.distortion)
-        straight = without_distortion(camera)
-        corners = frustum_corners(straight.K, straight.size[::-1], size) @ rotation.T + centre
-        wires, wire_faces = frustum_wires(corners, centre, size)
-        texture = textures.get(view.index) if straight is camera else None
-        if texture is None:
-            picture = _small_copy(straightened_picture(view.rgb, camera, straight))
-            texture = builder.add_texture(encode_jpeg(picture), _label(view))
-        photo = builder.add_material(f"photo {view.index:03d}", texture=texture)
+    for number, (view, texture) in enumerate(zip(views, textures, strict=True)):
+        straight = texture.straight
+        corners = frustum_corners(straight.K, straight.size[::-1], size)
+        wires, wire_faces = frustum_wires(corners, np.zeros(3), size)
+        picture = on_mesh.get(view.index) if texture.is_straight else None
+        if picture is None:
+            picture = builder.add_texture(texture.small_jpeg, _label(view))
+        photo = builder.add_material(f"photo {view.index:03d}", texture=picture, double_sided=True)
+        turn = _GLTF_CAMERA_FROM_OPENCV[:3, :3]
+        corner_faces, corner_uv = np.array([[0, 3, 1], [1, 3, 2]]), np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
         primitives = [
-            builder.triangles(
-                gltf_from_world(wires, world_from_first), wire_faces, wire_materials[number % len(COLOURS)]
-            ),
-            builder.triangles(
-                gltf_from_world(corners, world_from_first),
-                np.array([[0, 3, 1], [1, 3, 2]]),
-                photo,
-                np.array([[0, 0], [1, 0], [1, 1], [0, 1]]),
-            ),
+            builder.triangles(wires @ turn, wire_faces, wire_materials[number % len(COLOURS)]),
+            builder.triangles(corners @ turn, corner_faces, photo, corner_uv),
         ]
-        nodes.append(builder.add_mesh(f"camera {view.index:03d}", primitives))
+        (width, height), (fx, fy) = straight.size, straight.focal_xy
+        nodes.append(
+            builder.add_camera(
+                _file_name(view),
+                yfov=2 * math.atan(height / (2 * fy)),
+                aspect=(width / fx) / (height / fy),
+                near=1.01 * corners[0, 2],  # who looks through the camera does not see its own pyramid
+                pose=frame.gltf_from_world @ view.world_from_cam @ _GLTF_CAMERA_FROM_OPENCV,
+                children=[builder.add_mesh(f"camera {view.index:03d}", primitives)],
+                extras=_camera_extras(view),
+            )
+        )
     builder.add_group("cameras", nodes)
 
 
-def _fitting_camera_size(views: Sequence[ReconstructedView], kept: Sequence[np.ndarray]) -> float:
-    depths = np.concatenate([view.depth[k][::16] for view, k in zip(views, kept, strict=True)])
-    return default_camera_size(np.stack([view.world_from_cam[:3, 3] for view in views]), float(np.median(depths)))
+def _camera_extras(view: ReconstructedView) -> dict[str, Any]:
+    """What a camera of glTF cannot say, as `cameras.json` says it."""
+    return {
+        "K_original": view.K_original.tolist(),
+        "original_size": list(view.transform.original_size),
+        "distortion_k1": view.distortion,
+    }
 
 
-def _small_copy(rgb: np.ndarray) -> np.ndarray:
-    import cv2
+def _fitting_camera_size(placed: Sequence[PlacedView]) -> float:
+    depths = np.concatenate([one.view.depth[one.kept][::16] for one in placed])
+    return default_camera_size(np.stack([one.centre for one in placed]), float(np.median(depths)))
 
-    H, W = rgb.shape[:2]
-    scale = min(1.0, _CAMERA_TEXTURE_PX / max(H, W))
-    return cv2.resize(rgb, (max(1, round(W * scale)), max(1, round(H * scale))), interpolation=cv2.INTER_AREA)
+
+def _file_name(view: ReconstructedView) -> str:
+    return Path(view.file).name.encode("utf-8", "replace").decode()  # names need not be valid Unicode, JSON must
 
 
 def _label(view: ReconstructedView) -> str:
-    name = Path(view.file).name.encode("utf-8", "replace").decode()  # names need not be valid Unicode, JSON must
-    return f"{view.index:03d} {name}"
+    return f"{view.index:03d} {_file_name(view)}"
 
 
 def _empty_scene(views: Sequence[ReconstructedView], options: SceneOptions) -> EmptySceneError:

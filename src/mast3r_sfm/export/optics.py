@@ -114,10 +114,15 @@ def straightened_picture(rgb: np.ndarray, camera: PictureCamera, straight: Pictu
     return cv2.remap(rgb, seen[..., 0], seen[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
 
 
-def reduced_picture(rgb: np.ndarray, camera: PictureCamera, small: PictureCamera) -> np.ndarray:
+def reduced_picture(
+    rgb: np.ndarray,
+    camera: PictureCamera,
+    small: PictureCamera,
+    resampling: Image.Resampling = Image.Resampling.LANCZOS,
+) -> np.ndarray:
     """The picture (H, W[, 3]) uint8 of `camera` as `small`, that camera reduced, shows it."""
     if small.size == camera.size:
         return rgb
     scale = camera.focal_xy[0] / small.focal_xy[0]
     box = (0.0, 0.0, min(small.size[0] * scale, camera.size[0]), min(small.size[1] * scale, camera.size[1]))
-    return np.asarray(Image.fromarray(rgb).resize(small.size, Image.Resampling.LANCZOS, box))
+    return np.asarray(Image.fromarray(rgb).resize(small.size, resampling, box))

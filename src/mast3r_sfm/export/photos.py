@@ -21,7 +21,7 @@ from mast3r_sfm.export.optics import (
     straightened_picture,
     without_distortion,
 )
-from mast3r_sfm.images.decoding import decode_image, plain_file, quiet_pillow
+from mast3r_sfm.images.decoding import DecodedImage, decode_image, plain_file, quiet_pillow
 from mast3r_sfm.options import PhotoOptions
 from mast3r_sfm.types import ReconstructedView
 
@@ -84,6 +84,13 @@ def unique_stems(files: Sequence[str]) -> list[str]:
         taken.add(name.casefold())
         unique.append(name)
     return unique
+
+
+def read_photo(view: ReconstructedView) -> DecodedImage:
+    """The original photo, upright. Raises InputError if it cannot be read, or has another size now."""
+    decoded = decode_image(_bytes_of(view), view.file)
+    _check_size(view, decoded.rgb.size)
+    return decoded
 
 
 def _write_photo(view: ReconstructedView, stem: str, folder: Path, masks: Path, options: PhotoOptions) -> WrittenPhoto:

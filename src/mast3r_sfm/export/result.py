@@ -28,10 +28,10 @@ from mast3r_sfm.export.store import load_reconstruction, save_reconstruction
 from mast3r_sfm.options import ExportFormat, PhotoOptions, SceneOptions
 from mast3r_sfm.types import ReconstructedScene
 
-SCENE, STORE, RUN = "scene.glb", "reconstruction.npz", "run.json"
+SCENE, STORE, RUN, CAMERAS = "scene.glb", "reconstruction.npz", "run.json", "cameras.json"
 _TOOL = "mast3r-sfm"
 _OWN_ENTRY = re.compile(
-    r"scene\.glb|reconstruction\.npz|run\.json|cameras\.json|matches\.(npz|png)|(depth|confidence)_\d{3,}\.(npy|png)"
+    r"scene\.(glb|ply|usdz)|reconstruction\.npz|run\.json|cameras\.json|matches\.(npz|png)|(depth|confidence)_\d{3,}\.(npy|png)"
     r"|colmap"
 )
 
@@ -78,7 +78,7 @@ def write_result(
     """Writes all files of a result to the folder `output`, or leaves everything as it was.
 
     run      content of `run.json`; "tool" and "scene" are added
-    exports  further formats, each in a folder of its name; `photos` says how photos are written there
+    exports  further formats, each under its own name; `photos` says how photos are written there
 
     Raises InputError for what `check_output` checks, if the disk is full, if there is no scene to write (empty, or an
     impossible budget), and if an export fails (photos that are gone). In the last two cases everything else is written
@@ -89,7 +89,7 @@ def write_result(
     with replaced_result(output, overwrite) as folder:
         save_reconstruction(reconstruction, folder / STORE)
         write_depth_maps(reconstruction, folder)
-        write_cameras(reconstruction, folder / "cameras.json")
+        write_cameras(reconstruction, folder / CAMERAS, options)
         write_matches(reconstruction, folder / "matches.npz")
         try:
             statistics = write_glb(reconstruction, folder / SCENE, options)
@@ -100,7 +100,7 @@ def write_result(
             scene = {**dataclasses.asdict(options), "error": str(error)}
         for kind in exports:
             try:
-                exporter_of(kind)(reconstruction, folder / kind, options, photos or PhotoOptions())
+                exporter_of(kind)(reconstruction, folder / kind.entry, options, photos or PhotoOptions())
             except InputError as error:
                 again = f"{_TOOL} export {output} --export {kind}"
                 failed.append(f"{error}. Everything but the {kind} export is in {output}; for it run: {again}")
@@ -158,32 +158,33 @@ def rewrite_scene(output: Path, options: SceneOptions) -> SceneStatistics:
     if run is None:
         raise InputError(f"{output} is not a result of {_TOOL}: name the output folder of a finished reconstruction")
     reconstruction = load_reconstruction(output / STORE)
-    new_scene, new_run = sibling(output / SCENE, "new"), sibling(output / RUN, "new")
+    new = {name: sibling(output / name, "new") for name in (SCENE, CAMERAS, RUN)}
     with explained_writing(output):
         try:
-            statistics = write_glb(reconstruction, new_scene, options)
-            write_json(new_run, {**run, "scene": _scene_section(options, statistics)})
-            new_scene.replace(output / SCENE)
-            new_run.replace(output / RUN)
+            statistics = write_glb(reconstruction, new[SCENE], options)
+            write_cameras(reconstruction, new[CAMERAS], options)  # which states the frame of the scene
+            write_json(new[RUN], {**run, "scene": _scene_section(options, statistics)})
+            for name, path in new.items():
+                path.replace(output / name)
         finally:
-            new_scene.unlink(missing_ok=True)
-            new_run.unlink(missing_ok=True)
+            for path in new.values():
+                path.unlink(missing_ok=True)
     return statistics
 
 
 def write_exports(output: Path, exports: Sequence[ExportFormat], photos: PhotoOptions) -> None:
-    """Writes further formats of an existing result, each into a folder of its name, which replaces an earlier one.
+    """Writes further formats of an existing result, each under its own name, where it replaces an earlier one.
 
-    Raises InputError if `output` is not a result or cannot be written to, and as the exporters do. An earlier folder
+    Raises InputError if `output` is not a result or cannot be written to, and as the exporters do. An earlier export
     stays then.
     """
     output = output.resolve()
     if _read_run(output) is None:
         raise InputError(f"{output} is not a result of {_TOOL}: name the output folder of a finished reconstruction")
-    reconstruction = load_reconstruction(output / STORE)
+    reconstruction, options = load_reconstruction(output / STORE), read_scene_options(output)
     for kind in exports:
         with explained_writing(output):
-            exporter_of(kind)(reconstruction, output / kind, SceneOptions(), photos)
+            exporter_of(kind)(reconstruction, output / kind.entry, options, photos)
 
 
 def _scene_section(options: SceneOptions, statistics: SceneStatistics) -> dict[str, Any]:

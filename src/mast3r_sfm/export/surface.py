@@ -1,12 +1,87 @@
-"""Which pixels of a view become points of the scene, and which neighbouring pixels a triangle may join."""
+"""Which pixels of a view become points of the scene, where they lie, and which neighbours a triangle may join."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from mast3r_sfm.options import SceneOptions
 from mast3r_sfm.types import ReconstructedView
+
+_FAR = 4.0
+"""Points further from the middle of the scene than this many times the distance that 80 % of them keep are not shown: a
+few that are far out, sky or a mistaken depth, would shrink everything else to a dot in a viewer."""
+
+_SAMPLES = 50_000
+"""Points that this distance is measured on."""
+
+
+@dataclass(frozen=True)
+class PlacedView:
+    """A registered view and what of it the scene shows.
+
+    kept  (H, W) bool: the pixels that the scene shows
+    """
+
+    view: ReconstructedView
+    kept: np.ndarray
+
+    @cached_property
+    def points(self) -> np.ndarray:
+        """(H, W, 3) float32 world; not finite where the depth is not."""
+        with np.errstate(invalid="ignore"):
+            return self.view.points_world()
+
+    @cached_property
+    def normals(self) -> np.ndarray:
+        """(H, W, 3) float32 unit normals in the world on the side of the camera, across a few kept pixels; else nan."""
+        return normals(self.points, self.kept, reach=2)
+
+    @cached_property
+    def facing(self) -> np.ndarray:
+        """(H, W) float32 cosine of the angle of normal and line of sight: 1 seen straight on, 0 edge on; or nan."""
+        rays = self.points - self.centre.astype(np.float32)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return -np.sum(rays * self.normals, axis=-1) / np.linalg.norm(rays, axis=-1)
+
+    @property
+    def centre(self) -> np.ndarray:
+        """(3,) of the camera, world."""
+        return self.view.world_from_cam[:3, 3]
+
+
+@dataclass(frozen=True)
+class PhotoMesh:
+    """A surface that one photo covers.
+
+    vertices  (N, 3) world
+    faces     (F, 3) int, counter-clockwise seen from the front, the side of the cameras
+    xy        (N, 2) pixels of the network's image of the photo, at which it shows the vertices
+    position  of the photo's view among those that have a place in the scene
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    xy: np.ndarray
+    position: int
+
+
+def placed_views(views: Sequence[ReconstructedView], options: SceneOptions) -> list[PlacedView]:
+    """The views with the pixels that `options` keep, without those far outside of the scene."""
+    placed = [PlacedView(view, kept_pixels(view, options.threshold, options.clean_depth)) for view in views]
+    step = max(1, sum(int(np.count_nonzero(one.kept)) for one in placed) // _SAMPLES)
+    samples = np.concatenate([np.zeros((0, 3)), *(one.points[one.kept][::step] for one in placed)])
+    if not len(samples):
+        return placed
+    middle = np.median(samples, axis=0)
+    limit = _FAR * float(np.quantile(np.linalg.norm(samples - middle, axis=1), 0.8))
+    for one in placed:
+        with np.errstate(invalid="ignore"):
+            one.kept[~(np.linalg.norm(one.points - middle, axis=-1) <= limit)] = False
+    return placed
 
 
 @dataclass(frozen=True)
@@ -47,6 +122,18 @@ class Surface:
         used[faces] = True
         y, x = np.nonzero(used.reshape(ids.shape))
         return np.stack([self.cols[x], self.rows[y]], axis=-1), (np.cumsum(used) - 1)[faces]
+
+
+def chosen_pixels(placed: Sequence[PlacedView], max_points: int) -> list[np.ndarray]:
+    """Flat indices of the kept pixels of every view, or of a random subset of all (always the same one)."""
+    kept = [np.flatnonzero(one.kept) for one in placed]
+    ends = np.cumsum([len(pixels) for pixels in kept])
+    if ends[-1] <= max_points:
+        return kept
+    # a random subset, because a regular one shows up as stripes
+    chosen = np.zeros(ends[-1], dtype=bool)
+    chosen[np.random.default_rng(0).choice(ends[-1], max_points, replace=False, shuffle=False)] = True
+    return [pixels[part] for pixels, part in zip(kept, np.split(chosen, ends[:-1]), strict=True)]
 
 
 def kept_pixels(view: ReconstructedView, min_conf_thr: float, clean_depth: bool) -> np.ndarray:
@@ -94,3 +181,27 @@ def _joined(depth: np.ndarray, lines: np.ndarray, depth_jump: float) -> np.ndarr
         smooth = np.abs(np.diff(depth, axis=1)) <= depth_jump * smaller  # False where a depth is missing
     jumps_before = np.concatenate([np.zeros((len(depth), 1), dtype=int), np.cumsum(~smooth, axis=1)], axis=1)
     return jumps_before[:, lines[1:]] == jumps_before[:, lines[:-1]]
+
+
+def normals(points: np.ndarray, kept: np.ndarray, reach: int) -> np.ndarray:
+    """(H, W, 3) float32 unit normals of the surface through the points (H, W, 3) of a view, on the side of its camera.
+
+    Across the pixels `reach` to either side, or to the one side that is kept; nan where there is none.
+    """
+    valid = np.where(kept[..., None], points, np.nan).astype(np.float32)
+    down = _difference(valid, reach)
+    across = _difference(valid.swapaxes(0, 1), reach).swapaxes(0, 1)
+    found = np.cross(down, across)  # y down, x right: their product points to the camera
+    length = np.linalg.norm(found, axis=-1, keepdims=True)
+    return np.divide(found, length, out=np.full(points.shape, np.nan, dtype=np.float32), where=length > 0)
+
+
+def _difference(points: np.ndarray, reach: int) -> np.ndarray:
+    """Along the first axis, of the points `reach` after and before every one, or of those of them that exist."""
+    missing = np.full((reach, *points.shape[1:]), np.nan, dtype=points.dtype)
+    after, before = (
+        np.concatenate([points[reach:], missing])[: len(points)],
+        np.concatenate([missing, points])[: len(points)],
+    )
+    after, before = np.where(np.isnan(after), points, after), np.where(np.isnan(before), points, before)
+    return after - before

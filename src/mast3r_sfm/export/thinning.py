@@ -1,0 +1,172 @@
+"""Of a surface that several photos show, the photo that shows it best is kept; the others lose what they show twice.
+
+Without this a place that ten photos see is drawn ten times: ten layers that pierce each other, and ten times the bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mast3r_sfm.export.surface import PlacedView, thinned_surface
+from mast3r_sfm.geometry import project
+from mast3r_sfm.types import Correspondences, ReconstructedView
+
+_SAME_DEPTH = 0.04
+"""Two views show the same place if their depths differ by no more than this share."""
+
+_LEVELS_PER_OCTAVE = 1.0
+"""Steps of quality in twice the resolution. Coarse, so that the photos share the scene in few large patches."""
+
+_OVERLAP = 2
+"""Pixels by which patches reach below their neighbours, so that no gap shows between them."""
+
+_LEAST_ISLAND = 1e-3
+"""Connected pieces of a view's surface below this share of its pixels are left out: specks that float in the scene."""
+
+_STEEP, _BEHIND, _FRINGE = 0.4, 1.2, 4
+"""Pixels that are seen at a smaller cosine of the angle, and have something so much further away within so many pixels,
+are left out: there the predicted depth slides from an object to what is behind it."""
+
+_LARGEST_HOLE = 3e-3
+"""Holes in a view's surface up to this share of its pixels are closed with the depth that is there."""
+
+
+def best_view_masks(
+    placed: Sequence[PlacedView], matches: Sequence[Correspondences], depth_jump: float
+) -> list[np.ndarray]:
+    """(H, W) bool for every view: the kept pixels but for those that another view shows better.
+
+    matches     of the scene; only views with matches are compared
+    depth_jump  as for `thinned_surface`: a pixel without a triangle stands in for nothing
+    """
+    surfaces = whole_surfaces(placed, depth_jump)
+    order = np.argsort([-np.count_nonzero(surface) for surface in surfaces], kind="stable")
+    rank = np.empty(len(placed), dtype=np.int64)
+    rank[order] = np.arange(len(placed))
+    # views of one level of quality never tie: the larger one has the place
+    scores = [_levels(one) * len(placed) - rank[k] for k, one in enumerate(placed)]
+    position_of = {one.view.index: k for k, one in enumerate(placed)}
+    masks = []
+    others: list[set[int]] = [set() for _ in placed]
+    for match in matches:
+        if match.i in position_of and match.j in position_of:
+            a, b = position_of[match.i], position_of[match.j]
+            others[a].add(b)
+            others[b].add(a)
+    solid = [_eroded(surface) for surface in surfaces]
+    for k, one in enumerate(placed):
+        shown_better = np.zeros(one.kept.shape, dtype=bool)
+        for other in sorted(others[k]):
+            pixels = np.flatnonzero(surfaces[k] & ~shown_better)
+            better = _shown_better(one, pixels, scores[k], placed[other], solid[other], scores[other])
+            shown_better.flat[pixels[better]] = True
+        masks.append(surfaces[k] & ~_smoothed(shown_better, surfaces[k]))
+    return masks
+
+
+def whole_surfaces(placed: Sequence[PlacedView], depth_jump: float) -> list[np.ndarray]:
+    """(H, W) bool for every view: the kept pixels without islands and fringes, and with the small holes in them."""
+    return [_whole_surface(one, depth_jump) for one in placed]
+
+
+def _shown_better(
+    one: PlacedView,
+    pixels: np.ndarray,
+    score: np.ndarray,
+    other: PlacedView,
+    solid: np.ndarray,
+    score_of_other: np.ndarray,
+) -> np.ndarray:
+    """(n,) bool: the other view shows the places of flat `pixels` (n,) from the same side, and with more score."""
+    view = other.view
+    H, W = view.depth.shape
+    points = (one.points.reshape(-1, 3)[pixels] - view.world_from_cam[:3, 3]) @ view.world_from_cam[:3, :3]
+    xy = project(points, view.K, view.distortion)
+    with np.errstate(invalid="ignore"):
+        inside = ((xy > -0.5) & (xy < np.array([W, H]) - 0.5)).all(axis=1)
+    x, y = np.round(xy[inside]).astype(np.int64).T
+    places = y * W + x
+    own = pixels[inside]
+    with np.errstate(invalid="ignore"):
+        same = np.abs(view.depth.flat[places] - points[inside, 2]) <= _SAME_DEPTH * points[inside, 2]
+        # a missing normal is at an edge, where the depth decides alone
+        same_side = ~(np.sum(one.normals.reshape(-1, 3)[own] * other.normals.reshape(-1, 3)[places], axis=1) < 0)
+    better = np.zeros(len(pixels), dtype=bool)
+    better[inside] = solid.flat[places] & same & same_side & (score_of_other.flat[places] > score.flat[own])
+    return better
+
+
+def _levels(one: PlacedView) -> np.ndarray:
+    """(H, W) int64 level of quality: how finely the photo resolves the surface, and how sure its depth is."""
+    import cv2
+
+    view = one.view
+    with np.errstate(invalid="ignore", divide="ignore"):
+        quality = view.K[0, 0] / view.depth * np.clip(np.nan_to_num(one.facing, nan=0.1), 0.1, 1)
+        quality = np.where(one.kept, quality * np.sqrt(view.conf_clean), 0).astype(np.float32)
+    size = 2 * (max(view.depth.shape) // 32) + 1
+    weight = cv2.blur(one.kept.astype(np.float32), (size, size))
+    mean = cv2.blur(quality, (size, size)) / np.maximum(weight, 1e-6)
+    return np.floor(_LEVELS_PER_OCTAVE * np.log2(np.maximum(mean, 1e-9))).astype(np.int64)
+
+
+def _smoothed(shown_better: np.ndarray, surface: np.ndarray) -> np.ndarray:
+    """The pixels that go: without specks, and `_OVERLAP` pixels away from those that stay."""
+    import cv2
+
+    stays = (surface & ~shown_better).astype(np.uint8)
+    stays = cv2.morphologyEx(stays, cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
+    reach = 2 * _OVERLAP + 1
+    return cv2.dilate(stays, np.ones((reach, reach), np.uint8)) == 0
+
+
+def _eroded(surface: np.ndarray) -> np.ndarray:
+    """Pixels whose neighbours all belong to the surface: those that triangles surround."""
+    import cv2
+
+    return cv2.erode(surface.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+
+
+def _whole_surface(one: PlacedView, depth_jump: float) -> np.ndarray:
+    """(H, W) bool: the kept pixels without islands, and with the small holes between them."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    filled = _with_small_holes(_without_fringe(one), one.view)
+    pixels, faces = thinned_surface(filled, one.view.depth, depth_jump, 1.0).indexed()
+    result = np.zeros(filled.shape, dtype=bool)
+    if not len(faces):
+        return result
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
+    graph = coo_matrix((np.ones(len(edges), dtype=bool), edges.T), shape=(len(pixels), len(pixels)))
+    label = connected_components(graph, directed=False)[1]
+    x, y = pixels[(np.bincount(label) >= _LEAST_ISLAND * filled.size)[label]].T
+    result[y, x] = True
+    return result
+
+
+def _without_fringe(one: PlacedView) -> np.ndarray:
+    """(H, W) bool: the kept pixels but for those that slide from the outline of an object to what is behind it."""
+    import cv2
+
+    depth = one.view.depth
+    with np.errstate(invalid="ignore"):
+        filled = np.where(np.isfinite(depth) & (depth > 0), depth, np.inf).astype(np.float32)
+        furthest = cv2.dilate(filled, np.ones((2 * _FRINGE + 1, 2 * _FRINGE + 1), np.uint8))
+        return one.kept & ~((one.facing < _STEEP) & (furthest > _BEHIND * depth))
+
+
+def _with_small_holes(kept: np.ndarray, view: ReconstructedView) -> np.ndarray:
+    """The pixels `kept`, and those of small holes that they enclose: too unsure by themselves, but in good company."""
+    import cv2
+
+    _, label, stats, _ = cv2.connectedComponentsWithStats((~kept).astype(np.uint8), connectivity=4)
+    small = stats[:, cv2.CC_STAT_AREA] <= _LARGEST_HOLE * kept.size
+    border = np.concatenate([label[0], label[-1], label[:, 0], label[:, -1]])
+    small[border] = False
+    small[0] = False  # the label of the kept pixels
+    with np.errstate(invalid="ignore"):
+        valid = (view.depth > 0) & np.isfinite(view.depth)
+    return kept | (small[label] & (valid if view.mask is None else valid & view.mask))
