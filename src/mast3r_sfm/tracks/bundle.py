@@ -271,6 +271,12 @@ def confirm_pair(
     return geometry
 
 
+def is_flat(geometry: pycolmap.TwoViewGeometry) -> bool:
+    """Whether one homography explains the matches: a flat scene, or a camera that turned on the spot."""
+    kind = pycolmap.TwoViewGeometryConfiguration
+    return geometry.config in (kind.PLANAR, kind.PANORAMIC, kind.PLANAR_OR_PANORAMIC)
+
+
 def colmap_camera(group: CameraGroup, camera_id: int, focal_known: bool = False) -> pycolmap.Camera:
     """The camera in COLMAP's terms.
 
