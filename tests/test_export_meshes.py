@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from mast3r_sfm.errors import EmptySceneError, InputError
-from mast3r_sfm.export import compression
+from mast3r_sfm.export import compression, surface
 from mast3r_sfm.export.fusion import fused_meshes
 from mast3r_sfm.export.glb import write_glb
 from mast3r_sfm.export.ply import write_ply
@@ -104,6 +104,25 @@ class TestBestView:
         depth[0, 0] = 500
         [one] = placed_views([view(depth, focal=FOCAL)], OPTIONS)
         assert not one.kept[0, 0] and one.kept.sum() == H * W - 1
+
+
+class TestVeryManyViews:
+    def test_rows_and_columns_are_left_out_and_everything_stays_in_its_place(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(surface, "_MOST_PIXELS", 3 * H * W / 3.9)
+        statistics = write_glb(walls(), tmp_path / "s.glb", dataclasses.replace(OPTIONS, cameras=True))
+        assert statistics.stride == 2 and statistics.num_kept == 3 * H * W
+        glb = read_glb(tmp_path / "s.glb")
+        meshes = glb.primitives("surfaces")
+        points = np.concatenate([mesh["POSITION"] for mesh in meshes])
+        # the middles of the first and of the last pixel looked at, of the first and of the last camera
+        np.testing.assert_allclose(points[:, 0].max(), 31.5 * 3 / FOCAL, rtol=1e-5)
+        np.testing.assert_allclose(points[:, 0].min(), -1.6 - (62 - 31.5) * 3 / FOCAL, rtol=1e-5)
+        first = meshes[0]
+        columns = first["TEXCOORD_0"][:, 0] * W - 0.5
+        np.testing.assert_allclose(first["POSITION"][:, 0], -(columns - 31.5) * 3 / FOCAL, atol=1e-4)
+        assert glb.document["cameras"][0]["perspective"]["yfov"] == pytest.approx(2 * np.arctan(24 / FOCAL))
 
 
 class TestTextures:

@@ -45,7 +45,7 @@ class SceneStatistics:
 
     num_views     registered views
     num_pixels    their pixels
-    num_kept      those above the confidence threshold, opaque, valid, and not far outside of the scene
+    num_kept      those above the confidence threshold, opaque and valid
     num_vertices  points, or vertices of the meshes, without what several views show and within the budget
     num_faces     triangles, 0 for a point cloud
     stride        pixels between neighbouring vertices of a mesh; 1 if nothing was thinned and for points
@@ -104,7 +104,9 @@ def write_glb(reconstruction: ReconstructedScene, path: Path, options: SceneOpti
     return SceneStatistics(
         num_views=len(views),
         num_pixels=sum(view.depth.size for view in views),
-        num_kept=sum(int(np.count_nonzero(one.kept)) for one in placed),
+        num_kept=sum(
+            int(np.count_nonzero(kept_pixels(view, options.threshold, options.clean_depth))) for view in views
+        ),
         num_vertices=num_vertices,
         num_faces=num_faces,
         stride=stride,

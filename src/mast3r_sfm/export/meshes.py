@@ -22,11 +22,13 @@ def scene_meshes(
 
     Raises InputError if the budget is too small.
     """
+    step = placed[0].step if placed else 1
+    depth_jump = step * options.depth_jump  # over twice the distance a slanted surface changes twice as much
     if options.scene is SceneKind.FUSED:
-        return 1.0, fused_meshes(placed, whole_surfaces(placed, options.depth_jump), options.max_points)
-    masks = best_view_masks(placed, matches, options.depth_jump)
-    stride, surfaces = surfaces_within_budget(placed, masks, options.depth_jump, options.max_points)
-    return stride, view_meshes(placed, surfaces)
+        return float(step), fused_meshes(placed, whole_surfaces(placed, depth_jump), options.max_points)
+    masks = best_view_masks(placed, matches, depth_jump)
+    stride, surfaces = surfaces_within_budget(placed, masks, depth_jump, options.max_points)
+    return step * stride, view_meshes(placed, surfaces)
 
 
 def view_meshes(placed: Sequence[PlacedView], surfaces: Sequence[Surface]) -> list[PhotoMesh]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +17,9 @@ _FAR = 4.0
 """Points further from the middle of the scene than this many times the distance that 80 % of them keep are not shown: a
 few that are far out, sky or a mistaken depth, would shrink everything else to a dot in a viewer."""
 
+_MOST_PIXELS = 40_000_000
+"""Of all views together, before rows and columns are left out: 200 of 512 x 384."""
+
 _SAMPLES = 50_000
 """Points that this distance is measured on."""
 
@@ -23,11 +28,14 @@ _SAMPLES = 50_000
 class PlacedView:
     """A registered view and what of it the scene shows.
 
+    view  of every `step`-th row and column only: its maps are smaller then, and its K is that of the smaller image
     kept  (H, W) bool: the pixels that the scene shows
+    step  1 unless there are very many views
     """
 
     view: ReconstructedView
     kept: np.ndarray
+    step: int = 1
 
     @cached_property
     def points(self) -> np.ndarray:
@@ -70,8 +78,15 @@ class PhotoMesh:
 
 
 def placed_views(views: Sequence[ReconstructedView], options: SceneOptions) -> list[PlacedView]:
-    """The views with the pixels that `options` keep, without those far outside of the scene."""
-    placed = [PlacedView(view, kept_pixels(view, options.threshold, options.clean_depth)) for view in views]
+    """The views with the pixels that `options` keep, without those far outside of the scene.
+
+    Of very many views only every second or third row and column is looked at: a scene file has no room for more.
+    """
+    step = math.ceil(math.sqrt(sum(view.depth.size for view in views) / _MOST_PIXELS))
+    smaller = [_every_pixel_of(view, max(1, step)) for view in views]
+    placed = [
+        PlacedView(view, kept_pixels(view, options.threshold, options.clean_depth), max(1, step)) for view in smaller
+    ]
     step = max(1, sum(int(np.count_nonzero(one.kept)) for one in placed) // _SAMPLES)
     samples = np.concatenate([np.zeros((0, 3)), *(one.points[one.kept][::step] for one in placed)])
     if not len(samples):
@@ -122,6 +137,19 @@ class Surface:
         used[faces] = True
         y, x = np.nonzero(used.reshape(ids.shape))
         return np.stack([self.cols[x], self.rows[y]], axis=-1), (np.cumsum(used) - 1)[faces]
+
+
+def _every_pixel_of(view: ReconstructedView, step: int) -> ReconstructedView:
+    """The view of every `step`-th row and column from the first."""
+    if step == 1:
+        return view
+    K = view.K.copy()
+    K[:2] /= step  # pixel centres are integers, so that of column 2 step becomes 2
+    names = ("rgb", "depth", "conf", "conf_clean", "mask")
+    maps: dict[str, Any] = {
+        name: None if (values := getattr(view, name)) is None else values[::step, ::step] for name in names
+    }
+    return replace(view, K=K, **maps)
 
 
 def chosen_pixels(placed: Sequence[PlacedView], max_points: int) -> list[np.ndarray]:

@@ -5,7 +5,10 @@ Without this a place that ten photos see is drawn ten times: ten layers that pie
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -18,6 +21,9 @@ _SAME_DEPTH = 0.04
 
 _LEVELS_PER_OCTAVE = 1.0
 """Steps of quality in twice the resolution. Coarse, so that the photos share the scene in few large patches."""
+
+_COMPARED = 16
+"""Other views that a view is compared with, those with the most matches."""
 
 _OVERLAP = 2
 """Pixels by which patches reach below their neighbours, so that no gap shows between them."""
@@ -47,23 +53,31 @@ def best_view_masks(
     rank[order] = np.arange(len(placed))
     # views of one level of quality never tie: the larger one has the place
     scores = [_levels(one) * len(placed) - rank[k] for k, one in enumerate(placed)]
-    position_of = {one.view.index: k for k, one in enumerate(placed)}
-    masks = []
-    others: list[set[int]] = [set() for _ in placed]
-    for match in matches:
-        if match.i in position_of and match.j in position_of:
-            a, b = position_of[match.i], position_of[match.j]
-            others[a].add(b)
-            others[b].add(a)
     solid = [_eroded(surface) for surface in surfaces]
-    for k, one in enumerate(placed):
-        shown_better = np.zeros(one.kept.shape, dtype=bool)
-        for other in sorted(others[k]):
+    others = _most_matched(placed, matches)
+
+    def mask_of(k: int) -> np.ndarray:
+        one, shown_better = placed[k], np.zeros(placed[k].kept.shape, dtype=bool)
+        for other in others[k]:
             pixels = np.flatnonzero(surfaces[k] & ~shown_better)
             better = _shown_better(one, pixels, scores[k], placed[other], solid[other], scores[other])
             shown_better.flat[pixels[better]] = True
-        masks.append(surfaces[k] & ~_smoothed(shown_better, surfaces[k]))
-    return masks
+        return surfaces[k] & ~_smoothed(shown_better, surfaces[k])
+
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        return list(pool.map(mask_of, range(len(placed))))
+
+
+def _most_matched(placed: Sequence[PlacedView], matches: Sequence[Correspondences]) -> list[list[int]]:
+    """For every view the positions of those that it has the most matches with, at most `_COMPARED`, ascending."""
+    position_of = {one.view.index: k for k, one in enumerate(placed)}
+    counts: list[Counter[int]] = [Counter() for _ in placed]
+    for match in matches:
+        if match.i in position_of and match.j in position_of:
+            a, b = position_of[match.i], position_of[match.j]
+            counts[a][b] += len(match)
+            counts[b][a] += len(match)
+    return [sorted(position for position, _ in count.most_common(_COMPARED)) for count in counts]
 
 
 def whole_surfaces(placed: Sequence[PlacedView], depth_jump: float) -> list[np.ndarray]:
