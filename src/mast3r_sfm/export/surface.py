@@ -17,8 +17,8 @@ _FAR = 4.0
 """Points further from the middle of the scene than this many times the distance that 80 % of them keep are not shown: a
 few that are far out, sky or a mistaken depth, would shrink everything else to a dot in a viewer."""
 
-_MOST_PIXELS = 40_000_000
-"""Of all views together, before rows and columns are left out: 200 of 512 x 384."""
+_MOST_PIXELS = 20_000_000
+"""Of all views together, before rows and columns are left out: 100 of 512 x 384."""
 
 _SAMPLES = 50_000
 """Points that this distance is measured on."""

@@ -25,6 +25,9 @@ _LEVELS_PER_OCTAVE = 1.0
 _COMPARED = 16
 """Other views that a view is compared with, those with the most matches."""
 
+_COMPARED_PX = 224
+"""Long edge, about, of the grid of pixels that are compared; the patches are much larger than its cells."""
+
 _OVERLAP = 2
 """Pixels by which patches reach below their neighbours, so that no gap shows between them."""
 
@@ -52,19 +55,25 @@ def best_view_masks(
     rank = np.empty(len(placed), dtype=np.int64)
     rank[order] = np.arange(len(placed))
     # views of one level of quality never tie: the larger one has the place
-    scores = [_levels(one) * len(placed) - rank[k] for k, one in enumerate(placed)]
+    with _pool() as pool:
+        scores = [level * len(placed) - rank[k] for k, level in enumerate(pool.map(_levels, placed))]
     solid = [_eroded(surface) for surface in surfaces]
     others = _most_matched(placed, matches)
 
     def mask_of(k: int) -> np.ndarray:
-        one, shown_better = placed[k], np.zeros(placed[k].kept.shape, dtype=bool)
+        H, W = surfaces[k].shape
+        step = max(1, round(max(H, W) / _COMPARED_PX))
+        y, x = np.nonzero(surfaces[k][::step, ::step])
+        pixels = step * (y * W + x)
+        shown_better = np.zeros((H, W), dtype=bool)
         for other in others[k]:
-            pixels = np.flatnonzero(surfaces[k] & ~shown_better)
-            better = _shown_better(one, pixels, scores[k], placed[other], solid[other], scores[other])
+            better = _shown_better(placed[k], pixels, scores[k], placed[other], solid[other], scores[other])
             shown_better.flat[pixels[better]] = True
-        return surfaces[k] & ~_smoothed(shown_better, surfaces[k])
+            pixels = pixels[~better]
+        spread = shown_better[::step, ::step].repeat(step, 0).repeat(step, 1)[:H, :W]
+        return surfaces[k] & ~_smoothed(spread, surfaces[k])
 
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    with _pool() as pool:
         return list(pool.map(mask_of, range(len(placed))))
 
 
@@ -82,7 +91,13 @@ def _most_matched(placed: Sequence[PlacedView], matches: Sequence[Correspondence
 
 def whole_surfaces(placed: Sequence[PlacedView], depth_jump: float) -> list[np.ndarray]:
     """(H, W) bool for every view: the kept pixels without islands and fringes, and with the small holes in them."""
-    return [_whole_surface(one, depth_jump) for one in placed]
+    with _pool() as pool:
+        return list(pool.map(lambda one: _whole_surface(one, depth_jump), placed))
+
+
+def _pool() -> ThreadPoolExecutor:
+    """Of threads for one view each; NumPy and OpenCV let them work side by side."""
+    return ThreadPoolExecutor(min(16, os.cpu_count() or 1))
 
 
 def _shown_better(
