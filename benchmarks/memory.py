@@ -70,7 +70,7 @@ def main() -> None:
     aligned = align_group(range(len(views)), data.canonical, data.correspondences, data.fallback, options.alignment)
     print(f"{sum(len(m) for m in data.correspondences)} matches aligned, "
           f"peak RAM {byte_count(peak_memory(cpu)['ram'])}", flush=True)  # fmt: skip
-    reconstruction = Reconstruction(densify_views(views, data, aligned, options.alignment.subsample), aligned.matches)
+    reconstruction = Reconstruction(densify_views(views, data, aligned, options), aligned.matches)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result"
         reconstruction.save(output)

@@ -117,7 +117,7 @@ def run_views(
         group = range(len(views))
         aligned = align_group(group, data.canonical, data.correspondences, data.fallback, options.alignment)
     with clock.stage("dense"):
-        views_found = densify_views(views, data, aligned, options.alignment.subsample)
+        views_found = densify_views(views, data, aligned, options)
     reconstruction = ReconstructedScene(views_found, aligned.matches)
     peak = {"ram": peak_memory(model.device)["ram"], "truth_in_ram": float(scene.depth.nbytes)}
     if model.device.type == "cuda":

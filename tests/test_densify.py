@@ -7,7 +7,7 @@ import pytest
 import torch
 from golden_scene import ALIGNMENT_SCENES, load_scene
 
-from mast3r_sfm.densify import clean_confidences, dense_depth
+from mast3r_sfm.densify import _known_maps, clean_confidences, dense_depth
 from mast3r_sfm.geometry import points_of_depth, project, to_world
 from mast3r_sfm.types import CanonicalView
 
@@ -156,6 +156,12 @@ def test_a_lens_does_not_show_what_its_distortion_would_fold_back() -> None:
     beside = poses((3.2, 0, 0), (0, 0, 0))
     assert clean(depths, confs, beside, distortion=(0.0, -0.3))[0][6, 8] == 1
     assert clean(depths, confs, poses((0.6, 0, 0), (0, 0, 0)), distortion=(0.0, -0.3))[0][6, 8] == 0
+
+
+def test_a_depth_that_is_none_is_nan_without_confidence() -> None:
+    depth, conf, clean = _known_maps(torch.tensor([[1.0, 0.0, -13.6, torch.inf, torch.nan]]), *torch.ones(2, 1, 5))
+    assert depth[0, 0] == 1 and np.isnan(depth[0, 1:]).all()
+    assert conf.tolist() == clean.tolist() == [[1, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("name", ALIGNMENT_SCENES)

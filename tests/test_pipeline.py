@@ -150,7 +150,7 @@ def test_transparent_pixels_have_no_matches(model: Model, views: list[View]) -> 
 
 
 def test_published_behaviour_keeps_every_match(model: Model, views: list[View]) -> None:
-    found = reconstruct(views, model, dataclasses.replace(FAST, verification=None))
+    found = reconstruct(views, model, dataclasses.replace(FAST, verification=None, dense=None))
     assert all(pair.num_verified == pair.num_matches and pair.kept for pair in found.pairs)
 
 

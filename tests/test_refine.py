@@ -182,17 +182,6 @@ def test_doubtful_views_are_named_with_their_number() -> None:
     assert doubts([view(0, 5.0, refined=True)]) == {}
 
 
-def test_a_view_without_confirmed_features_is_doubted_sooner() -> None:
-    """A photo and its mirror image: 1.5 px of 224 that the network matches and features deny."""
-    pair = [view(k, 0.15) for k in range(2)]  # 0.75 % of 20 px
-    assert doubts(pair) == {}
-    assert doubts([dataclasses.replace(one, num_confirmed=40) for one in pair]) == {}
-    found = doubts([dataclasses.replace(one, num_confirmed=0) for one in pair])
-    assert set(found) == {0, 1} and "0.15 px off" in found[0] and "0.5 % of 20 px" in found[0]
-    assert "no feature of it" in found[1]
-    assert doubts([dataclasses.replace(view(0, 0.09), num_confirmed=0)]) == {}
-
-
 def test_the_default_threshold_gives_way_to_an_empty_scene(caplog: pytest.LogCaptureFixture) -> None:
     dim = view(0, 0.1)
     dim.conf_clean[:] = np.linspace(1, 2, 200).reshape(10, 20)

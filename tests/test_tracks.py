@@ -220,12 +220,14 @@ def test_a_camera_that_stays_is_told_why() -> None:
     nan = float("nan")
     reasons = why_unrefined(
         np.array([3, 12, 300, 0]), np.array([0.4, 0.4, 5.25, nan]), np.array([5, 900, 900, 0]),
-        np.array([9.0, 0.05, 9.0, nan]),
+        np.array([9.0, 0.05, 9.0, nan]), False,
     )  # fmt: skip
     assert [number for _, number in reasons] == ["3", "0.05", "5.2 px", "0"]
     assert [next(word for word in ("lack", "one place", "fit") if word in reason) for reason, _ in reasons] == [
         "lack", "one place", "fit", "lack",
     ]  # fmt: skip
+    pair = why_unrefined(np.zeros(2, dtype=int), np.full(2, nan), np.array([900, 900]), np.full(2, 9.0), True)
+    assert pair[0][1] == "900 matches" and "homography" in pair[0][0]
 
 
 def test_standard_deviations_are_those_of_repeated_adjustments() -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mast3r_sfm.model.checkpoint import Model as Model
     from mast3r_sfm.model.checkpoint import load_model as load_model
     from mast3r_sfm.options import AlignmentConfig as AlignmentConfig
+    from mast3r_sfm.options import DenseOptions as DenseOptions
     from mast3r_sfm.options import IntrinsicsGroups as IntrinsicsGroups
     from mast3r_sfm.options import PhotoOptions as PhotoOptions
     from mast3r_sfm.options import ReconstructionOptions as ReconstructionOptions
@@ -46,6 +47,7 @@ _HOME = {
     "model.checkpoint": ("Model", "load_model"),
     "options": (
         "AlignmentConfig",
+        "DenseOptions",
         "IntrinsicsGroups",
         "PhotoOptions",
         "ReconstructionOptions",

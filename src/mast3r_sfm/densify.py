@@ -1,10 +1,12 @@
-"""The aligned scene at every pixel: dense depth maps, the cleaning of their confidences, and the finished views.
+"""The aligned scene at every pixel: dense depth maps, their confidences, and the finished views.
 
-See docs/method.md, Dense depth and Cleaning of confidences.
+The maps are made by the package `dense`, or as published by `dense_depth` and `clean_confidences` (docs/method.md,
+Dense depth, Published dense depth, and Cleaning of confidences).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -14,7 +16,10 @@ import torch
 
 from mast3r_sfm.alignment import AlignedGroup
 from mast3r_sfm.canonical import block_centres, spread_blocks
+from mast3r_sfm.dense import DenseResult, DenseView, agreed_depth, observe, sightings_of_matches, tracked_pixels
+from mast3r_sfm.device import matmul_precision
 from mast3r_sfm.geometry import invert, pixels_without_distortion
+from mast3r_sfm.options import DenseOptions, ReconstructionOptions
 from mast3r_sfm.pairwise import PairwiseData
 from mast3r_sfm.types import CanonicalView, ReconstructedView, Refinement, View
 
@@ -25,26 +30,95 @@ _CHUNK = {"cpu": 1 << 17, "cuda": 1 << 23}
 
 
 def densify_views(
-    views: Sequence[View], data: PairwiseData, aligned: AlignedGroup, subsample: int
+    views: Sequence[View], data: PairwiseData, aligned: AlignedGroup, options: ReconstructionOptions
 ) -> tuple[ReconstructedView, ...]:
-    """All views with depth, confidence and camera, on the CPU; those outside the group stay in their own camera.
-
-    subsample  block size S of the alignment
-    """
+    """All views with depth, confidence and camera, on the CPU; those outside the group stay in their own camera."""
+    subsample = options.alignment.subsample
     position_of = {index: k for k, index in enumerate(aligned.group)}
-    canonical = [one for k in aligned.group if (one := data.canonical[k]) is not None]
     # the first registered camera is the origin: the alignment's own frame has no meaning
     world_from_root = aligned.cameras.world_from_cam.cpu().numpy()
     world_from_cam = np.linalg.inv(world_from_root[0]) @ world_from_root
     K = aligned.cameras.K.cpu().numpy()
+    with matmul_precision("fp32"):
+        if options.dense is None:
+            made = _published_maps(data, aligned, world_from_cam, subsample)
+        else:
+            made = _agreed_maps(views, data, aligned, world_from_cam, subsample, options.dense)
+    counts = np.zeros(len(views), dtype=np.int64)
+    for m in aligned.matches:
+        counts[[m.i, m.j]] += len(m)
+
+    result = []
+    for view in views:
+        mask = None if view.alpha is None else view.alpha >= 128
+        common = (view.index, str(view.path), view.transform, view.rgb)
+        if view.index in position_of:
+            k = position_of[view.index]
+            maps = (made.depths[k], made.confs[k], made.clean[k])
+            placed = (True, K[k], world_from_cam[k])
+            error = float(aligned.errors_px[k])
+            refined = {} if aligned.refinement is None else _refined_fields(aligned.refinement, k)
+            if aligned.apart_errors_px is not None:
+                refined["apart_error_px"] = float(aligned.apart_errors_px[k])
+        else:
+            maps, own_K = _alone_maps(view, data.canonical[view.index], subsample)
+            placed = (False, own_K, np.eye(4))
+            error = float("nan")
+            refined = {}
+        result.append(
+            ReconstructedView(*common, *placed, *_known_maps(*maps), error, int(counts[view.index]), mask, **refined)
+        )
+    return tuple(result)
+
+
+def _agreed_maps(
+    views: Sequence[View],
+    data: PairwiseData,
+    aligned: AlignedGroup,
+    world_from_cam: np.ndarray,
+    subsample: int,
+    options: DenseOptions,
+) -> DenseResult:
+    """Maps of the group's views that agree with each other."""
+    K, refinement = aligned.cameras.K.cpu().numpy(), aligned.refinement
+    distortion = np.zeros(len(K)) if refinement is None else np.where(refinement.refined, refinement.distortion, 0)
+    neighbours = _nearest_neighbours(aligned, options.num_neighbours)
+    canonical = [data.usable(index) for index in aligned.group]
+    dense_views = [
+        DenseView.of(
+            canonical[k], views[index].rgb, K[k], float(distortion[k]), world_from_cam[k], neighbours[k], subsample
+        )
+        for k, index in enumerate(aligned.group)
+    ]
+    sightings = sightings_of_matches(dense_views, aligned.group, aligned.matches)
+    observed, usual = [], []
+    for k, index in enumerate(aligned.group):
+        tracked = None
+        if refinement is not None:
+            tracks, own = refinement.tracks, refinement.tracks.view_of == index
+            xy = views[index].transform.to_network(tracks.xy[own])
+            tracked = tracked_pixels(dense_views[k], tracks.points[tracks.point_of[own]], xy)
+        observed.append(observe(dense_views, k, sightings[k], tracked))
+        predicted = canonical[k].core_depth
+        factor = aligned.cameras.core_depths[k].to(predicted).reshape(predicted.shape) / predicted
+        usual.append(float(factor.median().log()))
+    return agreed_depth(dense_views, observed, usual, options.num_rounds)
+
+
+def _published_maps(
+    data: PairwiseData, aligned: AlignedGroup, world_from_cam: np.ndarray, subsample: int
+) -> DenseResult:
+    """Maps of the group's views as published: every pixel follows its anchor."""
+    K = aligned.cameras.K.cpu().numpy()
+    canonical = [data.usable(index) for index in aligned.group]
     depths = [
         dense_depth(one, aligned.cameras.core_depths[k], float(K[k, 0, 0]), subsample)
         for k, one in enumerate(canonical)
     ]
-    confs = [one.conf for one in canonical]
-    clean = confs
+    clean = confs = [one.conf for one in canonical]
     if len(canonical) > 1:
         device = depths[0].device
+        position_of = {index: k for k, index in enumerate(aligned.group)}
         clean = clean_confidences(
             depths,
             confs,
@@ -53,34 +127,29 @@ def densify_views(
             None if len(canonical) <= _ALL_PAIRS_CLEANED else _neighbours(data.pairs, position_of),
             distortion=None if aligned.refinement is None else aligned.refinement.distortion.tolist(),
         )
-    counts = np.zeros(len(views), dtype=np.int64)
+    return DenseResult(tuple(depths), tuple(confs), tuple(clean))
+
+
+def _known_maps(
+    depth: torch.Tensor, conf: torch.Tensor, clean: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Maps (H, W) on the CPU; a depth that is not positive or not finite is nan, with confidence 0."""
+    known = depth.isfinite() & (depth > 0)
+    known_depth, *confs = (
+        torch.where(known, one, other) for one, other in ((depth, torch.nan), (conf, 0.0), (clean, 0.0))
+    )
+    return known_depth.cpu().numpy(), confs[0].cpu().numpy(), confs[1].cpu().numpy()
+
+
+def _nearest_neighbours(aligned: AlignedGroup, most: int) -> list[list[int]]:
+    """For every view of a group the `most` others it shares most matches with, by position in the group."""
+    position_of = {index: k for k, index in enumerate(aligned.group)}
+    shared: list[Counter[int]] = [Counter() for _ in aligned.group]
     for m in aligned.matches:
-        counts[[m.i, m.j]] += len(m)
-
-    confirmed: dict[int, int] = {}
-    for pair in data.summaries:
-        if pair.num_features is not None:
-            for index in (pair.i, pair.j):
-                confirmed[index] = confirmed.get(index, 0) + pair.num_features
-
-    result = []
-    for view in views:
-        mask = None if view.alpha is None else view.alpha >= 128
-        common = (view.index, str(view.path), view.transform, view.rgb)
-        if view.index in position_of:
-            k = position_of[view.index]
-            maps = (depths[k].cpu().numpy(), confs[k].cpu().numpy(), clean[k].cpu().numpy())
-            placed = (True, K[k], world_from_cam[k])
-            error = float(aligned.errors_px[k])
-            refined = {} if aligned.refinement is None else _refined_fields(aligned.refinement, k)
-        else:
-            maps, own_K = _alone(view, data.canonical[view.index], subsample)
-            placed = (False, own_K, np.eye(4))
-            error = float("nan")
-            refined = {}
-        refined["num_confirmed"] = confirmed.get(view.index)
-        result.append(ReconstructedView(*common, *placed, *maps, error, int(counts[view.index]), mask, **refined))
-    return tuple(result)
+        i, j = position_of[m.i], position_of[m.j]
+        shared[i][j] += len(m)
+        shared[j][i] += len(m)
+    return [sorted(counts, key=lambda k: (-counts[k], k))[:most] for counts in shared]
 
 
 def _refined_fields(refinement: Refinement, k: int) -> dict[str, Any]:
@@ -107,19 +176,18 @@ def _neighbours(pairs: Sequence[tuple[int, int]], position_of: Mapping[int, int]
     return [sorted(group) for group in found]
 
 
-def _alone(
+def _alone_maps(
     view: View, canonical: CanonicalView | None, subsample: int
-) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], np.ndarray]:
     """Depth, confidences and K of a view that is not registered: its own prediction, nan if it has none."""
     H, W = view.shape
     K = np.array([[max(H, W), 0, W / 2], [0, max(H, W), H / 2], [0, 0, 1]], dtype=np.float64)
     if canonical is None:
-        nothing = np.zeros((H, W), dtype=np.float32)
-        return (np.full((H, W), np.nan, dtype=np.float32), nothing, nothing), K
+        nothing = torch.zeros(H, W)
+        return (nothing, nothing, nothing), K
     K[0, 0] = K[1, 1] = canonical.focal_px
-    depth = dense_depth(canonical, canonical.core_depth, canonical.focal_px, subsample).cpu().numpy()
-    conf = canonical.conf.cpu().numpy()
-    return (depth, conf, conf), K
+    depth = dense_depth(canonical, canonical.core_depth, canonical.focal_px, subsample)
+    return (depth, canonical.conf, canonical.conf), K
 
 
 def dense_depth(

@@ -174,7 +174,7 @@ def _follow(
     order = order[np.unique(block[order], return_index=True)[1]]  # the match nearest to the corner of its block
     block, corner, xy, other, pixel = block[order], corner[order], xy[order], other[order], pixel[order]
     affine = _affine(start, a, b, first.depth, pixel)
-    area = np.abs(affine[:, 0, 0] * affine[:, 1, 1] - affine[:, 0, 1] * affine[:, 1, 0])
+    area = affine[:, 0, 0] * affine[:, 1, 1] - affine[:, 0, 1] * affine[:, 1, 0]  # negative: seen from behind
     usable = np.isfinite(area) & (area > 1 / _MAX_STRETCH) & (area < _MAX_STRETCH)
     block, corner, xy, other, affine = block[usable], corner[usable], xy[usable], other[usable], affine[usable]
     expected = other + np.einsum("mab,mb->ma", affine, corner - xy)

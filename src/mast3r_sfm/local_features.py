@@ -23,6 +23,7 @@ from mast3r_sfm.options import CameraModel, RefinementOptions
 from mast3r_sfm.pairwise import PairwiseData
 from mast3r_sfm.progress import Advance
 from mast3r_sfm.tracks import CameraGroup, LocalFeatures, colmap_camera, confirm_pair, extract_features
+from mast3r_sfm.tracks.orientation import upright_share
 from mast3r_sfm.tracks.unguided import match_everywhere
 from mast3r_sfm.types import Correspondences, PairSummary, View
 
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 MIN_CONNECTING = 30
 """Confirmed matches of features that connect two photos although the network denies the pair."""
 
+_MIN_UPRIGHT = 0.7  # of triangles between matches, that say for certain that two photos show the same
 _FEATURES_TO_CONNECT = 4096  # of each photo of a pair that the network denies
 _FEATURES_TO_CHECK = 2048  # of each photo of a pair that it believes
 _FEATURES_OF_ALL = 100_000
@@ -53,6 +55,17 @@ class FeatureEvidence:
 
     features: tuple[LocalFeatures, ...]
     confirmed: Mapping[tuple[int, int], pycolmap.TwoViewGeometry]
+
+    def connecting(self) -> list[tuple[int, int]]:
+        """The pairs whose matches are certain enough to say that two photos show the same."""
+        return [
+            (i, j)
+            for (i, j), geometry in self.confirmed.items()
+            if upright_share(
+                self.features[i].xy[geometry.inlier_matches[:, 0]], self.features[j].xy[geometry.inlier_matches[:, 1]]
+            )
+            >= _MIN_UPRIGHT
+        ]
 
     def among(self, members: Sequence[int]) -> dict[tuple[int, int], np.ndarray]:
         """The confirmed matches (M, 2) int64 of some images, by pair of positions in `members`."""

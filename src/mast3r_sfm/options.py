@@ -308,6 +308,24 @@ class RefinementOptions:
 
 
 @dataclass(frozen=True)
+class DenseOptions:
+    """How the depth of all pixels follows from the aligned scene (docs/method.md, Dense depth).
+
+    num_neighbours  views that each view is compared with, those with the most matches
+    num_rounds      times that every view hears what its neighbours say of its depth
+    """
+
+    num_neighbours: int = 8
+    num_rounds: int = 2
+
+    def __post_init__(self) -> None:
+        if min(self.num_neighbours, self.num_rounds) < 0:
+            raise InputError(
+                f"`num_neighbours` or `num_rounds` is {min(self.num_neighbours, self.num_rounds)}, must be 0 or more"
+            )
+
+
+@dataclass(frozen=True)
 class ReconstructionOptions:
     """What a reconstruction may be asked, besides its images and its model.
 
@@ -317,6 +335,7 @@ class ReconstructionOptions:
     intrinsics_groups   which photos share a focal length and a principal point; a string is parsed. "shared" also if
                   `alignment.shared_intrinsics`
     refinement    of the aligned cameras by features at the photos' resolution, None: they stay as aligned
+    dense         how depth and confidence of all pixels are made, None: as published
     seed          of all random choices: the same input, seed and device give the same result
     """
 
@@ -330,6 +349,7 @@ class ReconstructionOptions:
         "shared: all, whatever their size (crops, not resized copies).",
     )
     refinement: RefinementOptions | None = field(default_factory=RefinementOptions)
+    dense: DenseOptions | None = field(default_factory=DenseOptions)
     seed: int = choice(0, "Of all random choices.")
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from mast3r_sfm.alignment import CameraLayout, align_group
+from mast3r_sfm.alignment import AlignedGroup, CameraLayout, align_group
 from mast3r_sfm.camera_groups import group_cameras, stated_focals
 from mast3r_sfm.densify import densify_views
 from mast3r_sfm.device import lack_of_memory_explained
@@ -109,9 +109,52 @@ def _reconstruct(
     pairs: Sequence[tuple[int, int]] | None,
 ) -> Reconstruction:
     """The stages in their order."""
-    config = options.alignment
     timer = StageTimer(progress, model.device)
+    located = locate_cameras(images, model, options, timer, pairs)
+    data, aligned = located.data, located.aligned
 
+    with timer.stage("Dense depth", 1):
+        views = densify_views(images, data, aligned, options)
+    for index, doubt in doubts(views).items():
+        logger.warning("%s: its camera is doubtful: %s", images[index].path, doubt)
+
+    return Reconstruction(
+        views,
+        aligned.matches,
+        None if aligned.refinement is None else aligned.refinement.tracks,
+        model=model.description(),
+        options=options,
+        image_hashes=tuple(image.sha256 for image in images),
+        pairs=data.summaries,
+        groups=located.groups,
+        seconds=timer.seconds,
+    )
+
+
+@dataclass(frozen=True)
+class Located:
+    """What the stages before the dense depth leave.
+
+    groups  indices of the images that connect; `aligned` is of the first
+    """
+
+    data: PairwiseData
+    aligned: AlignedGroup
+    groups: tuple[tuple[int, ...], ...]
+
+
+def locate_cameras(
+    images: Sequence[View],
+    model: Model,
+    options: ReconstructionOptions,
+    timer: StageTimer,
+    pairs: Sequence[tuple[int, int]] | None = None,
+) -> Located:
+    """The cameras of the largest group of images that connect; the stages up to the dense depth.
+
+    Arguments and errors as those of `reconstruct`, which calls it.
+    """
+    config = options.alignment
     data = predict_pairwise(model, images, options, timer, pairs)
     evidence = None
     if options.refinement is not None and len(images) > 1:
@@ -135,23 +178,7 @@ def _reconstruct(
             aligned = refine_group(images, data, aligned, evidence, camera_of, options, advance)
     groups = _with_first(aligned.group, groups)
     _warn_of_left_out(images, groups)
-
-    with timer.stage("Dense depth", 1):
-        views = densify_views(images, data, aligned, config.subsample)
-    for index, doubt in doubts(views).items():
-        logger.warning("%s: its camera is doubtful: %s", images[index].path, doubt)
-
-    return Reconstruction(
-        views,
-        aligned.matches,
-        None if aligned.refinement is None else aligned.refinement.tracks,
-        model=model.description(),
-        options=options,
-        image_hashes=tuple(image.sha256 for image in images),
-        pairs=data.summaries,
-        groups=tuple(map(tuple, groups)),
-        seconds=timer.seconds,
-    )
+    return Located(data, aligned, tuple(map(tuple, groups)))
 
 
 def _focals_of_originals(images: Sequence[View], canonical: Sequence[CanonicalView | None]) -> list[float | None]:

@@ -84,7 +84,7 @@ def place_views(images: Sequence[View], data: PairwiseData, best: Candidate, sub
         group = refined.groups[refined.group_of[k]]
         K[k], distortion[k] = images[members[k]].transform.K_to_network(group.K), group.distortion
     world_from_cam = cam_from_world[0] @ np.linalg.inv(cam_from_world)  # the first camera is the origin of the result
-    views = {index: data.usable(index) for index in members}
+    views = {index: data.usable(index).in_main_memory() for index in members}
     cameras = {index: FixedCamera(K[k], float(distortion[k]), world_from_cam[k]) for k, index in enumerate(members)}
     matches = tuple(m for m in data.correspondences if m.i in views and m.j in views)
     sides = match_sides(views, cameras, matches, subsample)

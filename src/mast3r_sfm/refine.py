@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mast3r_sfm.alignment import AlignedGroup
+from mast3r_sfm.connection import parts_by_features, with_apart_errors
 from mast3r_sfm.gaps import fill_gaps
 from mast3r_sfm.graphs import number_by_first
 from mast3r_sfm.local_features import FeatureEvidence
@@ -75,6 +76,8 @@ def refine_group(
         [(camera, image.transform.original_size) for camera, image in zip(camera_of, images, strict=True)]
     )
     total = sum(len(geometry.inlier_matches) for geometry in evidence.confirmed.values())
+    connecting = evidence.connecting()
+    aligned = with_apart_errors(aligned, data, connecting, subsample)
     best = _refined(images, data, evidence, aligned_start(images, aligned, group_of, model), options, advance)
     if total >= _MIN_EVIDENCE and best.num_explained < ENOUGH_EXPLAINED * total:
         logger.info("the aligned cameras explain %d of %d matches of features", best.num_explained, total)
@@ -88,8 +91,8 @@ def refine_group(
     if best.refined is None and not best.start.mapped:
         warn_of_unrefined(images, evidence, best)
         return aligned
-    placed = place_views(images, data, best, subsample)
-    if not best.start.mapped and _tears_apart(images, aligned, placed):
+    placed = with_apart_errors(place_views(images, data, best, subsample), data, connecting, subsample)
+    if not best.start.mapped and _tears_apart(images, aligned, placed, parts_by_features(aligned.group, connecting)):
         logger.warning(
             "the cameras stay as aligned: only %d of %d have enough features, and with these refined the others do not "
             "fit any more",
@@ -240,11 +243,17 @@ def _num_explained(evidence: FeatureEvidence, start: Start, refined: RefinedCame
     )
 
 
-def _tears_apart(images: Sequence[View], aligned: AlignedGroup, placed: AlignedGroup) -> bool:
-    """Whether a member that was neither refined nor doubtful agrees much worse with its matches than before."""
+def _tears_apart(images: Sequence[View], aligned: AlignedGroup, placed: AlignedGroup, part: np.ndarray) -> bool:
+    """Whether a member that was neither refined nor doubtful agrees much worse with its matches than before.
+
+    part  (n,) of `parts_by_features`: if features connect most members, those that they do not connect with these
+          have no say
+    """
     if placed.refinement is None:
         return False
-    kept = ~placed.refinement.refined
-    before, after = aligned.errors_px.cpu().numpy()[kept], placed.errors_px.cpu().numpy()[kept]
-    long_edges = np.array([max(images[index].shape) for index in aligned.group])[kept]
-    return bool(((after > MAX_WORSE * before + _WORSE_PX) & (before <= MAX_ERROR * long_edges)).any())
+    before, after = aligned.errors_px.cpu().numpy(), placed.errors_px.cpu().numpy()
+    counts = ~placed.refinement.refined
+    counts &= before <= MAX_ERROR * np.array([max(images[index].shape) for index in aligned.group])
+    if 2 * np.sum(part == 0) > len(part):
+        counts &= part == 0
+    return bool((counts & (after > MAX_WORSE * before + _WORSE_PX)).any())

@@ -210,6 +210,11 @@ class CanonicalView:
     core_depth: torch.Tensor
     focal_px: float
 
+    def in_main_memory(self) -> CanonicalView:
+        """The same there: thousands of small questions to a GPU take longer than the answers."""
+        maps = (self.relative_depth.cpu(), self.conf.cpu(), self.core_depth.cpu())
+        return CanonicalView(self.index, *maps, self.focal_px)
+
 
 @dataclass(frozen=True)
 class ReconstructedView:
@@ -221,14 +226,15 @@ class ReconstructedView:
                     prediction in its own camera and no exporter places it in the scene
     K               (3, 3) float64 intrinsics of the network's image, pixels
     world_from_cam  (4, 4) float64 camera-to-world
-    depth           (H, W) float32 z-depth in scene units
-    conf            (H, W) float32 merged confidence
+    depth           (H, W) float32 z-depth in scene units, positive, nan where unknown
+    conf            (H, W) float32 confidence: the network's, by default changed by what other views confirm; 0 where
+                    the depth is unknown
     conf_clean      (H, W) float32 the same after cleaning (points that float in front of a more
                     confident surface have 0); the scene is written from it unless asked otherwise
     median_reprojection_error_px  over the view's matches, network pixels; nan without matches
     num_matches     matches of the view that entered the alignment
-    num_confirmed   matches of its local features in all pairs that a two-view geometry confirms; None if they were not
-                    looked for
+    apart_error_px  like `median_reprojection_error_px`, of a view that no local feature connects with most others: over
+                    its matches with views that none connects it with; nan for all others
     mask            (H, W) bool, True where the photo is opaque, None if it is everywhere
     distortion      k1 of the lens: a point at x = (X / Z, Y / Z) of the camera is seen at x (1 + k1 |x|^2)
     refined         the camera was adjusted to tracks of local features
@@ -259,7 +265,7 @@ class ReconstructedView:
     track_error_px: float = float("nan")
     focal_std_px: float = float("nan")
     position_std: float = float("nan")
-    num_confirmed: int | None = None
+    apart_error_px: float = float("nan")
 
     @property
     def K_original(self) -> np.ndarray:

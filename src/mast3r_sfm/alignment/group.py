@@ -24,6 +24,8 @@ class AlignedGroup:
     cameras    of each
     errors_px  (n,) float64 median reprojection error of each view's matches, network pixels; nan without matches
     matches    those that entered the alignment
+    apart_errors_px  (n,) float64 the same over matches with views that no local feature connects a view with, of views
+                that none connects with most of the others; nan for all others; None if features were not looked for
     refinement  of the cameras by tracks of local features, in the order of the cameras; None if they are as aligned
     """
 
@@ -32,6 +34,7 @@ class AlignedGroup:
     errors_px: torch.Tensor
     matches: tuple[Correspondences, ...]
     refinement: Refinement | None = None
+    apart_errors_px: torch.Tensor | None = None
 
 
 def align_group(

@@ -32,6 +32,7 @@ from mast3r_sfm.errors import InputError, Mast3rSfmError
 from mast3r_sfm.options import (
     AlignmentConfig,
     CameraModel,
+    DenseOptions,
     Engine,
     ExportFormat,
     IntrinsicsGroups,
@@ -147,6 +148,12 @@ def cli() -> None:
 )
 @option(RefinementOptions, "camera_model")
 @option(RefinementOptions, "max_feature_size")
+@click.option(
+    "--agree-depth/--no-agree-depth",
+    default=ReconstructionOptions().dense is not None,
+    show_default=True,
+    help="Smooth depth that the views agree on, and confidence by that; the published method has neither.",
+)
 @option(AlignmentConfig, "subsample")
 @option(AlignmentConfig, "matching_conf_thr")
 @verify_option
@@ -191,6 +198,7 @@ def reconstruct(**flags: Any) -> int:
             alignment=alignment,
             intrinsics_groups=_intrinsics_groups(flags),
             refinement=_refinement(flags),
+            dense=DenseOptions() if flags["agree_depth"] else None,
             seed=flags["seed"],
         ),
         scene=SceneOptions(**{name: flags[name] for name in SCENE_FLAGS}),
@@ -311,6 +319,8 @@ def compare(**flags: Any) -> int:
             scene_graph=flags["scene_graph"],
             verification=None,  # the published method keeps every match
             alignment=AlignmentConfig.published(niter_coarse=flags["niter"], niter_fine=flags["niter"]),
+            refinement=None,
+            dense=None,
         ),
         display=_display(flags),
     )

@@ -9,6 +9,7 @@ _FLAG_OF = {
     "niter_fine": "--niter",
     "verification=None": "--no-verify-matches",
     "refinement=RefinementOptions()": "--refine-cameras",
+    "dense=None": "--no-agree-depth",
     "inputs": "--input",
 }
 """Parameters that go by another name on the command line than their own with dashes."""

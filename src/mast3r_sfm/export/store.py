@@ -38,7 +38,7 @@ def save_reconstruction(reconstruction: ReconstructedScene, path: Path) -> None:
         "track_error_px": np.array([view.track_error_px for view in views], dtype=np.float64),
         "focal_std_px": np.array([view.focal_std_px for view in views], dtype=np.float64),
         "position_std": np.array([view.position_std for view in views], dtype=np.float64),
-        "num_confirmed": np.array([-1 if view.num_confirmed is None else view.num_confirmed for view in views]),
+        "apart_error_px": np.array([view.apart_error_px for view in views], dtype=np.float64),
         **{f"match_{key}": array for key, array in pack_matches(reconstruction.matches).items()},
     }
     for number, view in enumerate(views):
@@ -102,7 +102,7 @@ _COLUMNS_OF_REFINEMENT = {
     "track_error_px": np.nan,
     "focal_std_px": np.nan,
     "position_std": np.nan,
-    "num_confirmed": -1,
+    "apart_error_px": np.nan,
 }
 _TRACKS = tuple(field.name for field in dataclasses.fields(Tracks))
 
@@ -138,5 +138,5 @@ def _view(file: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray], num
         track_error_px=float(columns["track_error_px"][number]),
         focal_std_px=float(columns["focal_std_px"][number]),
         position_std=float(columns["position_std"][number]),
-        num_confirmed=None if (confirmed := int(columns["num_confirmed"][number])) < 0 else confirmed,
+        apart_error_px=float(columns["apart_error_px"][number]),
     )

@@ -5,6 +5,7 @@ from mast3r_sfm.tracks.bundle import CameraGroup as CameraGroup
 from mast3r_sfm.tracks.bundle import camera_group as camera_group
 from mast3r_sfm.tracks.bundle import colmap_camera as colmap_camera
 from mast3r_sfm.tracks.bundle import confirm_pair as confirm_pair
+from mast3r_sfm.tracks.bundle import is_flat as is_flat
 from mast3r_sfm.tracks.features import LocalFeatures as LocalFeatures
 from mast3r_sfm.tracks.features import extract_features as extract_features
 from mast3r_sfm.tracks.mapping import map_features as map_features

@@ -15,12 +15,14 @@ import pycolmap
 
 from mast3r_sfm.options import CameraModel
 from mast3r_sfm.tracks.adjusted import AdjustedTracks
+from mast3r_sfm.tracks.orientation import upright_share
 
 MIN_ANGLE_DEG = 1.5
 """Smallest angle between two rays of a point."""
 
 _MIN_BASELINE = 0.05  # of the two photos that set the unit of length, as a share of the largest from the first photo
 _MIN_INLIERS = 15  # matches of a pair that its epipolar geometry confirms
+_MIN_UPRIGHT = 0.5  # share of the triangles of those matches that keep their orientation
 _MAX_TRIALS = 2000  # of seven matches each: one in 0.4^7 = 600 is right if 40 % of the matches are
 _SEED = 0
 
@@ -251,7 +253,7 @@ def confirm_pair(
 ) -> pycolmap.TwoViewGeometry | None:
     """The matches (M, 2) of features (N, 2) of two photos that one epipolar geometry or one homography confirms.
 
-    None if they are too few to believe.
+    None if they are too few to believe, or turn more triangles over than they keep, as those with a mirror image do.
     """
     if len(matches) < _MIN_INLIERS:
         return None
@@ -263,7 +265,16 @@ def confirm_pair(
     geometry = pycolmap.estimate_two_view_geometry(
         camera_i, xy_i + 0.5, camera_j, xy_j + 0.5, matches.astype(np.uint32), options
     )
-    return geometry if len(geometry.inlier_matches) >= _MIN_INLIERS else None
+    own, other = geometry.inlier_matches.astype(np.int64).T
+    if len(own) < _MIN_INLIERS or upright_share(xy_i[own], xy_j[other]) < _MIN_UPRIGHT:
+        return None
+    return geometry
+
+
+def is_flat(geometry: pycolmap.TwoViewGeometry) -> bool:
+    """Whether one homography explains the matches: a flat scene, or a camera that turned on the spot."""
+    kind = pycolmap.TwoViewGeometryConfiguration
+    return geometry.config in (kind.PLANAR, kind.PANORAMIC, kind.PLANAR_OR_PANORAMIC)
 
 
 def colmap_camera(group: CameraGroup, camera_id: int, focal_known: bool = False) -> pycolmap.Camera:

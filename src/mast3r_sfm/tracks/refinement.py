@@ -17,7 +17,7 @@ from mast3r_sfm.graphs import number_by_first
 from mast3r_sfm.options import CameraModel
 from mast3r_sfm.progress import Advance
 from mast3r_sfm.tracks.adjusted import AdjustedTracks
-from mast3r_sfm.tracks.bundle import Bundle, CameraGroup
+from mast3r_sfm.tracks.bundle import Bundle, CameraGroup, is_flat
 from mast3r_sfm.tracks.covariance import standard_deviations
 from mast3r_sfm.tracks.features import LocalFeatures
 from mast3r_sfm.tracks.guided import match_guided
@@ -120,7 +120,8 @@ def refine_cameras(
     may_split: bool = True,
     advance: Advance | None = None,
 ) -> RefinedCameras | None:
-    """Adjusts the cameras to tracks of local features; None if there are too few tracks to say anything.
+    """Adjusts the cameras to tracks of local features; None if there are too few tracks to say anything, or two views
+    alone that share a flat scene or a place, which leaves their distance and focal lengths open.
 
     pairs  of views that may share something
     known  by pair: matches (M, 2) of features that were found without the cameras; they count before those that the
@@ -140,7 +141,7 @@ def refine_cameras(
     depths = [view.depths for view in views]
     for number, one in enumerate(ROUNDS):
         confirmed = _confirmed_matches(bundle, views, trees, depths, pairs, known or {}, one, long_edge, pixel)
-        if not confirmed:
+        if not confirmed or (len(views) == 2 and all(is_flat(geometry) for geometry in confirmed.values())):
             return None
         if may_split and number == len(ROUNDS) - 1:
             split = _split(bundle, groups, group_of, confirmed, one, places, pixel)

@@ -79,7 +79,9 @@ def _own_engine(files: list[str], model: Any, graph: str, size: int, options: di
 
     views = load_views(files, ImageSizing.for_model(size, 16, False))
     alignment = AlignmentConfig.published(**options)
-    chosen = ReconstructionOptions(SceneGraph.parse(graph), verification=None, alignment=alignment)
+    chosen = ReconstructionOptions(
+        SceneGraph.parse(graph), verification=None, alignment=alignment, refinement=None, dense=None
+    )
     result = reconstruct(views, model, chosen)
     return Scene(
         np.stack([view.world_from_cam for view in result.views]),
