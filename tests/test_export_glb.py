@@ -104,6 +104,16 @@ class TestFaces:
             surface = thinned_surface(np.ones((33, 33), bool), map_, 0.03, stride)
             assert surface.upper.all() and surface.lower.all()
 
+    def test_a_plane_may_slant_twice_as_much_as_a_step_may_rise(self) -> None:
+        plane = 1 / np.linspace(1.0, 0.3, 15)  # by 5 % in front to 17 % behind
+        changes = np.diff(plane) / plane[:-1]
+        surface = thinned_surface(np.ones((4, 15), bool), np.broadcast_to(plane, (4, 15)), 0.03, 1.0)
+        assert np.array_equal(surface.upper[0], changes <= 0.06) and surface.upper[0].any()
+        bent = np.full(15, 2.0)
+        bent[8:] = 2.08  # 4 % at once
+        surface = thinned_surface(np.ones((4, 15), bool), np.broadcast_to(bent, (4, 15)), 0.03, 1.0)
+        assert np.flatnonzero(~surface.upper[0]).tolist() == [7]
+
     @pytest.mark.parametrize("stride", [1.0, 2.5, 4.0, 7.0])
     def test_a_step_is_a_jump_at_any_stride(self, stride: float) -> None:
         depth = np.full((33, 33), 2.0)

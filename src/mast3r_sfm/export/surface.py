@@ -17,6 +17,9 @@ _FAR = 4.0
 """Points further from the middle of the scene than this many times the distance that 80 % of them keep are not shown: a
 few that are far out, sky or a mistaken depth, would shrink everything else to a dot in a viewer."""
 
+_SLANTED = 2.0
+"""A straight surface may slant by this many times the step that counts as a jump elsewhere."""
+
 _MOST_PIXELS = 20_000_000
 """Of all views together, before rows and columns are left out: 100 of 512 x 384."""
 
@@ -176,8 +179,9 @@ def thinned_surface(kept: np.ndarray, depth: np.ndarray, depth_jump: float, stri
     """Triangles of the quads of every `stride`-th pixel; the first and last row and column always take part.
 
     A triangle needs its three corners in `kept` and no depth jump along its two sides of the quad. A jump lies
-    between two neighbouring *pixels* whose depths differ by more than `depth_jump` of the smaller one. It is looked
-    for at full resolution: over a wider step a slanted floor changes as much as a real edge does.
+    between two neighbouring *pixels* whose depths differ by more than `depth_jump` of the smaller one; twice that where
+    the surface goes on straight, as a floor far away does. It is looked for at full resolution: over a wider step a
+    slanted floor changes as much as a real edge does.
 
     kept    (H, W) bool
     depth   (H, W) z-depth
@@ -204,11 +208,23 @@ def _grid_lines(size: int, stride: float) -> np.ndarray:
 
 def _joined(depth: np.ndarray, lines: np.ndarray, depth_jump: float) -> np.ndarray:
     """(n, len(lines) - 1) bool: no jump along a row of `depth` (n, size) from one of the `lines` to the next."""
-    with np.errstate(invalid="ignore"):
-        smaller = np.minimum(depth[:, 1:], depth[:, :-1])
-        smooth = np.abs(np.diff(depth, axis=1)) <= depth_jump * smaller  # False where a depth is missing
+    with np.errstate(invalid="ignore", divide="ignore"):
+        step = np.abs(np.diff(depth, axis=1)) / np.minimum(depth[:, 1:], depth[:, :-1])
+        smooth = (step <= depth_jump) | ((step <= _SLANTED * depth_jump) & _flat(depth, depth_jump))
+    # a missing depth is a jump: comparisons with nan are False
     jumps_before = np.concatenate([np.zeros((len(depth), 1), dtype=int), np.cumsum(~smooth, axis=1)], axis=1)
     return jumps_before[:, lines[1:]] == jumps_before[:, lines[:-1]]
+
+
+def _flat(depth: np.ndarray, depth_jump: float) -> np.ndarray:
+    """(n, size - 1) bool: from a pixel to the next of a row the surface goes on as before and behind.
+
+    The inverse depth of a plane is linear in the pixels, so its second difference is that of a bend.
+    """
+    inverse = 1 / depth
+    bend = np.abs(np.diff(inverse, n=2, axis=1)) <= depth_jump / 3 * inverse[:, 1:-1]
+    straight = np.pad(bend, ((0, 0), (1, 1)), mode="edge") if bend.shape[1] else np.zeros(depth.shape, dtype=bool)
+    return straight[:, 1:] & straight[:, :-1]
 
 
 def normals(points: np.ndarray, kept: np.ndarray, reach: int) -> np.ndarray:

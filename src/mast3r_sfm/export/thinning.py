@@ -60,21 +60,34 @@ def best_view_masks(
     solid = [_eroded(surface) for surface in surfaces]
     others = _most_matched(placed, matches)
 
-    def mask_of(k: int) -> np.ndarray:
-        H, W = surfaces[k].shape
+    def shown(k: int, pixels: np.ndarray, masks: Sequence[np.ndarray], better: bool) -> np.ndarray:
+        """Which of `pixels` (H, W) bool the `masks` of other views show (if asked, better), on a coarse grid."""
+        H, W = pixels.shape
         step = max(1, round(max(H, W) / _COMPARED_PX))
-        y, x = np.nonzero(surfaces[k][::step, ::step])
-        pixels = step * (y * W + x)
-        shown_better = np.zeros((H, W), dtype=bool)
+        y, x = np.nonzero(pixels[::step, ::step])
+        left = step * (y * W + x)
+        found = np.zeros((H, W), dtype=bool)
         for other in others[k]:
-            better = _shown_better(placed[k], pixels, scores[k], placed[other], solid[other], scores[other])
-            shown_better.flat[pixels[better]] = True
-            pixels = pixels[~better]
-        spread = shown_better[::step, ::step].repeat(step, 0).repeat(step, 1)[:H, :W]
-        return surfaces[k] & ~_smoothed(spread, surfaces[k])
+            place, same = _same_place(placed[k], left, placed[other])
+            same &= masks[other].flat[place]
+            if better:
+                same &= scores[other].flat[place] > scores[k].flat[left]
+            found.flat[left[same]] = True
+            left = left[~same]
+        return found[::step, ::step].repeat(step, 0).repeat(step, 1)[:H, :W]
+
+    def best(k: int) -> np.ndarray:
+        return surfaces[k] & ~_smoothed(shown(k, surfaces[k], solid, better=True), surfaces[k])
+
+    def completed(k: int) -> np.ndarray:
+        """What another view showed better, and lost in its turn to a third that does not quite show it, comes back."""
+        gone = surfaces[k] & ~masks[k]
+        return masks[k] | (surfaces[k] & _grown(gone & ~shown(k, gone, solid_masks, better=False)))
 
     with _pool() as pool:
-        return list(pool.map(mask_of, range(len(placed))))
+        masks = list(pool.map(best, range(len(placed))))
+        solid_masks = [_eroded(mask) for mask in masks]
+        return list(pool.map(completed, range(len(placed))))
 
 
 def _most_matched(placed: Sequence[PlacedView], matches: Sequence[Correspondences]) -> list[list[int]]:
@@ -100,31 +113,24 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(16, os.cpu_count() or 1))
 
 
-def _shown_better(
-    one: PlacedView,
-    pixels: np.ndarray,
-    score: np.ndarray,
-    other: PlacedView,
-    solid: np.ndarray,
-    score_of_other: np.ndarray,
-) -> np.ndarray:
-    """(n,) bool: the other view shows the places of flat `pixels` (n,) from the same side, and with more score."""
+def _same_place(one: PlacedView, pixels: np.ndarray, other: PlacedView) -> tuple[np.ndarray, np.ndarray]:
+    """Where another view sees the places of flat `pixels` (n,): its flat pixels (n,), and (n,) bool whether it does.
+
+    It does if it is at the same depth there and looks at the same side.
+    """
     view = other.view
     H, W = view.depth.shape
     points = (one.points.reshape(-1, 3)[pixels] - view.world_from_cam[:3, 3]) @ view.world_from_cam[:3, :3]
     xy = project(points, view.K, view.distortion)
     with np.errstate(invalid="ignore"):
-        inside = ((xy > -0.5) & (xy < np.array([W, H]) - 0.5)).all(axis=1)
-    x, y = np.round(xy[inside]).astype(np.int64).T
+        inside = np.all((xy > -0.5) & (xy < np.array([W, H]) - 0.5), axis=1)
+    x, y = np.round(np.where(inside[:, None], xy, 0)).astype(np.int64).T
     places = y * W + x
-    own = pixels[inside]
     with np.errstate(invalid="ignore"):
-        same = np.abs(view.depth.flat[places] - points[inside, 2]) <= _SAME_DEPTH * points[inside, 2]
+        same = np.abs(view.depth.flat[places] - points[:, 2]) <= _SAME_DEPTH * points[:, 2]
         # a missing normal is at an edge, where the depth decides alone
-        same_side = ~(np.sum(one.normals.reshape(-1, 3)[own] * other.normals.reshape(-1, 3)[places], axis=1) < 0)
-    better = np.zeros(len(pixels), dtype=bool)
-    better[inside] = solid.flat[places] & same & same_side & (score_of_other.flat[places] > score.flat[own])
-    return better
+        turned = np.sum(one.normals.reshape(-1, 3)[pixels] * other.normals.reshape(-1, 3)[places], axis=1) < 0
+    return places, inside & same & ~turned
 
 
 def _levels(one: PlacedView) -> np.ndarray:
@@ -147,8 +153,15 @@ def _smoothed(shown_better: np.ndarray, surface: np.ndarray) -> np.ndarray:
 
     stays = (surface & ~shown_better).astype(np.uint8)
     stays = cv2.morphologyEx(stays, cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
+    return ~_grown(stays.astype(bool))
+
+
+def _grown(mask: np.ndarray) -> np.ndarray:
+    """The mask and `_OVERLAP` pixels around it."""
+    import cv2
+
     reach = 2 * _OVERLAP + 1
-    return cv2.dilate(stays, np.ones((reach, reach), np.uint8)) == 0
+    return cv2.dilate(mask.astype(np.uint8), np.ones((reach, reach), np.uint8)).astype(bool)
 
 
 def _eroded(surface: np.ndarray) -> np.ndarray:
