@@ -17,8 +17,9 @@ _FAR = 4.0
 """Points further from the middle of the scene than this many times the distance that 80 % of them keep are not shown: a
 few that are far out, sky or a mistaken depth, would shrink everything else to a dot in a viewer."""
 
-_SLANTED = 2.0
-"""A straight surface may slant by this many times the step that counts as a jump elsewhere."""
+_SLANTED, _UNEVEN, _SLANT_REACH = 2.0, 3.0, 6
+"""A step up to so many times what counts as a jump elsewhere is none if it is up to so many times the mean step within
+so many pixels: a surface seen edge on, a little uneven."""
 
 _MOST_PIXELS = 20_000_000
 """Of all views together, before rows and columns are left out: 100 of 512 x 384."""
@@ -179,9 +180,9 @@ def thinned_surface(kept: np.ndarray, depth: np.ndarray, depth_jump: float, stri
     """Triangles of the quads of every `stride`-th pixel; the first and last row and column always take part.
 
     A triangle needs its three corners in `kept` and no depth jump along its two sides of the quad. A jump lies
-    between two neighbouring *pixels* whose depths differ by more than `depth_jump` of the smaller one; twice that where
-    the surface goes on straight, as a floor far away does. It is looked for at full resolution: over a wider step a
-    slanted floor changes as much as a real edge does.
+    between two neighbouring *pixels* whose depths differ by more than `depth_jump` of the smaller one; twice that
+    where the surface slants as much on the whole, as a floor far away does. It is looked for at full resolution: over
+    a wider step a slanted floor changes as much as a real edge does.
 
     kept    (H, W) bool
     depth   (H, W) z-depth
@@ -210,21 +211,18 @@ def _joined(depth: np.ndarray, lines: np.ndarray, depth_jump: float) -> np.ndarr
     """(n, len(lines) - 1) bool: no jump along a row of `depth` (n, size) from one of the `lines` to the next."""
     with np.errstate(invalid="ignore", divide="ignore"):
         step = np.abs(np.diff(depth, axis=1)) / np.minimum(depth[:, 1:], depth[:, :-1])
-        smooth = (step <= depth_jump) | ((step <= _SLANTED * depth_jump) & _flat(depth, depth_jump))
+        smooth = (step <= depth_jump) | ((step <= _SLANTED * depth_jump) & (step <= _UNEVEN * _slanted(depth)))
     # a missing depth is a jump: comparisons with nan are False
     jumps_before = np.concatenate([np.zeros((len(depth), 1), dtype=int), np.cumsum(~smooth, axis=1)], axis=1)
     return jumps_before[:, lines[1:]] == jumps_before[:, lines[:-1]]
 
 
-def _flat(depth: np.ndarray, depth_jump: float) -> np.ndarray:
-    """(n, size - 1) bool: from a pixel to the next of a row the surface goes on as before and behind.
-
-    The inverse depth of a plane is linear in the pixels, so its second difference is that of a bend.
-    """
-    inverse = 1 / depth
-    bend = np.abs(np.diff(inverse, n=2, axis=1)) <= depth_jump / 3 * inverse[:, 1:-1]
-    straight = np.pad(bend, ((0, 0), (1, 1)), mode="edge") if bend.shape[1] else np.zeros(depth.shape, dtype=bool)
-    return straight[:, 1:] & straight[:, :-1]
+def _slanted(depth: np.ndarray) -> np.ndarray:
+    """(n, size - 1) mean relative step from pixel to pixel of a row, around every step: large on a far floor."""
+    steps = np.diff(np.log(depth), axis=1)
+    reach = min(_SLANT_REACH, (steps.shape[1] - 1) // 2)
+    sums = np.cumsum(np.pad(steps, ((0, 0), (reach + 1, reach)), mode="edge"), axis=1)
+    return np.abs(sums[:, 2 * reach + 1 :] - sums[:, : -2 * reach - 1]) / (2 * reach + 1)
 
 
 def normals(points: np.ndarray, kept: np.ndarray, reach: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from mast3r_sfm.export.surface import PlacedView, thinned_surface
 from mast3r_sfm.geometry import project
 from mast3r_sfm.types import Correspondences, ReconstructedView
 
-_SAME_DEPTH = 0.04
+_SAME_DEPTH = 0.02
 """Two views show the same place if their depths differ by no more than this share."""
 
 _LEVELS_PER_OCTAVE = 1.0
@@ -28,7 +28,7 @@ _COMPARED = 16
 _COMPARED_PX = 224
 """Long edge, about, of the grid of pixels that are compared; the patches are much larger than its cells."""
 
-_OVERLAP = 2
+_OVERLAP = 3
 """Pixels by which patches reach below their neighbours, so that no gap shows between them."""
 
 _LEAST_ISLAND = 1e-3
