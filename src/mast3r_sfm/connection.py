@@ -31,17 +31,17 @@ def with_apart_errors(
     part = parts_by_features(aligned.group, pairs)
     part_of = dict(zip(aligned.group, part.tolist(), strict=True))
     matches = tuple(m for m in aligned.matches if part_of[m.i] != part_of[m.j])
-    n = len(aligned.group)
-    distortion = np.zeros(n) if aligned.refinement is None else aligned.refinement.distortion
+    needed = {index for m in matches for index in (m.i, m.j)}  # mostly none
     K, world_from_cam = (value.cpu().numpy() for value in (aligned.cameras.K, aligned.cameras.world_from_cam))
-    views = {index: data.usable(index).in_main_memory() for index in aligned.group}
+    views = {index: data.usable(index).in_main_memory() for index in needed}
     cameras = {
-        index: FixedCamera(K[k].astype(np.float64), float(distortion[k]), world_from_cam[k].astype(np.float64))
+        index: FixedCamera(K[k].astype(np.float64), float(aligned.distortion[k]), world_from_cam[k].astype(np.float64))
         for k, index in enumerate(aligned.group)
+        if index in needed
     }
     sides = match_sides(views, cameras, matches, subsample)
     joined = (part == 0) & (np.sum(part == 0) > 1)  # a part of one photo connects nothing
-    found = np.full(n, np.nan)
+    found = np.full(len(aligned.group), np.nan)
     for k, index in enumerate(aligned.group):
         errors = errors_of(aligned.cameras.core_depths[k].cpu().numpy(), sides.get(index))
         if len(errors) and not joined[k]:

@@ -6,7 +6,6 @@ Dense depth, Published dense depth, and Cleaning of confidences).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from mast3r_sfm.canonical import block_centres, spread_blocks
 from mast3r_sfm.dense import DenseResult, DenseView, agreed_depth, observe, sightings_of_matches, tracked_pixels
 from mast3r_sfm.device import matmul_precision
 from mast3r_sfm.geometry import invert, pixels_without_distortion
+from mast3r_sfm.graphs import strongest_neighbours
 from mast3r_sfm.options import DenseOptions, ReconstructionOptions
 from mast3r_sfm.pairwise import PairwiseData
 from mast3r_sfm.types import CanonicalView, ReconstructedView, Refinement, View
@@ -80,9 +80,10 @@ def _agreed_maps(
     options: DenseOptions,
 ) -> DenseResult:
     """Maps of the group's views that agree with each other."""
-    K, refinement = aligned.cameras.K.cpu().numpy(), aligned.refinement
-    distortion = np.zeros(len(K)) if refinement is None else np.where(refinement.refined, refinement.distortion, 0)
-    neighbours = _nearest_neighbours(aligned, options.num_neighbours)
+    K, refinement, distortion = aligned.cameras.K.cpu().numpy(), aligned.refinement, aligned.distortion
+    position_of = {index: k for k, index in enumerate(aligned.group)}
+    shared = ((position_of[m.i], position_of[m.j], len(m)) for m in aligned.matches)
+    neighbours = strongest_neighbours(len(aligned.group), shared, options.num_neighbours)
     canonical = [data.usable(index) for index in aligned.group]
     dense_views = [
         DenseView.of(
@@ -125,7 +126,7 @@ def _published_maps(
             torch.from_numpy(K).float().to(device),
             torch.from_numpy(world_from_cam).float().to(device),
             None if len(canonical) <= _ALL_PAIRS_CLEANED else _neighbours(data.pairs, position_of),
-            distortion=None if aligned.refinement is None else aligned.refinement.distortion.tolist(),
+            distortion=aligned.distortion.tolist(),
         )
     return DenseResult(tuple(depths), tuple(confs), tuple(clean))
 
@@ -139,17 +140,6 @@ def _known_maps(
         torch.where(known, one, other) for one, other in ((depth, torch.nan), (conf, 0.0), (clean, 0.0))
     )
     return known_depth.cpu().numpy(), confs[0].cpu().numpy(), confs[1].cpu().numpy()
-
-
-def _nearest_neighbours(aligned: AlignedGroup, most: int) -> list[list[int]]:
-    """For every view of a group the `most` others it shares most matches with, by position in the group."""
-    position_of = {index: k for k, index in enumerate(aligned.group)}
-    shared: list[Counter[int]] = [Counter() for _ in aligned.group]
-    for m in aligned.matches:
-        i, j = position_of[m.i], position_of[m.j]
-        shared[i][j] += len(m)
-        shared[j][i] += len(m)
-    return [sorted(counts, key=lambda k: (-counts[k], k))[:most] for counts in shared]
 
 
 def _refined_fields(refinement: Refinement, k: int) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def project(points: np.ndarray, K: np.ndarray, distortion: float = 0.0) -> np.nd
     depth = np.where(points[..., 2:] > 0, points[..., 2:], np.nan)
     x = points[..., :2] / depth
     if distortion:
-        x = x * (1 + distortion * (x**2).sum(-1, keepdims=True))
+        x = distort(x, distortion)
     return x * np.diag(K)[:2] + K[:2, 2]
 
 
@@ -59,9 +59,19 @@ def undistort(seen: np.ndarray, distortion: float) -> np.ndarray:
     return seen * np.divide(found, radius, out=np.ones_like(radius), where=radius > 0)
 
 
-def distort(rays: np.ndarray, distortion: float) -> np.ndarray:
-    """Where a lens of radial distortion k1 shows points (..., 2) in units of the focal length: x (1 + k1 |x|^2)."""
+def distort(rays: np.ndarray, distortion: float | np.ndarray) -> np.ndarray:
+    """Where a lens of radial distortion k1 shows points (..., 2) in units of the focal length: x (1 + k1 |x|^2).
+
+    distortion  of all points, or of each (..., 1)
+    """
     return rays * (1 + distortion * (rays**2).sum(-1, keepdims=True))
+
+
+def cross_matrices(vectors: np.ndarray) -> np.ndarray:
+    """(..., 3, 3) matrices whose product with a vector is the cross product of `vectors` (..., 3) with it."""
+    x, y, z = np.moveaxis(vectors, -1, 0)
+    zero = np.zeros_like(x)
+    return np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*vectors.shape, 3)
 
 
 def to_world(points: np.ndarray, world_from_cam: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import math
 import re
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from mast3r_sfm.errors import InputError
 
@@ -32,6 +32,17 @@ def choice(default: Any, text: str, *, minimum: int | None = None) -> Any:
 
 
 # ------------------------------------------------------------------ values that are parsed once
+Named = TypeVar("Named", bound=StrEnum)
+
+
+def _named(kind: type[Named], option: str, value: str, name: str | None = None) -> Named:
+    """The member of `kind` of this name, the value itself by default. Raises InputError that lists what is allowed."""
+    try:
+        return kind(value if name is None else name)
+    except ValueError as error:
+        raise InputError(f"`{option}` {value}: unknown; allowed: {', '.join(kind)}") from error
+
+
 class Precision(StrEnum):
     """Of the network's matrix products; norms and outputs are float32 in all of them."""
 
@@ -44,10 +55,7 @@ class Precision(StrEnum):
     @classmethod
     def parse(cls, value: str) -> Precision:
         """Raises InputError that lists what is allowed."""
-        try:
-            return cls(value)
-        except ValueError as error:
-            raise InputError(f"`precision` {value}: unknown; allowed: {', '.join(cls)}") from error
+        return _named(cls, "precision", value)
 
 
 class IntrinsicsGroups(StrEnum):
@@ -65,10 +73,7 @@ class IntrinsicsGroups(StrEnum):
     @classmethod
     def parse(cls, value: str) -> IntrinsicsGroups:
         """Raises InputError that lists what is allowed."""
-        try:
-            return cls(value)
-        except ValueError as error:
-            raise InputError(f"`intrinsics_groups` {value}: unknown; allowed: {', '.join(cls)}") from error
+        return _named(cls, "intrinsics_groups", value)
 
 
 class CameraModel(StrEnum):
@@ -84,10 +89,7 @@ class CameraModel(StrEnum):
     @classmethod
     def parse(cls, value: str) -> CameraModel:
         """Raises InputError that lists what is allowed."""
-        try:
-            return cls(value.upper())
-        except ValueError as error:
-            raise InputError(f"`camera_model` {value}: unknown; allowed: {', '.join(cls)}") from error
+        return _named(cls, "camera_model", value, value.upper())
 
 
 class Engine(StrEnum):
@@ -433,10 +435,7 @@ class SceneOptions:
 
     def __post_init__(self) -> None:
         for name, kind in (("scene", SceneKind), ("up", Up), ("compress", Compression)):
-            value = getattr(self, name)
-            if value not in list(kind):
-                raise InputError(f"`{name}` {value}: unknown; allowed: {', '.join(kind)}")
-            object.__setattr__(self, name, kind(value))
+            object.__setattr__(self, name, _named(kind, name, getattr(self, name)))
         if self.as_pointcloud and self.compress is Compression.DRACO:
             raise InputError("`compress=draco` packs meshes only: use `compress=meshopt` with `as_pointcloud`")
         if self.texture_size < 16:
@@ -477,10 +476,7 @@ class ExportFormat(StrEnum):
     @classmethod
     def parse(cls, value: str) -> ExportFormat:
         """Raises InputError that lists what is allowed."""
-        try:
-            return cls(value)
-        except ValueError as error:
-            raise InputError(f"`export` {value}: unknown; allowed: {', '.join(cls)}") from error
+        return _named(cls, "export", value)
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,7 @@ def resect(
         depth = dense_depth(data.usable(other), placed.cameras.core_depths[k], float(K[0, 0]), subsample).cpu().numpy()
         at = other_xy.double().cpu().numpy()
         column, row = np.rint(at).astype(int).T
-        k1 = 0.0 if placed.refinement is None else float(placed.refinement.distortion[k])
-        in_camera = rays(at, K, k1) * depth[row, column, None]
+        in_camera = rays(at, K, float(placed.distortion[k])) * depth[row, column, None]
         points.append(to_world(in_camera, placed.cameras.world_from_cam[k].cpu().numpy()))
         pixels.append(own_xy.double().cpu().numpy())
     if not pixels:

@@ -22,7 +22,7 @@ from scipy.linalg import solveh_banded
 from scipy.sparse import coo_matrix, csr_matrix, diags
 
 from mast3r_sfm.canonical import anchor_index, depth_offsets
-from mast3r_sfm.geometry import rays
+from mast3r_sfm.geometry import distort, rays
 from mast3r_sfm.types import CanonicalView, Correspondences
 
 _STEPS = 6
@@ -124,7 +124,7 @@ class MatchedPixels:
         change = depth[:, None] * (self.towards[:, :2] - x * self.towards[:, 2:]) / z
         focal = np.stack([self.K[:, 0, 0], self.K[:, 1, 1]], axis=1)
         k1, r2 = self.distortion[:, None], (x**2).sum(1, keepdims=True)
-        pixel = focal * x * (1 + k1 * r2) + self.K[:, :2, 2]
+        pixel = focal * distort(x, k1) + self.K[:, :2, 2]
         slope = focal * (change * (1 + k1 * r2) + 2 * k1 * x * (x * change).sum(1, keepdims=True))
         return pixel - self.seen_at, slope
 

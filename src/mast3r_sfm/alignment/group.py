@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from mast3r_sfm.alignment.layout import CameraLayout
@@ -35,6 +36,11 @@ class AlignedGroup:
     matches: tuple[Correspondences, ...]
     refinement: Refinement | None = None
     apart_errors_px: torch.Tensor | None = None
+
+    @property
+    def distortion(self) -> np.ndarray:
+        """(n,) k1 of every view's lens, 0 unless its camera is refined."""
+        return np.zeros(len(self.group)) if self.refinement is None else self.refinement.distortion
 
 
 def align_group(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -37,6 +37,10 @@ class Surfaces:
     def of(cls, views: Sequence[DenseView], log_depths: Sequence[torch.Tensor]) -> Surfaces:
         conf = Atlas.pack([view.conf for view in views])
         return cls(Atlas(views), Atlas.pack(log_depths), conf.clamp_max(_MOST_CONF) / conf.median().clamp_min(1e-3))
+
+    def moved(self, log_depths: Sequence[torch.Tensor]) -> Surfaces:
+        """The same views with other depths."""
+        return replace(self, log_depth=Atlas.pack(log_depths))
 
 
 def opinions(views: Sequence[DenseView], i: int, surfaces: Surfaces) -> Observed:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mast3r_sfm.canonical import nearest_pixels
-from mast3r_sfm.dense.views import DenseView
+from mast3r_sfm.dense.views import DenseView, cameras_from
 from mast3r_sfm.types import Correspondences
 
 _STEPS = 4
@@ -81,13 +81,12 @@ def _triangulated(views: Sequence[DenseView], i: int, seen: Sightings) -> tuple[
     Gauss-Newton in the one unknown of each; a match off its epipolar line, or seen from almost the same place, says
     little.
     """
-    view, device = views[i], view_device(views[i])
+    view = views[i]
     x = view.relief[seen.pixel[:, 1], seen.pixel[:, 0]]
     if not len(x):
         return x, x
-    other_from_i = np.stack([np.linalg.inv(other.world_from_cam) @ view.world_from_cam for other in views])
-    matrices = torch.from_numpy(other_from_i).float().to(device)[seen.other]
-    lens = torch.tensor([[v.K[0, 0], v.K[1, 1], v.K[0, 2], v.K[1, 2], v.distortion] for v in views], device=device)
+    cameras, lens = cameras_from(view, views)
+    matrices = cameras[seen.other]
     fx, fy, cx, cy, k1 = lens[seen.other].unbind(1)
     ray = torch.einsum("mab,mb->am", matrices[:, :3, :3], view.rays()[:, seen.pixel[:, 1], seen.pixel[:, 0]].T)
     offset = matrices[:, :3, 3].T

@@ -44,8 +44,9 @@ def agreed_depth(
     for spread in _FIRST_SPREADS:
         for batch in batches:
             _improve(fields, views, batch, [observed], [spread], _FIRST_ITERATIONS)
+    surfaces = Surfaces.of(views, _log_depths(views, fields))
     for _ in range(num_rounds):
-        surfaces = Surfaces.of(views, _log_depths(views, fields))
+        surfaces = surfaces.moved(_log_depths(views, fields))
         for batch in batches:
             heard = {i: opinions(views, i, surfaces) for i in batch}
             _improve(fields, views, batch, [observed, heard], [_SPREAD, math.inf], _ITERATIONS)
@@ -53,7 +54,7 @@ def agreed_depth(
         sharpen_edges(log_depth, view.rgb, view.conf)
         for view, log_depth in zip(views, _log_depths(views, fields), strict=True)
     ]
-    trust = judge(views, Surfaces.of(views, log_depths))
+    trust = judge(views, surfaces.moved(log_depths))
     return DenseResult(tuple(one.exp() for one in log_depths), trust.conf, trust.clean)
 
 

@@ -108,21 +108,26 @@ class Sights:
         return Sights(self.x[:, 0], self.y[:, 0], self.depth[:, 0])
 
 
+def cameras_from(view: DenseView, others: Sequence[DenseView]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(J, 4, 4) of the cameras of other views from that of a view, and (J, 5) their fx, fy, cx, cy and k1."""
+    other_from_view = np.stack([np.linalg.inv(other.world_from_cam) @ view.world_from_cam for other in others])
+    lens = np.array([[v.K[0, 0], v.K[1, 1], v.K[0, 2], v.K[1, 2], v.distortion] for v in others])
+    device = view.relief.device
+    return torch.from_numpy(other_from_view).float().to(device), torch.from_numpy(lens).float().to(device)
+
+
 def look(views: Sequence[DenseView], i: int, depth: torch.Tensor) -> Sights:
     """The pixels of view i at `depth` (..., H, W), as its neighbours see them."""
     others = [views[j] for j in views[i].neighbours]
-    device = depth.device
-    other_from_i = np.stack([np.linalg.inv(other.world_from_cam) @ views[i].world_from_cam for other in others])
-    lens = np.array([[v.K[0, 0], v.K[1, 1], v.K[0, 2], v.K[1, 2], v.distortion] for v in others])
+    matrices, lens = cameras_from(views[i], others)
     # J first, then one dimension for every one of `depth`
     ones = (1,) * depth.dim()
-    matrices = torch.from_numpy(other_from_i).float().to(device)
-    fx, fy, cx, cy, k1 = (column.view(-1, *ones) for column in torch.from_numpy(lens).float().to(device).unbind(1))
+    fx, fy, cx, cy, k1 = (column.view(-1, *ones) for column in lens.unbind(1))
     turned = torch.einsum("jab,bhw->jahw", matrices[:, :3, :3], views[i].rays())
     turned = turned.view(len(others), 3, *ones[2:], *views[i].shape)
     X, Y, Z = (turned[:, a] * depth + matrices[:, a, 3].view(-1, *ones) for a in range(3))
     X, Y = X / Z, Y / Z
-    if bool((lens[:, 4] != 0).any()):
+    if any(other.distortion for other in others):
         bend = 1 + k1 * (X * X + Y * Y)
         X, Y = X * bend, Y * bend
     return Sights(fx * X + cx, fy * Y + cy, Z)

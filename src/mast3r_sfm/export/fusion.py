@@ -19,6 +19,7 @@ import numpy as np
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.surface import PhotoMesh, PlacedView
 from mast3r_sfm.geometry import project
+from mast3r_sfm.graphs import component_labels
 
 _VOXEL_PX = 1.5
 """Side of a voxel in pixels of the network's images, at the median depth."""
@@ -109,7 +110,7 @@ def _distances(grid: _Grid, placed: Sequence[PlacedView]) -> tuple[np.ndarray, n
     total, weights = np.zeros(len(centres)), np.zeros(len(centres))
     for one in placed:
         view = one.view
-        z, place, seen = _seen_at(centres, one)
+        z, place, seen = one.look_up(centres)
         # the distance along the line of sight times the cosine of its angle with the normal is that to the plane
         facing = np.clip(np.nan_to_num(one.facing, nan=1.0), _FACING, 1)
         weight = (view.conf * facing).flat[place]
@@ -120,18 +121,6 @@ def _distances(grid: _Grid, placed: Sequence[PlacedView]) -> tuple[np.ndarray, n
         weights[near] += weight[near]
     known = weights > 0
     return np.divide(total, weights, out=np.ones(len(centres)), where=known), known
-
-
-def _seen_at(points: np.ndarray, one: PlacedView) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """z-depth (n,) of points in a view, the flat pixel (n,) that shows them, and (n,) bool: whether there is one."""
-    view = one.view
-    H, W = view.depth.shape
-    local = (points - one.centre) @ view.world_from_cam[:3, :3]
-    xy = project(local, view.K, view.distortion)
-    with np.errstate(invalid="ignore"):
-        seen = np.all((xy > -0.5) & (xy < np.array([W, H]) - 0.5), axis=1)
-    x, y = np.round(np.where(seen[:, None], xy, 0)).astype(np.int64).T
-    return local[:, 2], y * W + x, seen
 
 
 def _zero_of(grid: _Grid, distance: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -169,14 +158,9 @@ def _zero_of(grid: _Grid, distance: np.ndarray, known: np.ndarray) -> tuple[np.n
 
 
 def _without_islands(faces: np.ndarray, num_vertices: int) -> np.ndarray:
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
     if not len(faces):
         return faces
-    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
-    graph = coo_matrix((np.ones(len(edges), dtype=bool), edges.T), shape=(num_vertices, num_vertices))
-    label = connected_components(graph, directed=False)[1][faces[:, 0]]
+    label = component_labels(num_vertices, np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]]))[faces[:, 0]]
     return faces[(np.bincount(label) >= _LEAST_ISLAND * len(faces))[label]]
 
 
@@ -194,7 +178,7 @@ def _covered_by_photos(
     order = np.argsort([-np.count_nonzero(one.kept) for one in placed], kind="stable")
     for rank, position in enumerate(order):
         one = placed[position]
-        z, place, seen = _seen_at(vertices, one)
+        z, place, seen = one.look_up(vertices)
         with np.errstate(invalid="ignore"):
             visible = seen & (np.abs(one.view.depth.flat[place] - z) < 2 * _BAND * voxel)
         rays = middle - one.centre

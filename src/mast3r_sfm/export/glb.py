@@ -29,13 +29,12 @@ from mast3r_sfm.export.gltf import GlbBuilder
 from mast3r_sfm.export.meshes import scene_meshes
 from mast3r_sfm.export.orientation import SceneFrame, scene_frame
 from mast3r_sfm.export.surface import PhotoMesh, PlacedView, chosen_pixels, kept_pixels, placed_views, thinned_surface
-from mast3r_sfm.export.textures import Texture, photo_textures, texture_coordinates
+from mast3r_sfm.export.textures import SMALL_PX, Texture, photo_textures, texture_coordinates
 from mast3r_sfm.options import SceneOptions
 from mast3r_sfm.types import ReconstructedScene, ReconstructedView
 
 logger = logging.getLogger(__name__)
 
-_CAMERA_TEXTURE_PX = 256
 _GLTF_CAMERA_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # x right, y up, looking along -z
 
 
@@ -96,7 +95,7 @@ def write_glb(reconstruction: ReconstructedScene, path: Path, options: SceneOpti
         on_mesh = _add_meshes(builder, placed, meshes, textures, frame)
     camera_size = None
     if options.cameras:
-        textures = textures or photo_textures(views, _CAMERA_TEXTURE_PX)
+        textures = textures or photo_textures(views, SMALL_PX)
         camera_size = options.camera_size or _fitting_camera_size(placed)
         _add_cameras(builder, views, frame, camera_size, textures, on_mesh)
     file_bytes = builder.write(path)

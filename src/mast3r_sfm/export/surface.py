@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mast3r_sfm.geometry import project
 from mast3r_sfm.options import SceneOptions
 from mast3r_sfm.types import ReconstructedView
 
@@ -63,6 +64,17 @@ class PlacedView:
     def centre(self) -> np.ndarray:
         """(3,) of the camera, world."""
         return self.view.world_from_cam[:3, 3]
+
+    def look_up(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """z-depth (n,) of points (n, 3) of the world, the flat pixel (n,) that shows each, (n,) bool: it has one."""
+        view = self.view
+        H, W = view.depth.shape
+        local = (points - self.centre) @ view.world_from_cam[:3, :3]
+        xy = project(local, view.K, view.distortion)
+        with np.errstate(invalid="ignore"):
+            seen = np.all((xy > -0.5) & (xy < np.array([W, H]) - 0.5), axis=1)
+        x, y = np.round(np.where(seen[:, None], xy, 0)).astype(np.int64).T
+        return local[:, 2], y * W + x, seen
 
 
 @dataclass(frozen=True)

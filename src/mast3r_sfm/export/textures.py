@@ -38,7 +38,7 @@ _BUDGET_PX = 64e6
 _STRAIGHT_ENOUGH_PX = 0.5
 """A lens that moves no pixel of the photo by more than this is taken for straight."""
 
-_SMALL_PX = 256
+SMALL_PX = 256
 """Long edge of the small copy of a photo, which a drawn camera shows if no mesh has the photo."""
 
 
@@ -101,7 +101,7 @@ def _texture(view: ReconstructedView, edge: int) -> tuple[Texture, bool]:
     is_straight = _largest_shift(camera) < _STRAIGHT_ENOUGH_PX
     straight = PictureCamera(camera.size, camera.K) if is_straight else without_distortion(camera)
     picture = rgb if is_straight else straightened_picture(rgb, camera, straight)
-    small = reduced(straight, _SMALL_PX)
+    small = reduced(straight, SMALL_PX)
     small_jpeg = encode_jpeg(reduced_picture(picture, straight, small, _FAST), _QUALITY, full_colour=False)
     return Texture(camera, jpeg, is_straight, straight, small_jpeg), found
 

@@ -6,14 +6,13 @@ Without this a place that ten photos see is drawn ten times: ten layers that pie
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from mast3r_sfm.export.surface import PlacedView, thinned_surface
-from mast3r_sfm.geometry import project
+from mast3r_sfm.graphs import component_labels, strongest_neighbours
 from mast3r_sfm.types import Correspondences, ReconstructedView
 
 _SAME_DEPTH = 0.02
@@ -93,13 +92,10 @@ def best_view_masks(
 def _most_matched(placed: Sequence[PlacedView], matches: Sequence[Correspondences]) -> list[list[int]]:
     """For every view the positions of those that it has the most matches with, at most `_COMPARED`, ascending."""
     position_of = {one.view.index: k for k, one in enumerate(placed)}
-    counts: list[Counter[int]] = [Counter() for _ in placed]
-    for match in matches:
-        if match.i in position_of and match.j in position_of:
-            a, b = position_of[match.i], position_of[match.j]
-            counts[a][b] += len(match)
-            counts[b][a] += len(match)
-    return [sorted(position for position, _ in count.most_common(_COMPARED)) for count in counts]
+    shared = (
+        (position_of[m.i], position_of[m.j], len(m)) for m in matches if m.i in position_of and m.j in position_of
+    )
+    return [sorted(others) for others in strongest_neighbours(len(placed), shared, _COMPARED)]
 
 
 def whole_surfaces(placed: Sequence[PlacedView], depth_jump: float) -> list[np.ndarray]:
@@ -118,16 +114,9 @@ def _same_place(one: PlacedView, pixels: np.ndarray, other: PlacedView) -> tuple
 
     It does if it is at the same depth there and looks at the same side.
     """
-    view = other.view
-    H, W = view.depth.shape
-    points = (one.points.reshape(-1, 3)[pixels] - view.world_from_cam[:3, 3]) @ view.world_from_cam[:3, :3]
-    xy = project(points, view.K, view.distortion)
+    depth, places, inside = other.look_up(one.points.reshape(-1, 3)[pixels])
     with np.errstate(invalid="ignore"):
-        inside = np.all((xy > -0.5) & (xy < np.array([W, H]) - 0.5), axis=1)
-    x, y = np.round(np.where(inside[:, None], xy, 0)).astype(np.int64).T
-    places = y * W + x
-    with np.errstate(invalid="ignore"):
-        same = np.abs(view.depth.flat[places] - points[:, 2]) <= _SAME_DEPTH * points[:, 2]
+        same = np.abs(other.view.depth.flat[places] - depth) <= _SAME_DEPTH * depth
         # a missing normal is at an edge, where the depth decides alone
         turned = np.sum(one.normals.reshape(-1, 3)[pixels] * other.normals.reshape(-1, 3)[places], axis=1) < 0
     return places, inside & same & ~turned
@@ -173,17 +162,12 @@ def _eroded(surface: np.ndarray) -> np.ndarray:
 
 def _whole_surface(one: PlacedView, depth_jump: float) -> np.ndarray:
     """(H, W) bool: the kept pixels without islands, and with the small holes between them."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
     filled = _with_small_holes(_without_fringe(one), one.view)
     pixels, faces = thinned_surface(filled, one.view.depth, depth_jump, 1.0).indexed()
     result = np.zeros(filled.shape, dtype=bool)
     if not len(faces):
         return result
-    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
-    graph = coo_matrix((np.ones(len(edges), dtype=bool), edges.T), shape=(len(pixels), len(pixels)))
-    label = connected_components(graph, directed=False)[1]
+    label = component_labels(len(pixels), np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]]))
     x, y = pixels[(np.bincount(label) >= _LEAST_ISLAND * filled.size)[label]].T
     result[y, x] = True
     return result

@@ -7,6 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
+from mast3r_sfm.geometry import distort
+
 
 @dataclass(frozen=True)
 class AdjustedTracks:
@@ -40,7 +42,7 @@ class AdjustedTracks:
         """(T,) reprojection errors, pixels of the original photo."""
         focal, x, y, k1 = self.intrinsics[self.group_of[self.view_of]].T
         ray = self.in_views[:, :2] / self.in_views[:, 2:]
-        seen = ray * (focal * (1 + k1 * (ray**2).sum(1)))[:, None] + np.stack([x, y], axis=1)
+        seen = distort(ray, k1[:, None]) * focal[:, None] + np.stack([x, y], axis=1)
         return np.asarray(np.linalg.norm(seen - self.seen_at, axis=1))
 
     @property

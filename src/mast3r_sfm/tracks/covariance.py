@@ -14,6 +14,7 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse
 
+from mast3r_sfm.geometry import cross_matrices
 from mast3r_sfm.tracks.adjusted import AdjustedTracks
 
 _INTRINSICS = 4  # f, cx, cy, k1 of every camera
@@ -112,7 +113,7 @@ def _gauge(tracks: AdjustedTracks) -> np.ndarray:
     basis[:, 3:, :3] = -R
     basis[:, :3, 3:6] = -R
     # a centre moves by d = a x own when the world turns by a, and by own when it grows: v = -R d
-    basis[:, 3:, 3:6] = R @ _cross_matrices(own)
+    basis[:, 3:, 3:6] = R @ cross_matrices(own)
     basis[:, 3:, 6] = -np.einsum("nij,nj->ni", R, own)
     return np.concatenate([basis.reshape(6 * n, 7), np.zeros((_INTRINSICS * len(tracks.intrinsics), 7))])
 
@@ -134,10 +135,3 @@ def _variances(S: np.ndarray, gauge: np.ndarray, num_pose_rows: int) -> np.ndarr
     moved = shifts @ covariance
     crossed = (gauge * moved.T).sum(1)
     return np.asarray(np.diag(covariance) - 2 * crossed + ((gauge @ (moved @ shifts.T)) * gauge).sum(1))
-
-
-def _cross_matrices(vectors: np.ndarray) -> np.ndarray:
-    """(n, 3, 3): their products with a vector are cross products."""
-    x, y, z = vectors.T
-    zero = np.zeros_like(x)
-    return np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=1).reshape(-1, 3, 3)

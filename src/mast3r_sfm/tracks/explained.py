@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mast3r_sfm.geometry import rays
+from mast3r_sfm.geometry import cross_matrices, rays
 from mast3r_sfm.tracks.bundle import CameraGroup
 
 _MAX_ERROR_PX = 4.0  # at 1,600 pixels
@@ -32,8 +32,7 @@ def count_explained(
     count = 0
     for (i, j), index in matches.items():
         j_from_i = cam_from_world[j] @ np.linalg.inv(cam_from_world[i])
-        t = j_from_i[:3, 3]
-        E = np.array([[0, -t[2], t[1]], [t[2], 0, -t[0]], [-t[1], t[0], 0]]) @ j_from_i[:3, :3]
+        E = cross_matrices(j_from_i[:3, 3]) @ j_from_i[:3, :3]
         a, b = directions[i][index[:, 0]], directions[j][index[:, 1]]
         line_j, line_i = a @ E.T, b @ E
         # a line's distance in the units of each photo: pixels over its focal length

@@ -140,6 +140,12 @@ def refine_cameras(
     pixel = max(1.0, long_edge / _REFERENCE_PX)
     depths = [view.depths for view in views]
     for number, one in enumerate(ROUNDS):
+        if number:
+            tracks = bundle.tracks()
+            depths = [
+                _first_known(tracks.depths(k, len(own)), view.depths)
+                for k, (own, view) in enumerate(zip(places, views, strict=True))
+            ]
         confirmed = _confirmed_matches(bundle, views, trees, depths, pairs, known or {}, one, long_edge, pixel)
         if not confirmed or (len(views) == 2 and all(is_flat(geometry) for geometry in confirmed.values())):
             return None
@@ -157,16 +163,10 @@ def refine_cameras(
             bundle.extend(factor * one.max_error_px * pixel)
         if advance is not None:
             advance(1)
-        tracks = bundle.tracks()
-        depths = [
-            _first_known(tracks.depths(k, len(own)), view.depths)
-            for k, (own, view) in enumerate(zip(places, views, strict=True))
-        ]
-    focal_std_px, position_std = _settle_intrinsics(bundle, groups, pixel)
+    tracks, focal_std_px, position_std = _settle_intrinsics(bundle, groups, pixel)
     if advance is not None:
         advance(1)
 
-    tracks = bundle.tracks()
     counts, errors = tracks.num_observations, tracks.median_errors_px()
     refined = (counts >= MIN_OBSERVATIONS) & (errors <= MAX_ERROR_PX * pixel)
     if refined.sum() < 2:
@@ -297,10 +297,13 @@ def split_groups(
     return number_by_first(result)
 
 
-def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: float) -> tuple[np.ndarray, np.ndarray]:
+def _settle_intrinsics(
+    bundle: Bundle, start: Sequence[CameraGroup], pixel: float
+) -> tuple[AdjustedTracks, np.ndarray, np.ndarray]:
     """The last adjustments: every camera gets the intrinsics that its tracks determine, and keeps the others.
 
-    Returns the standard deviations of the focal lengths (groups,), pixels, and of the positions (n,), scene units.
+    Returns the tracks as they are then, and the standard deviations of the focal lengths (groups,), pixels, and of the
+    positions (n,), scene units.
 
     A focal length that the tracks leave uncertain by more than `MAX_FOCAL_STD` stays the one that came in. A principal
     point stays in the middle of the image unless two things hold: it is not more uncertain than `MAX_CENTRE_STD`, and
@@ -309,14 +312,16 @@ def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: floa
     these open: they would wander far for a hundredth of a pixel, and take the rotations along.
     """
     bundle.adjust(pixel, tolerance=SETTLED)
-    focal_std = standard_deviations(bundle.tracks(), _free(start, centre=False), pixel)[0][:, 0]
+    held_tracks = bundle.tracks()
+    focal_std = standard_deviations(held_tracks, _free(start, centre=False), pixel)[0][:, 0]
     held = {k for k, own in enumerate(start) if not focal_std[k] <= MAX_FOCAL_STD * own.focal_px}
     for k in held:
         bundle.set_intrinsics(k, start[k])
     if held:
         bundle.adjust(pixel, held=held, tolerance=SETTLED)
+        held_tracks = bundle.tracks()
     settled = [bundle.group(k) for k in range(len(start))]
-    cost_held = _group_costs(bundle.tracks(), pixel)
+    cost_held = _group_costs(held_tracks, pixel)
     bundle.adjust(pixel, principal_point=True, held=held, tolerance=SETTLED)
     free_tracks = bundle.tracks()
     cost_free = _group_costs(free_tracks, pixel)
@@ -334,8 +339,9 @@ def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: floa
         bundle.adjust(pixel, principal_point=True, held=held, tolerance=ROUNDS[-1].tolerance)
     bundle.filter(ROUNDS[-1].max_error_px * pixel)
     bundle.adjust(pixel, principal_point=True, held=held, tolerance=SETTLED)
-    _, position_std = standard_deviations(bundle.tracks(), _free(start, centre=True, held=held), pixel)
-    return np.where(focal_known, np.minimum(std[:, 0], focal_std), np.nan), position_std
+    tracks = bundle.tracks()
+    _, position_std = standard_deviations(tracks, _free(start, centre=True, held=held), pixel)
+    return tracks, np.where(focal_known, np.minimum(std[:, 0], focal_std), np.nan), position_std
 
 
 def _free(groups: Sequence[CameraGroup], centre: bool, held: Collection[int] = ()) -> np.ndarray:
