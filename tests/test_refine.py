@@ -12,7 +12,10 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from mast3r_sfm.alignment import AlignedGroup
 from mast3r_sfm.alignment.anchors import FixedCamera, Sightings, errors_of, match_sides, solve_anchors
+from mast3r_sfm.alignment.solver import AlignmentResult
+from mast3r_sfm.connection import parts_by_features, with_apart_errors
 from mast3r_sfm.geometry import project, to_world
 from mast3r_sfm.local_features import FeatureEvidence
 from mast3r_sfm.options import ReconstructionOptions
@@ -60,8 +63,6 @@ def test_corners_are_the_best_places_of_their_cells() -> None:
 
 S, H, W = 8, 64, 96
 Wall = tuple[dict[int, CanonicalView], dict[int, FixedCamera], tuple[Correspondences, ...], np.ndarray]
-
-
 K = np.array([[90.0, 0, 47.5], [0, 90, 31.5], [0, 0, 1]])
 
 
@@ -107,6 +108,34 @@ def wall() -> Wall:
     views, matches = views_of_wall(poses)
     cameras = {k: FixedCamera(K, 0.0, pose) for k, pose in enumerate(poses)}
     return views, cameras, matches, views[0].core_depth.numpy()
+
+
+def test_parts_hang_together_by_features() -> None:
+    assert parts_by_features((2, 5, 6, 9), [(9, 5), (2, 7), (6, 5)]).tolist() == [1, 0, 0, 0]
+    assert parts_by_features((0, 1), []).tolist() == [0, 1]
+
+
+def test_views_that_no_feature_connects_are_judged_by_the_networks_matches() -> None:
+    """By those with the others: right cameras pass, a shifted one does not. Where features connect all, none is."""
+    poses = [np.eye(4), pose_of(-8, (0.8, 0.05, 0.1)), pose_of(6, (-0.7, 0.3, -0.1))]
+    canonical, matches = views_of_wall(poses)
+    data = PairwiseData(tuple((m.i, m.j) for m in matches), tuple(canonical.values()), matches, {}, ())
+
+    def apart(poses: Sequence[np.ndarray], pairs: list[tuple[int, int]]) -> np.ndarray:
+        anchors = tuple(view.core_depth for view in canonical.values())
+        cameras = AlignmentResult(
+            torch.from_numpy(np.stack([K] * 3)), torch.from_numpy(np.stack(poses)), anchors, *torch.zeros(2, 0)
+        )
+        aligned = AlignedGroup((0, 1, 2), cameras, torch.full((3,), 0.1, dtype=torch.float64), matches)
+        found = with_apart_errors(aligned, data, pairs, S).apart_errors_px
+        assert found is not None
+        return found.numpy()
+
+    assert np.isnan(apart(poses, [(0, 1), (1, 2)])).all()
+    right = apart(poses, [(0, 1)])
+    assert np.isnan(right[:2]).all() and right[2] < 0.1
+    shifted = [*poses[:2], pose_of(6, (-0.7, 0.7, -0.1))]  # by 0.4 before a wall four away: about 9 px
+    assert apart(shifted, [(0, 1)])[2] > 5
 
 
 def test_a_photo_placed_anew_is_in_the_frame_of_the_others() -> None:
@@ -180,6 +209,14 @@ def test_doubtful_views_are_named_with_their_number() -> None:
     assert set(found) == {4, 5}
     assert "5.5 times as much as usual" in found[4] and "5 px off" in found[5] and "1.5 % of 20 px" in found[5]
     assert doubts([view(0, 5.0, refined=True)]) == {}
+
+
+def test_what_features_leave_open_is_doubted_even_if_refined() -> None:
+    good = view(0, 0.02, refined=True)  # the long edge is 20 px, and 0.5 % of it 0.1
+    assert doubts([dataclasses.replace(good, apart_error_px=0.09)]) == {}
+    apart = dataclasses.replace(good, apart_error_px=0.11)
+    assert "0.11 px off" in doubts([apart])[0] and "no local feature connects it" in doubts([apart])[0]
+    assert doubts([dataclasses.replace(apart, registered=False)]) == {}
 
 
 def test_the_default_threshold_gives_way_to_an_empty_scene(caplog: pytest.LogCaptureFixture) -> None:

@@ -29,6 +29,7 @@ from mast3r_sfm.tracks import (
     colmap_camera,
     confirm_pair,
     extract_features,
+    is_flat,
     map_features,
     refine_cameras,
 )
@@ -36,6 +37,7 @@ from mast3r_sfm.tracks.bundle import Bundle
 from mast3r_sfm.tracks.covariance import standard_deviations
 from mast3r_sfm.tracks.explained import count_explained, parallax_deg
 from mast3r_sfm.tracks.guided import match_guided
+from mast3r_sfm.tracks.orientation import upright_share
 from mast3r_sfm.tracks.refinement import into_frame_of, moved_cameras, split_groups
 from mast3r_sfm.tracks.unguided import match_everywhere
 from mast3r_sfm.types import Correspondences, ImageTransform, PairSummary, View
@@ -43,6 +45,7 @@ from mast3r_sfm.unrefined import why_unrefined
 from synthetic import RenderedScene, render_orbit
 
 N, W, H = 5, 640, 480
+MEGAPIXEL = CameraGroup((1000, 800), 900.0, (499.5, 399.5))
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +217,52 @@ def test_photos_from_one_place_have_no_parallax() -> None:
     assert turned[:2].max() < 1e-6 and np.isnan(turned[2])
     moved = parallax_deg(cam_from_world, [group] * 3, [seen[0][:1], seen[1][:1], seen[2][:1]], {(0, 2): index[:1]})
     assert moved[[0, 2]] == pytest.approx(np.degrees(np.arctan(0.5)))
+
+
+def test_a_mirror_image_turns_all_triangles_over() -> None:
+    xy = np.random.default_rng(0).uniform(0, 1000, (300, 2))
+    turned = (xy - 500) @ Rotation.from_euler("z", 170, degrees=True).as_matrix()[:2, :2].T + [300, 900]
+    assert upright_share(xy, turned) == 1
+    assert upright_share(xy, xy * [-1, 1] + [999, 0]) == 0
+    assert 0.35 < upright_share(xy, np.random.default_rng(1).uniform(0, 1000, (300, 2))) < 0.65
+    assert np.isnan(upright_share(xy[:2], xy[:2]))
+    on_a_line = np.stack([np.arange(9.0), np.arange(9.0)], axis=1)
+    assert np.isnan(upright_share(on_a_line, on_a_line)) and np.isnan(upright_share(xy[:0], xy[:0]))
+
+
+def seen_from(points: np.ndarray, yaw_deg: float, centre: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of points, and the camera (4, 4) that sees them."""
+    pose = np.eye(4)
+    pose[:3, :3] = Rotation.from_euler("y", yaw_deg, degrees=True).as_matrix()
+    pose[:3, 3] = -pose[:3, :3] @ centre
+    return project(points @ pose[:3, :3].T + pose[:3, 3], MEGAPIXEL.K), pose
+
+
+def test_mirrored_matches_confirm_nothing() -> None:
+    rng = np.random.default_rng(0)
+    points = np.stack([rng.uniform(-1, 1, 200), rng.uniform(-0.8, 0.8, 200), np.full(200, 3.0)], axis=1)
+    points[:, 2] += 0.3 * np.sin(3 * points[:, 0])
+    (first, _), (second, _) = seen_from(points, 0, (0, 0, 0)), seen_from(points, -10, (0.6, 0, 0))
+    camera, index = colmap_camera(MEGAPIXEL, 1), np.stack([np.arange(200)] * 2, axis=1)
+    found = confirm_pair(camera, first, camera, second, index, 4.0)
+    assert found is not None and len(found.inlier_matches) > 180 and not is_flat(found)
+    mirrored = first * [-1, 1] + [MEGAPIXEL.size[0] - 1, 0]
+    assert confirm_pair(camera, first, camera, mirrored, index, 4.0) is None
+
+
+@pytest.mark.parametrize(("relief", "centre"), [(0.0, (0.6, 0, 0)), (0.3, (0, 0, 0)), (0.3, (0.6, 0, 0))])
+def test_two_photos_of_a_plane_or_from_one_place_stay(relief: float, centre: tuple[float, float, float]) -> None:
+    """They would fit with any focal length; the third case is neither."""
+    rng = np.random.default_rng(0)
+    points = np.stack([rng.uniform(-1, 1, 300), rng.uniform(-0.8, 0.8, 300), 3 + relief * rng.uniform(-1, 1, 300)], 1)
+    views = []
+    for xy, pose in (seen_from(points, 0, (0, 0, 0)), seen_from(points, -10, centre)):
+        grey = np.zeros((300, 3), dtype=np.uint8)
+        described = LocalFeatures(xy, np.eye(300, dtype=np.float32), np.ones(300, dtype=np.float32), grey)
+        views.append(TrackView(described, (points @ pose[2, :3] + pose[2, 3]), pose, 0))
+    known = {(0, 1): np.stack([np.arange(300)] * 2, axis=1)}
+    refined = refine_cameras(views, [MEGAPIXEL], [(0, 1)], known)
+    assert (refined is None) == (relief == 0 or centre == (0, 0, 0))
 
 
 def test_a_camera_that_stays_is_told_why() -> None:
