@@ -7,13 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from scipy.spatial.transform import Rotation
+from wall_scene import S, Wall, make_wall
 
-from mast3r_sfm.alignment.anchors import FixedCamera, Side, Sightings, errors_of, match_sides, solve_anchors
+from mast3r_sfm.alignment.anchors import Side, Sightings, errors_of, match_sides, solve_anchors
 from mast3r_sfm.quality import doubts
 from mast3r_sfm.reconstruction import LEAST_SHARE, Reconstruction
 from mast3r_sfm.tracks.templates import corners, find_again
-from mast3r_sfm.types import CanonicalView, Correspondences, ImageTransform, ReconstructedView
+from mast3r_sfm.types import ImageTransform, ReconstructedView
 
 
 def picture(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -48,39 +48,9 @@ def test_corners_are_the_best_places_of_their_cells() -> None:
     assert np.isnan(found[0, 0]).all()
 
 
-S, H, W = 8, 64, 96
-Wall = tuple[dict[int, CanonicalView], dict[int, FixedCamera], tuple[Correspondences, ...], np.ndarray]
-
-
 @pytest.fixture
 def wall() -> Wall:
-    """Two views of a slanted plane, z = 4 + 0.5 X, their matches, and the true depth of the anchors of the first."""
-    K = np.array([[90.0, 0, 47.5], [0, 90, 31.5], [0, 0, 1]])
-    poses = [np.eye(4), np.eye(4)]
-    poses[1][:3, :3] = Rotation.from_euler("y", -8, degrees=True).as_matrix()
-    poses[1][:3, 3] = [0.8, 0.05, 0.1]
-    cameras = {k: FixedCamera(K, 0.0, pose) for k, pose in enumerate(poses)}
-    x, y = np.meshgrid(np.arange(W), np.arange(H))
-    direction = np.stack([(x - 47.5) / 90, (y - 31.5) / 90, np.ones_like(x, dtype=float)], -1)
-    depths = []
-    for pose in poses:
-        in_world = direction @ pose[:3, :3].T
-        # c + d r on the plane z = 4 + 0.5 x
-        depths.append((4 + 0.5 * pose[0, 3] - pose[2, 3]) / (in_world[..., 2] - 0.5 * in_world[..., 0]))
-    views = {}
-    for k, depth in enumerate(depths):
-        core = depth[S // 2 :: S, S // 2 :: S]
-        relative = depth / core.repeat(S, 0).repeat(S, 1)
-        views[k] = CanonicalView(
-            k, torch.from_numpy(relative).float(), torch.ones(H, W), torch.from_numpy(core).float(), 90.0
-        )
-    pixel = np.stack(np.meshgrid(np.arange(4, W, 8), np.arange(4, H, 8)), -1).reshape(-1, 2)
-    points = direction[pixel[:, 1], pixel[:, 0]] * depths[0][pixel[:, 1], pixel[:, 0], None]
-    seen = cameras[1].project(points)
-    inside = ((seen > 0) & (seen < [W - 1, H - 1])).all(1)
-    xy_i, xy_j = torch.from_numpy(pixel[inside]).float(), torch.from_numpy(seen[inside]).float()
-    matches = Correspondences(0, 1, xy_i, xy_j, torch.ones(len(xy_i)))
-    return views, cameras, (matches,), views[0].core_depth.numpy()
+    return make_wall()
 
 
 def test_anchors_come_back_from_matches(wall: Wall) -> None:
@@ -127,6 +97,17 @@ def test_doubtful_views_are_named_with_their_number() -> None:
     assert set(found) == {4, 5}
     assert "5.5 times as much as usual" in found[4] and "5 px off" in found[5] and "1.5 % of 20 px" in found[5]
     assert doubts([view(0, 5.0, refined=True)]) == {}
+
+
+def test_what_features_leave_open_or_deny_is_doubted_even_if_refined() -> None:
+    good = view(0, 0.02, refined=True)  # the long edge is 20 px, and 0.5 % of it 0.1
+    assert doubts([dataclasses.replace(good, apart_error_px=0.09, num_confirmed=900, num_explained=460)]) == {}
+    apart = dataclasses.replace(good, apart_error_px=0.11)
+    assert "0.11 px off" in doubts([apart])[0] and "no local feature connects it" in doubts([apart])[0]
+    alike = dataclasses.replace(good, num_confirmed=900, num_explained=440)
+    assert "only 440 of 900" in doubts([alike])[0]
+    assert doubts([dataclasses.replace(good, num_confirmed=30, num_explained=0)]) == {}  # too few to say so
+    assert doubts([dataclasses.replace(apart, registered=False)]) == {}
 
 
 def test_the_default_threshold_gives_way_to_an_empty_scene(caplog: pytest.LogCaptureFixture) -> None:
