@@ -35,7 +35,8 @@ from mast3r_sfm.tracks import (
 from mast3r_sfm.tracks.bundle import Bundle
 from mast3r_sfm.tracks.explained import count_explained, parallax_deg
 from mast3r_sfm.tracks.guided import match_guided
-from mast3r_sfm.tracks.refinement import into_frame_of, moved_cameras, split_groups
+from mast3r_sfm.tracks.refinement import into_frame_of, moved_cameras
+from mast3r_sfm.tracks.splitting import split_cameras, split_groups
 from mast3r_sfm.tracks.unguided import match_everywhere
 from mast3r_sfm.types import Correspondences, ImageTransform, PairSummary, View
 from mast3r_sfm.unrefined import why_unrefined
@@ -183,6 +184,34 @@ def test_groups_split_only_for_a_reason() -> None:
     assert split_groups(focals, std, [0] * 6, counts) == (0, 0, 0, 1, 1, 0)
     assert split_groups(focals, std, [0, 0, 0, 1, 1, 2], counts) == (0, 0, 0, 1, 1, 2)
     assert split_groups(focals, np.full(6, 500.0), [0] * 6, counts) == (0,) * 6
+
+
+@pytest.mark.parametrize(("relief", "zoom"), [(0.0, 1.0), (0.8, 1.0), (0.8, 1.4)])
+def test_a_split_must_pay_in_an_adjustment(relief: float, zoom: float) -> None:
+    """A wall from straight ahead leaves the focal length almost open: each view alone finds one of its own, and yet one
+    for all fits as well. A photo of another zoom does not."""
+    rng = np.random.default_rng(1)
+    points = np.stack([rng.uniform(-2, 2, 200), rng.uniform(-1.5, 1.5, 200), relief * rng.uniform(-1, 1, 200)], axis=1)
+    cam_from_world, seen = np.tile(np.eye(4), (N, 1, 1)), []
+    for k in range(N):
+        turn = Rotation.from_euler("xyz", 2 * rng.normal(size=3), degrees=True).as_matrix()
+        cam_from_world[k, :3, :3], cam_from_world[k, :3, 3] = turn, turn @ [-0.4 * (k - 2), 0.1 * rng.normal(), 4]
+        focal = 900.0 * (zoom if k == 3 else 1)
+        xy = project(points @ turn.T + cam_from_world[k, :3, 3], CameraGroup((1000, 800), focal, (499.5, 399.5)).K)
+        seen.append(xy + 0.05 * rng.normal(size=xy.shape))
+    cam_from_world[:, 2, 3] *= 2  # as a network that takes the lens for a longer one has it
+    bundle = Bundle([CameraGroup((1000, 800), 1800.0, (499.5, 399.5))], [0] * N, cam_from_world, seen)
+    index = np.stack([np.arange(200)] * 2, axis=1)
+    pairs = {(i, j): bundle.confirm(i, j, index, 4.0) for i in range(N) for j in range(i + 1, N)}
+    confirmed = {pair: one for pair, one in pairs.items() if one is not None}
+    for _ in range(2):
+        bundle.triangulate(confirmed, 100.0)
+        bundle.adjust(1.0, iterations=10)
+    split = split_cameras(bundle, [0] * N, confirmed, 100.0, 1.0, iterations=25)
+    assert (None if split is None else split[1]) == (None if zoom == 1 else [0, 0, 0, 1, 0])
+    same = bundle.with_cameras([bundle.group(0)], [0] * N)
+    np.testing.assert_allclose(same.robust_costs(1.0), bundle.robust_costs(1.0), rtol=1e-9)
+    assert same.num_points == bundle.num_points
 
 
 def test_explained_matches_are_those_on_epipolar_lines(scene: RenderedScene) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mast3r_sfm.geometry import rays
-from mast3r_sfm.tracks.bundle import CameraGroup
+from mast3r_sfm.tracks.cameras import CameraGroup
 
 _MAX_ERROR_PX = 4.0  # at 1,600 pixels
 _REFERENCE_PX = 1600.0

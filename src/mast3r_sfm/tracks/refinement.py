@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,24 +12,16 @@ import pycolmap
 from scipy.spatial import cKDTree
 
 from mast3r_sfm.geometry import rotation_angles_deg, similarity_transform
-from mast3r_sfm.graphs import number_by_first
 from mast3r_sfm.progress import Advance
-from mast3r_sfm.tracks.bundle import Bundle, CameraGroup, is_flat
+from mast3r_sfm.tracks.bundle import MIN_OBSERVATIONS, Bundle
+from mast3r_sfm.tracks.cameras import CameraGroup
 from mast3r_sfm.tracks.features import LocalFeatures
 from mast3r_sfm.tracks.guided import match_guided
-
-MIN_OBSERVATIONS = 40
-"""A view with fewer features in tracks keeps the camera that it has."""
+from mast3r_sfm.tracks.splitting import MAX_FOCAL_STD, split_cameras
+from mast3r_sfm.tracks.two_views import is_flat
 
 MAX_ERROR_PX = 2.0
 """A view whose tracks reproject worse than this in the median, at 1,600 pixels, keeps the camera that it has."""
-
-FOCAL_TOLERANCE = 0.005
-"""By how much the focal lengths of one camera may differ without a reason to split them, as a share: the zoom creeps a
-little when the lens focuses, and what the lens model leaves out looks like a little zoom."""
-
-MAX_FOCAL_STD = 0.02
-"""Largest standard deviation of a focal length that is adjusted, as a share of it."""
 
 MAX_CENTRE_STD = 0.001
 """Largest standard deviation of a principal point that is adjusted, as a share of the image's long edge."""
@@ -137,7 +128,7 @@ def refine_cameras(
         if not confirmed or (len(views) == 2 and all(is_flat(geometry) for geometry in confirmed.values())):
             return None
         if may_split and number == len(ROUNDS) - 1:
-            split = _split(bundle, groups, group_of, confirmed, one, places, pixel)
+            split = split_cameras(bundle, group_of, confirmed, 2 * one.max_error_px * pixel, pixel, one.iterations)
             if split is not None:
                 groups, group_of = split
                 bundle = Bundle(groups, group_of, bundle.cam_from_world(), places)
@@ -215,78 +206,6 @@ def _confirmed_matches(
     return {pair: geometry for pair, geometry in zip(pairs, found, strict=True) if geometry is not None}
 
 
-def _split(
-    bundle: Bundle,
-    groups: Sequence[CameraGroup],
-    group_of: Sequence[int],
-    confirmed: Mapping[tuple[int, int], pycolmap.TwoViewGeometry],
-    one: Round,
-    places: Sequence[np.ndarray],
-    pixel: float,
-) -> tuple[list[CameraGroup], list[int]] | None:
-    """New groups and their numbers, if the tracks deny that the views of a group share a focal length; else None.
-
-    For that the tracks are adjusted once with a camera for every view of a group of several.
-    """
-    if len(set(group_of)) == len(group_of):
-        return None
-    alone = Bundle([bundle.group(own) for own in group_of], range(len(group_of)), bundle.cam_from_world(), places)
-    alone.triangulate(confirmed, 2 * one.max_error_px * pixel)
-    if alone.num_points < MIN_OBSERVATIONS:
-        return None
-    alone.adjust(pixel, iterations=one.iterations)
-    focals = np.array([alone.group(k).focal_px for k in range(len(group_of))])
-    std = alone.intrinsics_std(pixel, principal_point=False)[:, 0]
-    numbers = split_groups(focals, std, group_of, alone.num_observations())
-    if list(numbers) == list(group_of):
-        return None
-    started = {number: k for k, number in reversed(list(enumerate(numbers)))}
-    found = []
-    for number in range(max(numbers) + 1):
-        own = bundle.group(group_of[started[number]])
-        members = np.flatnonzero(np.array(numbers) == number)
-        found.append(dataclasses.replace(own, focal_px=float(np.median(focals[members]))))
-    return found, list(numbers)
-
-
-def split_groups(
-    focals: np.ndarray, std: np.ndarray, group_of: Sequence[int], num_observations: np.ndarray
-) -> tuple[int, ...]:
-    """Groups in which every view's own focal length agrees with that of its group, numbered by first appearance.
-
-    focals, std       (n,) of every view adjusted alone, pixels
-    num_observations  (n,)
-
-    A group is split where that lowers the Bayesian information criterion: one more focal length costs ln N for N
-    observations, and spares the squared difference over its variance. The standard deviation is twice
-    that of the adjustment, whose errors are not all independent, and `FOCAL_TOLERANCE`. Views whose own focal length
-    the tracks do not tell to half of `MAX_FOCAL_STD` stay together.
-    """
-    result = [-1] * len(focals)
-    count = 0
-    for group in sorted(set(group_of), key=list(group_of).index):
-        members = np.flatnonzero(np.array(group_of) == group)
-        known = members[std[members] <= MAX_FOCAL_STD / 2 * focals[members]]
-        left = known[np.argsort(focals[known], kind="stable")]
-        first = True
-        while len(left):
-            middle = focals[left[(len(left) - 1) // 2]]
-            variance = (2 * std[left]) ** 2 + (FOCAL_TOLERANCE * middle) ** 2
-            price = np.log(max(2, int(num_observations[members].sum())))
-            agrees = (focals[left] - middle) ** 2 / variance <= price
-            for k in left[agrees]:
-                result[k] = count
-            if first:
-                for k in np.setdiff1d(members, known):
-                    result[k] = count
-            left, first, count = left[~agrees], False, count + 1
-        if first:
-            for k in members:
-                result[k] = count
-            count += 1
-    return number_by_first(result)
-
-
 def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: float) -> tuple[np.ndarray, np.ndarray]:
     """The last adjustments: every camera gets the intrinsics that its tracks determine, and keeps the others.
 
@@ -306,9 +225,9 @@ def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: floa
     if held:
         bundle.adjust(pixel, held=held)
     settled = [bundle.group(k) for k in range(len(start))]
-    cost_held = _group_costs(bundle, len(start), pixel)
+    cost_held = bundle.robust_costs(pixel)
     bundle.adjust(pixel, principal_point=True, held=held)
-    cost_free = _group_costs(bundle, len(start), pixel)
+    cost_free = bundle.robust_costs(pixel)
     std = bundle.intrinsics_std(pixel, principal_point=True)
     focal_known = np.array([k not in held for k in range(len(start))])
     put_back = False
@@ -324,19 +243,6 @@ def _settle_intrinsics(bundle: Bundle, start: Sequence[CameraGroup], pixel: floa
     bundle.filter(ROUNDS[-1].max_error_px * pixel)
     bundle.adjust(pixel, principal_point=True, held=held)
     return np.where(focal_known, np.minimum(std[:, 0], focal_std), np.nan), bundle.position_std(pixel, held)
-
-
-def _group_costs(bundle: Bundle, num_groups: int, scale_px: float) -> np.ndarray:
-    """(groups, 2): sum of the robust squared errors of the observations of every camera, and their degrees of freedom.
-
-    Cauchy's loss as in the adjustment: c^2 log(1 + e^2 / c^2).
-    """
-    costs = np.zeros((num_groups, 2))
-    share = 1 - bundle.num_fitted / max(1, 2 * bundle.num_observations().sum())
-    for k, errors in enumerate(bundle.errors_px()):
-        costs[bundle.group_of[k], 0] += float((scale_px**2 * np.log1p((errors / scale_px) ** 2)).sum())
-        costs[bundle.group_of[k], 1] += 2 * len(errors) * max(0.0, share)
-    return costs
 
 
 NUM_STEPS = len(ROUNDS) + 1
