@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,6 +57,7 @@ class FeatureEvidence:
     features: tuple[LocalFeatures, ...]
     confirmed: Mapping[tuple[int, int], pycolmap.TwoViewGeometry]
 
+    @cached_property
     def connecting(self) -> list[tuple[int, int]]:
         """The pairs whose matches are certain enough to say that two photos show the same."""
         return [

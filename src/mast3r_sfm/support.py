@@ -46,7 +46,7 @@ def with_support(
     for pair, count in counts.items():
         confirmed[list(pair)] += len(matches[pair])
         explained[list(pair)] += count
-    part = parts_by_features(group, evidence.connecting())
+    part = parts_by_features(group, evidence.connecting)
     apart = _apart_errors_px(aligned, data, cameras, part, subsample)
     return dataclasses.replace(aligned, support=FeatureSupport(apart, confirmed, explained))
 
