@@ -307,6 +307,23 @@ def test_a_copy_of_the_first_photo_does_not_set_the_unit_of_length() -> None:
     assert bundle.tracks()[2][:4][order].tolist() == [0, 1, 2, 3]
 
 
+def test_a_photo_that_shows_nothing_is_not_the_frame() -> None:
+    rng = np.random.default_rng(0)
+    cam_from_world = np.tile(np.eye(4), (4, 1, 1))
+    cam_from_world[:, :3, 3] = [[-0.5 * k, 0.05 * k, 4] for k in range(4)]
+    points = rng.uniform(-1, 1, (80, 3))
+    group = CameraGroup((1000, 800), 900.0, (499.5, 399.5))
+    seen = [project(points @ pose[:3, :3].T + pose[:3, 3], group.K) for pose in cam_from_world]
+    seen = [np.zeros((0, 2)), *(xy + rng.normal(0, 0.3, xy.shape) for xy in seen[1:])]
+    index = np.stack([np.arange(80)] * 2, axis=1)
+    bundle = Bundle([group], [0] * 4, cam_from_world, seen)
+    pairs = {(i, j): bundle.confirm(i, j, index, 6) for i in range(1, 4) for j in range(i + 1, 4)}
+    bundle.triangulate({pair: one for pair, one in pairs.items() if one is not None}, 6)
+    bundle.adjust(3.0)
+    std = bundle.position_std(3.0, held=[0])
+    assert np.isnan(std[:3]).all() and std[3] < 0.02
+
+
 def test_the_mapper_finds_the_cameras_alone(scene: RenderedScene, track_views: list[TrackView]) -> None:
     group = CameraGroup((W, H), 1.2 * W, ((W - 1) / 2, (H - 1) / 2))
     features = [view.features for view in track_views]

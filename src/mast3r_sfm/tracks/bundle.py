@@ -173,13 +173,17 @@ class Bundle:
         """(n,) root of the trace of the covariance of every photo's centre, world units; nan where unknown.
 
         The first photo's camera and one coordinate of another's are held (the gauge), and their errors are not known.
+        Photos with fewer than `MIN_OBSERVATIONS` take no part: one of them as the gauge would make all uncertain.
         """
-        adjuster = self._adjuster(loss_px, True, held, 5)
+        taking_part = np.flatnonzero(self.num_observations() >= MIN_OBSERVATIONS).tolist()
+        if len(taking_part) < 2:
+            return np.full(self.num_views, np.nan)
+        adjuster = self._adjuster(loss_px, True, held, 5, taking_part)
         adjuster.solve()
         covariance = pycolmap.estimate_ba_covariance(pycolmap.BACovarianceOptions(), self._model, adjuster)
         found = np.full(self.num_views, np.nan)
         noise_px = self._noise_px()
-        for k in range(self.num_views):
+        for k in taking_part:
             own = None if covariance is None else covariance.get_cam_cov_from_world(self._ids[k])
             if own is None or own.shape != (6, 6):
                 continue
@@ -225,10 +229,16 @@ class Bundle:
         self._model.cameras[k + 1].params = params_of(group)
 
     def _adjuster(
-        self, loss_px: float, principal_point: bool, held: Collection[int], iterations: int
+        self,
+        loss_px: float,
+        principal_point: bool,
+        held: Collection[int],
+        iterations: int,
+        views: Collection[int] | None = None,
     ) -> pycolmap.CeresBundleAdjuster:
+        """Of all views, or of some."""
         config = pycolmap.BundleAdjustmentConfig()
-        for image in sorted(self._model.reg_image_ids()):
+        for image in sorted(self._ids[k] for k in (range(self.num_views) if views is None else views)):
             config.add_image(image)
         for k in held:
             config.set_constant_cam_intrinsics(k + 1)
