@@ -74,7 +74,7 @@ class TestCameras:
                 *("index", "file", "original_size", "network_size", "network_from_original", "K_network", "K_original"),
                 *("world_from_cam", "registered", "median_reprojection_error_px", "num_matches", "mean_confidence"),
                 *("distortion_k1", "refined", "num_track_observations", "track_error_px"),
-                *("focal_std_px", "position_std", "doubt"),
+                *("focal_std_px", "position_std", "num_confirmed_features", "num_explained_features", "doubt"),
             }
         ]
 

@@ -16,7 +16,7 @@ from mast3r_sfm.model.checkpoint import Model, load_model
 from mast3r_sfm.options import ReconstructionOptions, SceneGraph
 from mast3r_sfm.pipeline import reconstruct
 from mast3r_sfm.reconstruction import Reconstruction
-from mast3r_sfm.types import ImageTransform, View
+from mast3r_sfm.types import ImageTransform, PairSummary, View
 from synthetic import RenderedScene, render_orbit
 
 FAST = ReconstructionOptions(alignment=AlignmentConfig(niter_coarse=60, niter_fine=60))
@@ -185,3 +185,25 @@ def test_exhausted_gpu_memory_is_explained(model: Model, scene: RenderedScene, m
     monkeypatch.setattr(pipeline, "align_group", exhausted)
     with pytest.raises(ReconstructionError, match="use a `scene_graph` with fewer pairs"):
         reconstruct([view_of(image.numpy(), k) for k, image in enumerate(scene.rgb[:2])], model)
+
+
+def test_photos_left_out_are_named_with_their_best_number(caplog: pytest.LogCaptureFixture) -> None:
+    images = [view_of(np.zeros((96, 128, 3), np.uint8), k) for k in range(4)]
+    pairs = [
+        PairSummary(0, 1, 900, 800, True),
+        PairSummary(0, 2, 900, 7, False),
+        PairSummary(2, 1, 900, 12, False),
+        PairSummary(3, 2, 900, 600, True),  # not with the largest group
+    ]
+    pipeline._warn_of_left_out(images, [[0, 1], [2, 3]], pairs)
+    assert "2 of 4 images" in caplog.text and "view_2.png (12), view_3.png (0)" in caplog.text
+    caplog.clear()
+    pipeline._warn_of_left_out(images[:2], [[0, 1]], pairs[:1])
+    assert not caplog.text
+
+
+def test_a_single_photo_needs_no_features(
+    model: Model, views: list[View], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pipeline, "_find_evidence", lambda *_: pytest.fail("looked for features of one photo"))
+    assert reconstruct(views[:1], model, FAST).views[0].registered and not caplog.text

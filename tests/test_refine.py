@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from scipy.spatial.transform import Rotation
+from wall_scene import H, K, S, W, pose_of, views_of_wall
 
-from mast3r_sfm.alignment import AlignedGroup
 from mast3r_sfm.alignment.anchors import FixedCamera, Sightings, errors_of, match_sides, solve_anchors
-from mast3r_sfm.alignment.solver import AlignmentResult
-from mast3r_sfm.connection import parts_by_features, with_apart_errors
-from mast3r_sfm.geometry import project, to_world
 from mast3r_sfm.local_features import FeatureEvidence
 from mast3r_sfm.options import ReconstructionOptions
 from mast3r_sfm.pairwise import PairwiseData
@@ -61,81 +55,16 @@ def test_corners_are_the_best_places_of_their_cells() -> None:
     assert np.isnan(found[0, 0]).all()
 
 
-S, H, W = 8, 64, 96
 Wall = tuple[dict[int, CanonicalView], dict[int, FixedCamera], tuple[Correspondences, ...], np.ndarray]
-K = np.array([[90.0, 0, 47.5], [0, 90, 31.5], [0, 0, 1]])
-
-
-def pose_of(turn_deg: float, centre: tuple[float, float, float]) -> np.ndarray:
-    pose = np.eye(4)
-    pose[:3, :3] = Rotation.from_euler("y", turn_deg, degrees=True).as_matrix()
-    pose[:3, 3] = centre
-    return pose
-
-
-def views_of_wall(
-    poses: Sequence[np.ndarray], slope: float = 0.5
-) -> tuple[dict[int, CanonicalView], tuple[Correspondences, ...]]:
-    """Views of a slanted plane, z = 4 + slope X, and the matches of all pairs."""
-    x, y = np.meshgrid(np.arange(W), np.arange(H))
-    direction = np.stack([(x - 47.5) / 90, (y - 31.5) / 90, np.ones_like(x, dtype=float)], -1)
-    views, depths = {}, []
-    for k, pose in enumerate(poses):
-        in_world = direction @ pose[:3, :3].T
-        # c + d r on the plane
-        depth = (4 + slope * pose[0, 3] - pose[2, 3]) / (in_world[..., 2] - slope * in_world[..., 0])
-        core = depth[S // 2 :: S, S // 2 :: S]
-        relative = depth / core.repeat(S, 0).repeat(S, 1)
-        views[k] = CanonicalView(
-            k, torch.from_numpy(relative).float(), torch.ones(H, W), torch.from_numpy(core).float(), 90.0
-        )
-        depths.append(depth)
-    pixel = np.stack(np.meshgrid(np.arange(4, W, 8), np.arange(4, H, 8)), -1).reshape(-1, 2)
-    matches = []
-    for i, j in itertools.combinations(range(len(poses)), 2):
-        points = to_world(direction[pixel[:, 1], pixel[:, 0]] * depths[i][pixel[:, 1], pixel[:, 0], None], poses[i])
-        seen = project((points - poses[j][:3, 3]) @ poses[j][:3, :3], K)
-        inside = ((seen > 0) & (seen < [W - 1, H - 1])).all(1)
-        xy_i, xy_j = torch.from_numpy(pixel[inside]).float(), torch.from_numpy(seen[inside]).float()
-        matches.append(Correspondences(i, j, xy_i, xy_j, torch.ones(len(xy_i))))
-    return views, tuple(matches)
 
 
 @pytest.fixture
 def wall() -> Wall:
-    """Two views of it, their matches, and the true depth of the anchors of the first."""
+    """Two views of a wall, their matches, and the true depth of the anchors of the first."""
     poses = [np.eye(4), pose_of(-8, (0.8, 0.05, 0.1))]
     views, matches = views_of_wall(poses)
     cameras = {k: FixedCamera(K, 0.0, pose) for k, pose in enumerate(poses)}
     return views, cameras, matches, views[0].core_depth.numpy()
-
-
-def test_parts_hang_together_by_features() -> None:
-    assert parts_by_features((2, 5, 6, 9), [(9, 5), (2, 7), (6, 5)]).tolist() == [1, 0, 0, 0]
-    assert parts_by_features((0, 1), []).tolist() == [0, 1]
-
-
-def test_views_that_no_feature_connects_are_judged_by_the_networks_matches() -> None:
-    """By those with the others: right cameras pass, a shifted one does not. Where features connect all, none is."""
-    poses = [np.eye(4), pose_of(-8, (0.8, 0.05, 0.1)), pose_of(6, (-0.7, 0.3, -0.1))]
-    canonical, matches = views_of_wall(poses)
-    data = PairwiseData(tuple((m.i, m.j) for m in matches), tuple(canonical.values()), matches, {}, ())
-
-    def apart(poses: Sequence[np.ndarray], pairs: list[tuple[int, int]]) -> np.ndarray:
-        anchors = tuple(view.core_depth for view in canonical.values())
-        cameras = AlignmentResult(
-            torch.from_numpy(np.stack([K] * 3)), torch.from_numpy(np.stack(poses)), anchors, *torch.zeros(2, 0)
-        )
-        aligned = AlignedGroup((0, 1, 2), cameras, torch.full((3,), 0.1, dtype=torch.float64), matches)
-        found = with_apart_errors(aligned, data, pairs, S).apart_errors_px
-        assert found is not None
-        return found.numpy()
-
-    assert np.isnan(apart(poses, [(0, 1), (1, 2)])).all()
-    right = apart(poses, [(0, 1)])
-    assert np.isnan(right[:2]).all() and right[2] < 0.1
-    shifted = [*poses[:2], pose_of(6, (-0.7, 0.7, -0.1))]  # by 0.4 before a wall four away: about 9 px
-    assert apart(shifted, [(0, 1)])[2] > 5
 
 
 def test_a_photo_placed_anew_is_in_the_frame_of_the_others() -> None:
@@ -211,11 +140,14 @@ def test_doubtful_views_are_named_with_their_number() -> None:
     assert doubts([view(0, 5.0, refined=True)]) == {}
 
 
-def test_what_features_leave_open_is_doubted_even_if_refined() -> None:
+def test_what_features_leave_open_or_deny_is_doubted_even_if_refined() -> None:
     good = view(0, 0.02, refined=True)  # the long edge is 20 px, and 0.5 % of it 0.1
-    assert doubts([dataclasses.replace(good, apart_error_px=0.09)]) == {}
+    assert doubts([dataclasses.replace(good, apart_error_px=0.09, num_confirmed=900, num_explained=460)]) == {}
     apart = dataclasses.replace(good, apart_error_px=0.11)
     assert "0.11 px off" in doubts([apart])[0] and "no local feature connects it" in doubts([apart])[0]
+    alike = dataclasses.replace(good, num_confirmed=900, num_explained=440)
+    assert "only 440 of 900" in doubts([alike])[0]
+    assert doubts([dataclasses.replace(good, num_confirmed=30, num_explained=0)]) == {}  # too few to say so
     assert doubts([dataclasses.replace(apart, registered=False)]) == {}
 
 

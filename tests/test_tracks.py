@@ -33,12 +33,14 @@ from mast3r_sfm.tracks import (
     map_features,
     refine_cameras,
 )
+from mast3r_sfm.tracks.adjusted import AdjustedTracks
 from mast3r_sfm.tracks.bundle import Bundle
 from mast3r_sfm.tracks.covariance import standard_deviations
 from mast3r_sfm.tracks.explained import count_explained, parallax_deg
 from mast3r_sfm.tracks.guided import match_guided
 from mast3r_sfm.tracks.orientation import upright_share
-from mast3r_sfm.tracks.refinement import into_frame_of, moved_cameras, split_groups
+from mast3r_sfm.tracks.refinement import into_frame_of, moved_cameras
+from mast3r_sfm.tracks.splitting import split_cameras, split_groups
 from mast3r_sfm.tracks.unguided import match_everywhere
 from mast3r_sfm.types import Correspondences, ImageTransform, PairSummary, View
 from mast3r_sfm.unrefined import why_unrefined
@@ -189,6 +191,34 @@ def test_groups_split_only_for_a_reason() -> None:
     assert split_groups(focals, np.full(6, 500.0), [0] * 6, counts) == (0,) * 6
 
 
+@pytest.mark.parametrize(("relief", "zoom"), [(0.0, 1.0), (0.8, 1.0), (0.8, 1.4)])
+def test_a_split_must_pay_in_an_adjustment(relief: float, zoom: float) -> None:
+    """A wall from straight ahead leaves the focal length almost open: each view alone finds one of its own, and yet one
+    for all fits as well. A photo of another zoom does not."""
+    rng = np.random.default_rng(1)
+    points = np.stack([rng.uniform(-2, 2, 200), rng.uniform(-1.5, 1.5, 200), relief * rng.uniform(-1, 1, 200)], axis=1)
+    cam_from_world, seen = np.tile(np.eye(4), (N, 1, 1)), []
+    for k in range(N):
+        turn = Rotation.from_euler("xyz", 2 * rng.normal(size=3), degrees=True).as_matrix()
+        cam_from_world[k, :3, :3], cam_from_world[k, :3, 3] = turn, turn @ [-0.4 * (k - 2), 0.1 * rng.normal(), 4]
+        focal = 900.0 * (zoom if k == 3 else 1)
+        xy = project(points @ turn.T + cam_from_world[k, :3, 3], CameraGroup((1000, 800), focal, (499.5, 399.5)).K)
+        seen.append(xy + 0.05 * rng.normal(size=xy.shape))
+    cam_from_world[:, 2, 3] *= 2  # as a network that takes the lens for a longer one has it
+    bundle = Bundle([CameraGroup((1000, 800), 1800.0, (499.5, 399.5))], [0] * N, cam_from_world, seen)
+    index = np.stack([np.arange(200)] * 2, axis=1)
+    pairs = {(i, j): bundle.confirm(i, j, index, 4.0) for i in range(N) for j in range(i + 1, N)}
+    confirmed = {pair: one for pair, one in pairs.items() if one is not None}
+    for _ in range(4):  # as often as the rounds before adjust them
+        bundle.triangulate(confirmed, 100.0)
+        bundle.adjust(1.0, iterations=10)
+    split = split_cameras(bundle, [0] * N, confirmed, 100.0, 1.0)
+    assert (None if split is None else split[1]) == (None if zoom == 1 else [0, 0, 0, 1, 0])
+    same = bundle.with_cameras([bundle.group(0)], [0] * N)
+    np.testing.assert_allclose(same.tracks().robust_costs(1.0), bundle.tracks().robust_costs(1.0), rtol=1e-9)
+    assert same.num_points == bundle.num_points
+
+
 def test_explained_matches_are_those_on_epipolar_lines(scene: RenderedScene) -> None:
     rng = np.random.default_rng(3)
     cam_from_world = np.linalg.inv(scene.world_from_cam[:2].numpy())
@@ -199,10 +229,11 @@ def test_explained_matches_are_those_on_epipolar_lines(scene: RenderedScene) -> 
     seen = project(points @ cam_from_world[1, :3, :3].T + cam_from_world[1, :3, 3], K, 0.05)
     visible = np.flatnonzero(np.isfinite(seen).all(1))
     index = np.stack([visible, visible], axis=1)
-    assert count_explained(cam_from_world, [group, group], [pixels, seen], {(0, 1): index}) == len(visible) > 10
+    found = count_explained(cam_from_world, [group, group], [pixels, seen], {(0, 1): index})
+    assert found.tolist() == [len(visible)] * 2 and len(visible) > 10
     turned = cam_from_world.copy()
     turned[1, :3, :3] = Rotation.from_euler("z", 10, degrees=True).as_matrix() @ turned[1, :3, :3]
-    assert count_explained(turned, [group, group], [pixels, seen], {(0, 1): index}) < len(visible) / 3
+    assert count_explained(turned, [group, group], [pixels, seen], {(0, 1): index})[0] < len(visible) / 3
 
 
 def test_photos_from_one_place_have_no_parallax() -> None:
@@ -329,6 +360,32 @@ def test_a_copy_of_the_first_photo_does_not_set_the_unit_of_length() -> None:
     assert (std < 0.01).all()
     assert tracks.num_observations.tolist() == [80] * 4
     assert tracks.view_of[:4].tolist() == [0, 1, 2, 3]  # photos of the first point
+
+
+@pytest.mark.parametrize("num_features", [0, 2, 12])
+def test_a_photo_that_shows_little_does_not_make_others_uncertain(num_features: int) -> None:
+    rng = np.random.default_rng(0)
+    cam_from_world = np.tile(np.eye(4), (4, 1, 1))
+    cam_from_world[:, :3, 3] = [[-0.5 * k, 0.05 * k, 4] for k in range(4)]
+    points = rng.uniform(-1, 1, (80, 3))
+    seen_at = [project(points @ pose[:3, :3].T + pose[:3, 3], MEGAPIXEL.K) for pose in cam_from_world]
+    view_of, point_of = np.repeat(np.arange(4), 80), np.tile(np.arange(80), 4)
+    tracks = AdjustedTracks(
+        cam_from_world, np.array([0, 1, 1, 1]), np.array([[900, 499.5, 399.5, 0.0]] * 2), points,
+        point_of, view_of, point_of, np.concatenate(seen_at) + rng.normal(0, 0.3, (320, 2)),
+    )  # fmt: skip
+    kept = (view_of > 0) | (point_of < num_features)
+    few = dataclasses.replace(
+        tracks, point_of=point_of[kept], view_of=view_of[kept], feature_of=point_of[kept], seen_at=tracks.seen_at[kept]
+    )
+    free = np.array([[True, False, False, True]] * 2)
+    intrinsics, centres = standard_deviations(few, free, 3.0)
+    assert np.isinf(intrinsics[0, [0, 3]]).all() and np.isinf(centres[0])
+    expected = standard_deviations(tracks.of_views(np.arange(4) > 0), free, 3.0)
+    np.testing.assert_allclose(intrinsics[1], expected[0][1], rtol=1e-6)
+    np.testing.assert_allclose(centres[1:], expected[1][1:], rtol=1e-6)
+    all_few = standard_deviations(tracks.of_views(np.arange(4) > 2), free, 3.0)
+    assert not (np.isfinite(all_few[0][:, [0, 3]]).any() or np.isfinite(all_few[1]).any())
 
 
 def test_the_mapper_finds_the_cameras_alone(scene: RenderedScene, track_views: list[TrackView]) -> None:

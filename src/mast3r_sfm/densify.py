@@ -21,7 +21,7 @@ from mast3r_sfm.geometry import invert, pixels_without_distortion
 from mast3r_sfm.graphs import strongest_neighbours
 from mast3r_sfm.options import DenseOptions, ReconstructionOptions
 from mast3r_sfm.pairwise import PairwiseData
-from mast3r_sfm.types import CanonicalView, ReconstructedView, Refinement, View
+from mast3r_sfm.types import CanonicalView, FeatureSupport, ReconstructedView, Refinement, View
 
 _ALL_PAIRS_CLEANED = 40  # views up to which every view is cleaned against all others
 
@@ -57,16 +57,18 @@ def densify_views(
             maps = (made.depths[k], made.confs[k], made.clean[k])
             placed = (True, K[k], world_from_cam[k])
             error = float(aligned.errors_px[k])
-            refined = {} if aligned.refinement is None else _refined_fields(aligned.refinement, k)
-            if aligned.apart_errors_px is not None:
-                refined["apart_error_px"] = float(aligned.apart_errors_px[k])
+            of_features = {} if aligned.refinement is None else _refined_fields(aligned.refinement, k)
+            if aligned.support is not None:
+                of_features |= _support_fields(aligned.support, k)
         else:
             maps, own_K = _alone_maps(view, data.canonical[view.index], subsample)
             placed = (False, own_K, np.eye(4))
             error = float("nan")
-            refined = {}
+            of_features = {}
         result.append(
-            ReconstructedView(*common, *placed, *_known_maps(*maps), error, int(counts[view.index]), mask, **refined)
+            ReconstructedView(
+                *common, *placed, *_known_maps(*maps), error, int(counts[view.index]), mask, **of_features
+            )
         )
     return tuple(result)
 
@@ -153,6 +155,15 @@ def _refined_fields(refinement: Refinement, k: int) -> dict[str, Any]:
         "track_error_px": float(refinement.errors_px[k]),
         "focal_std_px": float(refinement.focal_std_px[k]),
         "position_std": float(refinement.position_std[k]),
+    }
+
+
+def _support_fields(support: FeatureSupport, k: int) -> dict[str, Any]:
+    """What local features say of the k-th view of the group."""
+    return {
+        "apart_error_px": float(support.apart_errors_px[k]),
+        "num_confirmed": int(support.num_confirmed[k]),
+        "num_explained": int(support.num_explained[k]),
     }
 
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,6 +57,7 @@ class FeatureEvidence:
     features: tuple[LocalFeatures, ...]
     confirmed: Mapping[tuple[int, int], pycolmap.TwoViewGeometry]
 
+    @cached_property
     def connecting(self) -> list[tuple[int, int]]:
         """The pairs whose matches are certain enough to say that two photos show the same."""
         return [
@@ -75,6 +77,13 @@ class FeatureEvidence:
             for (i, j), geometry in self.confirmed.items()
             if i in position_of and j in position_of
         }
+
+    def num_confirmed(self, members: Sequence[int]) -> np.ndarray:
+        """(n,) int64 confirmed matches of each of some images with the others of them."""
+        counts = np.zeros(len(members), dtype=np.int64)
+        for pair, index in self.among(members).items():
+            counts[list(pair)] += len(index)
+        return counts
 
 
 def find_features(

@@ -34,7 +34,7 @@ from mast3r_sfm.progress import Progress, StageTimer
 from mast3r_sfm.quality import doubts
 from mast3r_sfm.reconstruction import Reconstruction
 from mast3r_sfm.scene_graph import check_pairs, make_pairs
-from mast3r_sfm.types import CanonicalView, Correspondences, ModelDescription, PairPrediction, View
+from mast3r_sfm.types import CanonicalView, Correspondences, ModelDescription, PairPrediction, PairSummary, View
 
 if TYPE_CHECKING:
     from mast3r_sfm.local_features import FeatureEvidence
@@ -177,7 +177,7 @@ def locate_cameras(
         with timer.stage("Refine cameras", NUM_STEPS) as advance:
             aligned = refine_group(images, data, aligned, evidence, camera_of, options, advance)
     groups = _with_first(aligned.group, groups)
-    _warn_of_left_out(images, groups)
+    _warn_of_left_out(images, groups, data.summaries)
     return Located(data, aligned, tuple(map(tuple, groups)))
 
 
@@ -276,13 +276,19 @@ def _with_first(group: Sequence[int], groups: Sequence[Sequence[int]]) -> list[l
     return [list(group), *sorted((other for other in others if other), key=lambda other: (-len(other), other[0]))]
 
 
-def _warn_of_left_out(images: Sequence[View], groups: Sequence[Sequence[int]]) -> None:
-    left_out = [images[k].path.name for group in groups[1:] for k in group]
-    if left_out:
-        shown = ", ".join(left_out[:10]) + (f" and {len(left_out) - 10} more" if len(left_out) > 10 else "")
+def _warn_of_left_out(images: Sequence[View], groups: Sequence[Sequence[int]], pairs: Sequence[PairSummary]) -> None:
+    """Names the images outside the first group, with the largest number of matches that the geometry confirms."""
+    inside, best = set(groups[0]), dict.fromkeys((k for group in groups[1:] for k in group), 0)
+    for pair in pairs:
+        for own, other in ((pair.i, pair.j), (pair.j, pair.i)):
+            if own in best and other in inside:
+                best[own] = max(best[own], pair.num_verified)
+    if best:
+        names = [f"{images[k].path.name} ({count})" for k, count in best.items()]
         logger.warning(
-            "%d of %d images do not connect to the largest group and are not registered: %s",
-            len(left_out),
+            "%d of %d images do not connect to the largest group and are not registered; with the matches that the "
+            "geometry confirms in their best pair with it: %s",
+            len(best),
             len(images),
-            shown,
+            ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else ""),
         )

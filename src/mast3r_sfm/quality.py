@@ -19,30 +19,55 @@ MAX_ERROR_APART = MAX_ERROR / 3
 network matches a photo with its mirror image, or with another place that looks alike; features do not."""
 
 
+MIN_EXPLAINED = 0.5
+"""Smallest share of the matches of its features, if these are at least `_FEW`, that a camera must explain."""
+
+_FEW = 40
+
+
 def doubts(views: Sequence[ReconstructedView]) -> dict[int, str]:
     """By `ReconstructedView.index`: why the camera of a registered view is doubtful.
 
     A view whose camera was refined has passed the limits of the refinement, and its features say more than the
     network's matches; it is not judged by those, unless the features leave open where it is.
     """
-    judged = [view for view in views if view.registered and not view.refined]
-    shares = {view.index: view.median_reprojection_error_px / max(view.depth.shape) for view in judged}
-    known = [share for share in shares.values() if np.isfinite(share)]
+    registered = [view for view in views if view.registered]
+    shares = [_share(view, view.median_reprojection_error_px) for view in registered if not view.refined]
+    known = [share for share in shares if np.isfinite(share)]
     usual = float(np.median(known)) if len(known) > 2 else np.inf
-    found = {}
-    for view in judged:
-        share, long_edge = shares[view.index], max(view.depth.shape)
-        error = f"its matches reproject {view.median_reprojection_error_px:.3g} px off in the median"
-        if share > MAX_ERROR:
-            found[view.index] = f"{error}, more than {100 * MAX_ERROR:g} % of {long_edge} px"
-        elif share > MAX_TIMES_USUAL * usual and share > MAX_ERROR / 3:
-            found[view.index] = f"{error}, {share / usual:.1f} times as much as usual here"
-    for view in views:
-        long_edge = max(view.depth.shape)
-        if view.registered and view.index not in found and view.apart_error_px > MAX_ERROR_APART * long_edge:
-            found[view.index] = (
-                "no local feature connects it with most of the other photos, and its matches with these reproject "
-                f"{view.apart_error_px:.3g} px off in the median, more than {100 * MAX_ERROR_APART:g} % of "
-                f"{long_edge} px"
-            )
-    return found
+    found = {view.index: _by_matches(view, usual) or _by_features(view) for view in registered}
+    return {index: doubt for index, doubt in found.items() if doubt is not None}
+
+
+def _by_matches(view: ReconstructedView, usual: float) -> str | None:
+    """What the network's matches have against a view that is not refined; `usual` is the median share of such views."""
+    if view.refined:
+        return None
+    share = _share(view, view.median_reprojection_error_px)
+    error = f"its matches reproject {view.median_reprojection_error_px:.3g} px off in the median"
+    if share > MAX_ERROR:
+        return f"{error}, more than {100 * MAX_ERROR:g} % of {max(view.depth.shape)} px"
+    if share > MAX_TIMES_USUAL * usual and share > MAX_ERROR / 3:
+        return f"{error}, {share / usual:.1f} times as much as usual here"
+    return None
+
+
+def _by_features(view: ReconstructedView) -> str | None:
+    """What local features have against a view (`FeatureSupport`)."""
+    if _share(view, view.apart_error_px) > MAX_ERROR_APART:
+        return (
+            "no local feature connects it with most of the other photos, and its matches with these reproject "
+            f"{view.apart_error_px:.3g} px off in the median, more than {100 * MAX_ERROR_APART:g} % of "
+            f"{max(view.depth.shape)} px"
+        )
+    if view.num_confirmed >= _FEW and view.num_explained < MIN_EXPLAINED * view.num_confirmed:
+        return (
+            f"it explains only {view.num_explained} of {view.num_confirmed} matches of features, each of which agrees "
+            "with one geometry of its two photos: places may look alike"
+        )
+    return None
+
+
+def _share(view: ReconstructedView, error_px: float) -> float:
+    """An error as a share of the long edge of the network's image."""
+    return error_px / max(view.depth.shape)

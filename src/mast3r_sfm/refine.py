@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mast3r_sfm.alignment import AlignedGroup
-from mast3r_sfm.connection import parts_by_features, with_apart_errors
 from mast3r_sfm.gaps import fill_gaps
 from mast3r_sfm.graphs import number_by_first
 from mast3r_sfm.local_features import FeatureEvidence
@@ -26,6 +25,7 @@ from mast3r_sfm.progress import Advance
 from mast3r_sfm.quality import MAX_ERROR
 from mast3r_sfm.resection import resect
 from mast3r_sfm.starts import aligned_start, mapped_start
+from mast3r_sfm.support import parts_by_features, with_support
 from mast3r_sfm.tracks import LocalFeatures, RefinedCameras, TrackView, refine_cameras
 from mast3r_sfm.tracks.explained import count_explained
 from mast3r_sfm.tracks.refinement import NUM_STEPS as NUM_STEPS
@@ -39,6 +39,9 @@ ENOUGH_EXPLAINED = 0.85
 
 CLEARLY_MORE = 1.1
 """How many times more matches the mapper's start must explain to take over."""
+
+CLEARLY_FEWER = 0.9
+"""How many times fewer matches the refined cameras may explain than those that they began from."""
 
 CLEARLY_LESS = 0.7
 """How many times smaller the errors of a photo must be at another place, or with a focal length of its own, to say that
@@ -76,8 +79,7 @@ def refine_group(
         [(camera, image.transform.original_size) for camera, image in zip(camera_of, images, strict=True)]
     )
     total = sum(len(geometry.inlier_matches) for geometry in evidence.confirmed.values())
-    connecting = evidence.connecting()
-    aligned = with_apart_errors(aligned, data, connecting, subsample)
+    aligned = with_support(aligned, images, data, evidence, subsample)
     best = _refined(images, data, evidence, aligned_start(images, aligned, group_of, model), options, advance)
     if total >= _MIN_EVIDENCE and best.num_explained < ENOUGH_EXPLAINED * total:
         logger.info("the aligned cameras explain %d of %d matches of features", best.num_explained, total)
@@ -91,14 +93,10 @@ def refine_group(
     if best.refined is None and not best.start.mapped:
         warn_of_unrefined(images, evidence, best)
         return aligned
-    placed = with_apart_errors(place_views(images, data, best, subsample), data, connecting, subsample)
-    if not best.start.mapped and _tears_apart(images, aligned, placed, parts_by_features(aligned.group, connecting)):
-        logger.warning(
-            "the cameras stay as aligned: only %d of %d have enough features, and with these refined the others do not "
-            "fit any more",
-            int(best.refined.refined.sum()) if best.refined is not None else 0,
-            len(placed.group),
-        )
+    placed = with_support(place_views(images, data, best, subsample), images, data, evidence, subsample)
+    fault = None if best.start.mapped else _what_got_worse(images, aligned, placed, evidence)
+    if fault is not None:
+        logger.warning("the cameras stay as aligned: %s", fault)
         return aligned
     warn_of_unrefined(images, evidence, best)
     return placed
@@ -235,12 +233,33 @@ def with_resections(
 def _num_explained(evidence: FeatureEvidence, start: Start, refined: RefinedCameras | None) -> int:
     groups = start.groups if refined is None else refined.groups
     group_of = start.group_of if refined is None else refined.group_of
-    return count_explained(
+    counts = count_explained(
         start.cam_from_world if refined is None else refined.cam_from_world,
         [groups[group] for group in group_of],
         [evidence.features[index].xy for index in start.members],
         evidence.among(start.members),
     )
+    return int(counts.sum()) // 2  # every match counts for both of its photos
+
+
+def _what_got_worse(
+    images: Sequence[View], aligned: AlignedGroup, placed: AlignedGroup, evidence: FeatureEvidence
+) -> str | None:
+    """Why the refined cameras of a group must not replace the aligned ones; None if nothing speaks against them."""
+    if placed.refinement is None or aligned.support is None or placed.support is None:
+        return None
+    before, after = (int(support.num_explained.sum()) for support in (aligned.support, placed.support))
+    total = int(placed.support.num_confirmed.sum())
+    # where places look alike, many matches are wrong, and how many are explained says little
+    if before >= ENOUGH_EXPLAINED * total and after < CLEARLY_FEWER * before:
+        return f"they explain {before // 2} of {total // 2} matches of features, refined ones only {after // 2}"
+    if _tears_apart(images, aligned, placed, parts_by_features(aligned.group, evidence.connecting)):
+        count = int(placed.refinement.refined.sum())
+        return (
+            f"only {count} of {len(placed.group)} have enough features, and with these refined the others do not fit "
+            "any more"
+        )
+    return None
 
 
 def _tears_apart(images: Sequence[View], aligned: AlignedGroup, placed: AlignedGroup, part: np.ndarray) -> bool:

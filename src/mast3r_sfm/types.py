@@ -233,8 +233,7 @@ class ReconstructedView:
                     confident surface have 0); the scene is written from it unless asked otherwise
     median_reprojection_error_px  over the view's matches, network pixels; nan without matches
     num_matches     matches of the view that entered the alignment
-    apart_error_px  like `median_reprojection_error_px`, of a view that no local feature connects with most others: over
-                    its matches with views that none connects it with; nan for all others
+    apart_error_px, num_confirmed, num_explained   see `FeatureSupport`; nan, 0 and 0 if features were not looked for
     mask            (H, W) bool, True where the photo is opaque, None if it is everywhere
     distortion      k1 of the lens: a point at x = (X / Z, Y / Z) of the camera is seen at x (1 + k1 |x|^2)
     refined         the camera was adjusted to tracks of local features
@@ -266,6 +265,8 @@ class ReconstructedView:
     focal_std_px: float = float("nan")
     position_std: float = float("nan")
     apart_error_px: float = float("nan")
+    num_confirmed: int = 0
+    num_explained: int = 0
 
     @property
     def K_original(self) -> np.ndarray:
@@ -335,6 +336,21 @@ class Refinement:
     focal_std_px: np.ndarray
     position_std: np.ndarray
     tracks: Tracks
+
+
+@dataclass(frozen=True)
+class FeatureSupport:
+    """What local features say of the cameras of n views, refined or not.
+
+    apart_errors_px  (n,) of a view that no feature connects with most others: median reprojection error of its network
+                     matches with views that none connects it with, network pixels; nan for all others
+    num_confirmed    (n,) matches of the view's features, over all pairs, that a two-view geometry confirms
+    num_explained    (n,) those of them that lie on each other's epipolar lines, by the cameras
+    """
+
+    apart_errors_px: np.ndarray
+    num_confirmed: np.ndarray
+    num_explained: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,11 @@ def warn_of_unrefined(images: Sequence[View], evidence: FeatureEvidence, best: C
     n = len(start.members)
     kept = np.ones(n, dtype=bool) if refined is None else ~refined.refined
     matches = evidence.among(start.members)
-    matched = np.zeros(n, dtype=np.int64)
-    for pair, index in matches.items():
-        matched[list(pair)] += len(index)
     places = [evidence.features[index].xy for index in start.members]
     reasons = why_unrefined(
         np.zeros(n, dtype=np.int64) if refined is None else refined.num_observations,
         np.full(n, np.nan) if refined is None else refined.median_error_px,
-        matched,
+        evidence.num_confirmed(start.members),
         parallax_deg(start.cam_from_world, [start.groups[group] for group in start.group_of], places, matches),
         n == 2 and any(is_flat(one) for pair, one in evidence.confirmed.items() if set(pair) == set(start.members)),
     )

@@ -14,7 +14,7 @@ from mast3r_sfm.alignment.reprojection import reprojection_errors
 from mast3r_sfm.alignment.solver import AlignmentResult, align
 from mast3r_sfm.options import AlignmentConfig
 from mast3r_sfm.progress import Advance
-from mast3r_sfm.types import CanonicalView, Correspondences, FallbackPrediction, Refinement
+from mast3r_sfm.types import CanonicalView, Correspondences, FallbackPrediction, FeatureSupport, Refinement
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,7 @@ class AlignedGroup:
     cameras    of each
     errors_px  (n,) float64 median reprojection error of each view's matches, network pixels; nan without matches
     matches    those that entered the alignment
-    apart_errors_px  (n,) float64 the same over matches with views that no local feature connects a view with, of views
-                that none connects with most of the others; nan for all others; None if features were not looked for
+    support     what local features say of the cameras; None if they were not looked for
     refinement  of the cameras by tracks of local features, in the order of the cameras; None if they are as aligned
     """
 
@@ -35,7 +34,7 @@ class AlignedGroup:
     errors_px: torch.Tensor
     matches: tuple[Correspondences, ...]
     refinement: Refinement | None = None
-    apart_errors_px: torch.Tensor | None = None
+    support: FeatureSupport | None = None
 
     @property
     def distortion(self) -> np.ndarray:

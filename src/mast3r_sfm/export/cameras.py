@@ -26,7 +26,9 @@ CONVENTION = (
     "the tracks of local features that refined cameras were adjusted to, is in pixels of the original photo. "
     "focal_std_px (pixels of the original photo) and position_std (of the camera centre, in the unit of length) are "
     "standard deviations by the covariance of that adjustment, null where it says nothing, in the frame and scale in "
-    "which all centres together fit best: the uncertainty of the metric scale is not in them. doubt says why a "
+    "which all centres together fit best: the uncertainty of the metric scale is not in them. "
+    "num_confirmed_features counts the matches of local features, over all pairs of the photo, that agree with one "
+    "geometry of the two photos, num_explained_features those of them that agree with the cameras. doubt says why a "
     "camera is not to be relied on, null if nothing speaks against it. scene_glb is the frame of scene.glb, a rotation "
     "and a translation away, y up: X_gltf = gltf_from_world X_world, with homogeneous points. up_from says what told "
     "where up is: exif (gravity as the photos' EXIF has it), planes (level and upright planes, found around the "
@@ -84,5 +86,7 @@ def _image_entry(view: ReconstructedView, doubt: str | None) -> dict[str, Any]:
         "track_error_px": view.track_error_px,
         "focal_std_px": view.focal_std_px,
         "position_std": view.position_std,
+        "num_confirmed_features": view.num_confirmed,
+        "num_explained_features": view.num_explained,
         "doubt": doubt,
     }

@@ -39,6 +39,8 @@ def save_reconstruction(reconstruction: ReconstructedScene, path: Path) -> None:
         "focal_std_px": np.array([view.focal_std_px for view in views], dtype=np.float64),
         "position_std": np.array([view.position_std for view in views], dtype=np.float64),
         "apart_error_px": np.array([view.apart_error_px for view in views], dtype=np.float64),
+        "num_confirmed": np.array([view.num_confirmed for view in views], dtype=np.int64),
+        "num_explained": np.array([view.num_explained for view in views], dtype=np.int64),
         **{f"match_{key}": array for key, array in pack_matches(reconstruction.matches).items()},
     }
     for number, view in enumerate(views):
@@ -103,6 +105,8 @@ _COLUMNS_OF_REFINEMENT = {
     "focal_std_px": np.nan,
     "position_std": np.nan,
     "apart_error_px": np.nan,
+    "num_confirmed": 0,
+    "num_explained": 0,
 }
 _TRACKS = tuple(field.name for field in dataclasses.fields(Tracks))
 
@@ -139,4 +143,6 @@ def _view(file: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray], num
         focal_std_px=float(columns["focal_std_px"][number]),
         position_std=float(columns["position_std"][number]),
         apart_error_px=float(columns["apart_error_px"][number]),
+        num_confirmed=int(columns["num_confirmed"][number]),
+        num_explained=int(columns["num_explained"][number]),
     )

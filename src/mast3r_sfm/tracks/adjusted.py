@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from mast3r_sfm.geometry import distort
+
+MIN_OBSERVATIONS = 40
+"""A view with fewer features in tracks keeps the camera that it has."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,33 @@ class AdjustedTracks:
         own = [self.errors_px[self.view_of == k] for k in range(len(self.cam_from_world))]
         return np.array([np.median(errors) if len(errors) else np.nan for errors in own])
 
+    def robust_costs(self, loss_px: float) -> np.ndarray:
+        """(groups, 2): sum of the robust squared errors of the observations of every camera, and their degrees of
+        freedom. Cauchy's loss as in the adjustment: c^2 log(1 + e^2 / c^2)."""
+        losses = loss_px**2 * np.log1p((self.errors_px / loss_px) ** 2)
+        group, count = self.group_of[self.view_of], len(self.intrinsics)
+        share = max(0.0, 1 - self.num_fitted / max(1, 2 * len(losses)))
+        freedom = 2 * share * np.bincount(group, minlength=count)
+        return np.stack([np.bincount(group, losses, count), freedom], axis=1)
+
     def depths(self, view: int, num_features: int) -> np.ndarray:
         """(num_features,) z-depth of the points that a view's features belong to, nan for features without one."""
         depths = np.full(num_features, np.nan)
         own = self.view_of == view
         depths[self.feature_of[own]] = self.in_views[own, 2]
         return depths
+
+    def of_views(self, chosen: np.ndarray) -> AdjustedTracks:
+        """The observations by the chosen views (n,) bool of points that at least two of them observe; views keep their
+        numbers."""
+        kept = chosen[self.view_of]
+        shared = np.bincount(self.point_of[kept], minlength=len(self.points)) > 1
+        kept &= shared[self.point_of]
+        return replace(
+            self,
+            points=self.points[shared],
+            point_of=(np.cumsum(shared) - 1)[self.point_of[kept]],
+            view_of=self.view_of[kept],
+            feature_of=self.feature_of[kept],
+            seen_at=self.seen_at[kept],
+        )

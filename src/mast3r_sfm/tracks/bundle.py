@@ -8,46 +8,19 @@ ours at the centre of the first pixel: 0.5 is added on the way in and taken off 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pycolmap
 
-from mast3r_sfm.options import CameraModel
 from mast3r_sfm.tracks.adjusted import AdjustedTracks
-from mast3r_sfm.tracks.orientation import upright_share
+from mast3r_sfm.tracks.cameras import CameraGroup, camera_group, colmap_camera, params_of, project_with
+from mast3r_sfm.tracks.two_views import confirm_pair
 
 MIN_ANGLE_DEG = 1.5
 """Smallest angle between two rays of a point."""
 
 _MIN_BASELINE = 0.05  # of the two photos that set the unit of length, as a share of the largest from the first photo
-_MIN_INLIERS = 15  # matches of a pair that its epipolar geometry confirms
-_MIN_UPRIGHT = 0.5  # share of the triangles of those matches that keep their orientation
-_MAX_TRIALS = 2000  # of seven matches each: one in 0.4^7 = 600 is right if 40 % of the matches are
 _SEED = 0
-
-
-@dataclass(frozen=True)
-class CameraGroup:
-    """One camera with one zoom: the intrinsics of all photos that share it, of the original photos.
-
-    size        (width, height) pixels
-    focal_px, principal_point   pixels, centres at integers
-    distortion  k1 of x (1 + k1 |x|^2), x in units of the focal length
-    model       which of these numbers there are: SIMPLE_PINHOLE has no distortion
-    """
-
-    size: tuple[int, int]
-    focal_px: float
-    principal_point: tuple[float, float]
-    distortion: float = 0.0
-    model: CameraModel = CameraModel.SIMPLE_RADIAL
-
-    @property
-    def K(self) -> np.ndarray:
-        """(3, 3) intrinsics of the original photos, pixel centres at integers."""
-        x, y = self.principal_point
-        return np.array([[self.focal_px, 0, x], [0, self.focal_px, y], [0, 0, 1]], dtype=np.float64)
 
 
 class Bundle:
@@ -84,6 +57,21 @@ class Bundle:
         self._triangulator: pycolmap.IncrementalTriangulator | None = None
         self._graph: pycolmap.CorrespondenceGraph | None = None
 
+    def without_points(self, groups: Sequence[CameraGroup], group_of: Sequence[int]) -> Bundle:
+        """The same photos and poses with other cameras."""
+        return Bundle(groups, group_of, self.cam_from_world(), self._features)
+
+    def with_cameras(self, groups: Sequence[CameraGroup], group_of: Sequence[int]) -> Bundle:
+        """The same photos, poses, points and tracks with other cameras."""
+        other = self.without_points(groups, group_of)
+        number_there = dict(zip(self._ids, other._ids, strict=True))  # others, if the photos have moved meanwhile
+        for _, point in sorted(self._model.points3D.items(), key=lambda item: item[0]):
+            track = pycolmap.Track()
+            for element in point.track.elements:
+                track.add_element(number_there[element.image_id], element.point2D_idx)
+            other._model.add_point3D(point.xyz, track)
+        return other
+
     # -------------------------------------------------------------- geometry
     def cam_from_world(self) -> np.ndarray:
         """(n, 4, 4) float64."""
@@ -110,7 +98,7 @@ class Bundle:
         in_j = points @ j_from_i[:, :3].T + j_from_i[:, 3]
         pixels = np.full((len(rays), 2), np.nan)
         seen = np.isfinite(in_j).all(1) & (in_j[:, 2] > 1e-9)
-        pixels[seen] = _project(self._camera_of(j), in_j[seen])
+        pixels[seen] = project_with(self._camera_of(j), in_j[seen])
         return pixels
 
     # -------------------------------------------------------------- tracks
@@ -190,7 +178,7 @@ class Bundle:
 
     def set_intrinsics(self, k: int, group: CameraGroup) -> None:
         """Gives the camera k other intrinsics."""
-        self._model.cameras[k + 1].params = _params(group)
+        self._model.cameras[k + 1].params = params_of(group)
 
     # -------------------------------------------------------------- figures
     def tracks(self) -> AdjustedTracks:
@@ -241,74 +229,3 @@ def _image_ids(cam_from_world: np.ndarray) -> list[int]:
     if second > 1:
         ids[1], ids[second] = ids[second], ids[1]
     return ids
-
-
-def confirm_pair(
-    camera_i: pycolmap.Camera,
-    xy_i: np.ndarray,
-    camera_j: pycolmap.Camera,
-    xy_j: np.ndarray,
-    matches: np.ndarray,
-    max_error_px: float,
-) -> pycolmap.TwoViewGeometry | None:
-    """The matches (M, 2) of features (N, 2) of two photos that one epipolar geometry or one homography confirms.
-
-    None if they are too few to believe, or turn more triangles over than they keep, as those with a mirror image do.
-    """
-    if len(matches) < _MIN_INLIERS:
-        return None
-    options = pycolmap.TwoViewGeometryOptions()
-    options.detect_watermark = False
-    options.ransac.random_seed = _SEED
-    options.ransac.max_error = max_error_px
-    options.ransac.max_num_trials = _MAX_TRIALS
-    geometry = pycolmap.estimate_two_view_geometry(
-        camera_i, xy_i + 0.5, camera_j, xy_j + 0.5, matches.astype(np.uint32), options
-    )
-    own, other = geometry.inlier_matches.astype(np.int64).T
-    if len(own) < _MIN_INLIERS or upright_share(xy_i[own], xy_j[other]) < _MIN_UPRIGHT:
-        return None
-    return geometry
-
-
-def is_flat(geometry: pycolmap.TwoViewGeometry) -> bool:
-    """Whether one homography explains the matches: a flat scene, or a camera that turned on the spot."""
-    kind = pycolmap.TwoViewGeometryConfiguration
-    return geometry.config in (kind.PLANAR, kind.PANORAMIC, kind.PLANAR_OR_PANORAMIC)
-
-
-def colmap_camera(group: CameraGroup, camera_id: int, focal_known: bool = False) -> pycolmap.Camera:
-    """The camera in COLMAP's terms.
-
-    focal_known  it is close to the truth, so that geometry may build on it
-    """
-    camera = pycolmap.Camera(
-        camera_id=camera_id,
-        model=str(group.model),
-        width=group.size[0],
-        height=group.size[1],
-        params=_params(group),
-    )
-    camera.has_prior_focal_length = focal_known
-    return camera
-
-
-def camera_group(camera: pycolmap.Camera) -> CameraGroup:
-    """The inverse of `colmap_camera`."""
-    focal, x, y, *distortion = camera.params
-    size, model = (camera.width, camera.height), CameraModel(camera.model_name)
-    return CameraGroup(size, focal, (x - 0.5, y - 0.5), distortion[0] if distortion else 0.0, model)
-
-
-def _params(group: CameraGroup) -> list[float]:
-    """f, cx, cy of SIMPLE_PINHOLE, and k1 of SIMPLE_RADIAL."""
-    x, y = group.principal_point
-    bend = [group.distortion] if group.model is CameraModel.SIMPLE_RADIAL else []
-    return [group.focal_px, x + 0.5, y + 0.5, *bend]
-
-
-def _project(camera: pycolmap.Camera, points: np.ndarray) -> np.ndarray:
-    """(N, 2) pixels, centres at integers, of points (N, 3) in front of the camera."""
-    pixels = camera.img_from_cam(points)
-    assert pixels is not None  # it is None for a single point behind the camera only
-    return np.asarray(pixels) - 0.5

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mast3r_sfm.geometry import cross_matrices, rays
-from mast3r_sfm.tracks.bundle import CameraGroup
+from mast3r_sfm.tracks.cameras import CameraGroup
 
 _MAX_ERROR_PX = 4.0  # at 1,600 pixels
 _REFERENCE_PX = 1600.0
@@ -18,8 +18,8 @@ def count_explained(
     cameras: Sequence[CameraGroup],
     features: Sequence[np.ndarray],
     matches: Mapping[tuple[int, int], np.ndarray],
-) -> int:
-    """Number of matches whose Sampson error is below four pixels (of a photo of 1,600).
+) -> np.ndarray:
+    """(n,) int64 matches of every photo, over all pairs, with a Sampson error below four pixels (of a photo of 1,600).
 
     cam_from_world  (n, 4, 4)
     cameras         of every photo
@@ -29,7 +29,7 @@ def count_explained(
     Source of the error: R. Hartley, A. Zisserman, Multiple View Geometry, 2004, 11.4.3.
     """
     directions = [rays(xy, camera.K, camera.distortion) for xy, camera in zip(features, cameras, strict=True)]
-    count = 0
+    counts = np.zeros(len(cameras), dtype=np.int64)
     for (i, j), index in matches.items():
         j_from_i = cam_from_world[j] @ np.linalg.inv(cam_from_world[i])
         E = cross_matrices(j_from_i[:3, 3]) @ j_from_i[:3, :3]
@@ -40,8 +40,8 @@ def count_explained(
         squares += (line_i[:, :2] ** 2).sum(1) / cameras[i].focal_px ** 2
         error_px = np.abs((b * line_j).sum(1)) / np.sqrt(squares + 1e-300)
         size = max(*cameras[i].size, *cameras[j].size)
-        count += int((error_px < _MAX_ERROR_PX * max(1.0, size / _REFERENCE_PX)).sum())
-    return count
+        counts[[i, j]] += int((error_px < _MAX_ERROR_PX * max(1.0, size / _REFERENCE_PX)).sum())
+    return counts
 
 
 def parallax_deg(

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from mast3r_sfm.tracks.bundle import CameraGroup, camera_group, colmap_camera
+from mast3r_sfm.tracks.cameras import CameraGroup, camera_group, colmap_camera
 
 _MIN_PHOTOS = 3
 _SEED = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial import Delaunay, QhullError
 
-_ENOUGH = 200  # matches that tell
+_ENOUGH = 100  # matches that tell
 
 
 def upright_share(xy_i: np.ndarray, xy_j: np.ndarray) -> float:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,27 +12,18 @@ import pycolmap
 from scipy.spatial import cKDTree
 
 from mast3r_sfm.geometry import rotation_angles_deg, similarity_transform
-from mast3r_sfm.graphs import number_by_first
-from mast3r_sfm.options import CameraModel
 from mast3r_sfm.progress import Advance
-from mast3r_sfm.tracks.adjusted import AdjustedTracks
-from mast3r_sfm.tracks.bundle import Bundle, CameraGroup, is_flat
+from mast3r_sfm.tracks.adjusted import MIN_OBSERVATIONS, AdjustedTracks
+from mast3r_sfm.tracks.bundle import Bundle
+from mast3r_sfm.tracks.cameras import CameraGroup, free_intrinsics
 from mast3r_sfm.tracks.covariance import standard_deviations
 from mast3r_sfm.tracks.features import LocalFeatures
 from mast3r_sfm.tracks.guided import match_guided
-
-MIN_OBSERVATIONS = 40
-"""A view with fewer features in tracks keeps the camera that it has."""
+from mast3r_sfm.tracks.splitting import MAX_FOCAL_STD, split_cameras
+from mast3r_sfm.tracks.two_views import is_flat
 
 MAX_ERROR_PX = 2.0
 """A view whose tracks reproject worse than this in the median, at 1,600 pixels, keeps the camera that it has."""
-
-FOCAL_TOLERANCE = 0.005
-"""By how much the focal lengths of one camera may differ without a reason to split them, as a share: the zoom creeps a
-little when the lens focuses, and what the lens model leaves out looks like a little zoom."""
-
-MAX_FOCAL_STD = 0.02
-"""Largest standard deviation of a focal length that is adjusted, as a share of it."""
 
 MAX_CENTRE_STD = 0.001
 """Largest standard deviation of a principal point that is adjusted, as a share of the image's long edge."""
@@ -150,7 +140,7 @@ def refine_cameras(
         if not confirmed or (len(views) == 2 and all(is_flat(geometry) for geometry in confirmed.values())):
             return None
         if may_split and number == len(ROUNDS) - 1:
-            split = _split(bundle, groups, group_of, confirmed, one, places, pixel)
+            split = split_cameras(bundle, group_of, confirmed, 2 * one.max_error_px * pixel, pixel)
             if split is not None:
                 groups, group_of = split
                 bundle = Bundle(groups, group_of, bundle.cam_from_world(), places)
@@ -224,79 +214,6 @@ def _confirmed_matches(
     return {pair: geometry for pair, geometry in zip(pairs, found, strict=True) if geometry is not None}
 
 
-def _split(
-    bundle: Bundle,
-    groups: Sequence[CameraGroup],
-    group_of: Sequence[int],
-    confirmed: Mapping[tuple[int, int], pycolmap.TwoViewGeometry],
-    one: Round,
-    places: Sequence[np.ndarray],
-    pixel: float,
-) -> tuple[list[CameraGroup], list[int]] | None:
-    """New groups and their numbers, if the tracks deny that the views of a group share a focal length; else None.
-
-    For that the tracks are adjusted once with a camera for every view of a group of several.
-    """
-    if len(set(group_of)) == len(group_of):
-        return None
-    alone = Bundle([bundle.group(own) for own in group_of], range(len(group_of)), bundle.cam_from_world(), places)
-    alone.triangulate(confirmed, 2 * one.max_error_px * pixel)
-    if alone.num_points < MIN_OBSERVATIONS:
-        return None
-    alone.adjust(pixel, iterations=ROUNDS[0].iterations, tolerance=ROUNDS[0].tolerance)
-    focals = np.array([alone.group(k).focal_px for k in range(len(group_of))])
-    tracks = alone.tracks()
-    std = standard_deviations(tracks, _free([groups[own] for own in group_of], centre=False), pixel)[0][:, 0]
-    numbers = split_groups(focals, std, group_of, tracks.num_observations)
-    if list(numbers) == list(group_of):
-        return None
-    started = {number: k for k, number in reversed(list(enumerate(numbers)))}
-    found = []
-    for number in range(max(numbers) + 1):
-        own = bundle.group(group_of[started[number]])
-        members = np.flatnonzero(np.array(numbers) == number)
-        found.append(dataclasses.replace(own, focal_px=float(np.median(focals[members]))))
-    return found, list(numbers)
-
-
-def split_groups(
-    focals: np.ndarray, std: np.ndarray, group_of: Sequence[int], num_observations: np.ndarray
-) -> tuple[int, ...]:
-    """Groups in which every view's own focal length agrees with that of its group, numbered by first appearance.
-
-    focals, std       (n,) of every view adjusted alone, pixels
-    num_observations  (n,)
-
-    A group is split where that lowers the Bayesian information criterion: one more focal length costs ln N for N
-    observations, and spares the squared difference over its variance. The standard deviation is twice
-    that of the adjustment, whose errors are not all independent, and `FOCAL_TOLERANCE`. Views whose own focal length
-    the tracks do not tell to half of `MAX_FOCAL_STD` stay together.
-    """
-    result = [-1] * len(focals)
-    count = 0
-    for group in sorted(set(group_of), key=list(group_of).index):
-        members = np.flatnonzero(np.array(group_of) == group)
-        known = members[std[members] <= MAX_FOCAL_STD / 2 * focals[members]]
-        left = known[np.argsort(focals[known], kind="stable")]
-        first = True
-        while len(left):
-            middle = focals[left[(len(left) - 1) // 2]]
-            variance = (2 * std[left]) ** 2 + (FOCAL_TOLERANCE * middle) ** 2
-            price = np.log(max(2, int(num_observations[members].sum())))
-            agrees = (focals[left] - middle) ** 2 / variance <= price
-            for k in left[agrees]:
-                result[k] = count
-            if first:
-                for k in np.setdiff1d(members, known):
-                    result[k] = count
-            left, first, count = left[~agrees], False, count + 1
-        if first:
-            for k in members:
-                result[k] = count
-            count += 1
-    return number_by_first(result)
-
-
 def _settle_intrinsics(
     bundle: Bundle, start: Sequence[CameraGroup], pixel: float
 ) -> tuple[AdjustedTracks, np.ndarray, np.ndarray]:
@@ -313,7 +230,7 @@ def _settle_intrinsics(
     """
     bundle.adjust(pixel, tolerance=SETTLED)
     held_tracks = bundle.tracks()
-    focal_std = standard_deviations(held_tracks, _free(start, centre=False), pixel)[0][:, 0]
+    focal_std = standard_deviations(held_tracks, free_intrinsics(start, centre=False), pixel)[0][:, 0]
     held = {k for k, own in enumerate(start) if not focal_std[k] <= MAX_FOCAL_STD * own.focal_px}
     for k in held:
         bundle.set_intrinsics(k, start[k])
@@ -321,11 +238,11 @@ def _settle_intrinsics(
         bundle.adjust(pixel, held=held, tolerance=SETTLED)
         held_tracks = bundle.tracks()
     settled = [bundle.group(k) for k in range(len(start))]
-    cost_held = _group_costs(held_tracks, pixel)
+    cost_held = held_tracks.robust_costs(pixel)
     bundle.adjust(pixel, principal_point=True, held=held, tolerance=SETTLED)
     free_tracks = bundle.tracks()
-    cost_free = _group_costs(free_tracks, pixel)
-    std, _ = standard_deviations(free_tracks, _free(start, centre=True), pixel)
+    cost_free = free_tracks.robust_costs(pixel)
+    std, _ = standard_deviations(free_tracks, free_intrinsics(start, centre=True), pixel)
     focal_known = np.array([k not in held for k in range(len(start))])
     put_back = False
     for k, own in enumerate(start):
@@ -340,27 +257,8 @@ def _settle_intrinsics(
     bundle.filter(ROUNDS[-1].max_error_px * pixel)
     bundle.adjust(pixel, principal_point=True, held=held, tolerance=SETTLED)
     tracks = bundle.tracks()
-    _, position_std = standard_deviations(tracks, _free(start, centre=True, held=held), pixel)
+    _, position_std = standard_deviations(tracks, free_intrinsics(start, centre=True, held=held), pixel)
     return tracks, np.where(focal_known, np.minimum(std[:, 0], focal_std), np.nan), position_std
-
-
-def _free(groups: Sequence[CameraGroup], centre: bool, held: Collection[int] = ()) -> np.ndarray:
-    """(groups, 4) bool: the intrinsics f, cx, cy and k1 that an adjustment finds."""
-    free = np.array([[True, centre, centre, group.model is CameraModel.SIMPLE_RADIAL] for group in groups])
-    free[list(held)] = False
-    return free
-
-
-def _group_costs(tracks: AdjustedTracks, scale_px: float) -> np.ndarray:
-    """(groups, 2): sum of the robust squared errors of the observations of every camera, and their degrees of freedom.
-
-    Cauchy's loss as in the adjustment: c^2 log(1 + e^2 / c^2).
-    """
-    losses = scale_px**2 * np.log1p((tracks.errors_px / scale_px) ** 2)
-    group, count = tracks.group_of[tracks.view_of], len(tracks.intrinsics)
-    share = max(0.0, 1 - tracks.num_fitted / max(1, 2 * len(losses)))
-    freedom = 2 * share * np.bincount(group, minlength=count)
-    return np.stack([np.bincount(group, losses, count), freedom], axis=1)
 
 
 NUM_STEPS = len(ROUNDS) + 1
