@@ -8,6 +8,7 @@ and maps are indexed [y, x]. Lengths are in scene units (metres, approximately, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
@@ -353,17 +354,46 @@ class FeatureSupport:
     num_explained: np.ndarray
 
 
+class Level(StrEnum):
+    """How far something is to be relied on."""
+
+    GOOD = "good"
+    DOUBTFUL = "doubtful"
+    POOR = "poor"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far a photo's camera and depth, or a whole result, are to be relied on.
+
+    reasons  why not, and what helps
+    """
+
+    level: Level
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SceneVerdict:
+    """overall: of the result;  views: of every view, at its place"""
+
+    overall: Verdict
+    views: tuple[Verdict, ...]
+
+
 @dataclass(frozen=True)
 class ReconstructedScene:
     """What exporters read of a result, on the CPU.
 
     matches  that entered the alignment
     tracks   of local features; None if the cameras were not refined
+    verdict  None if it was not judged
     """
 
     views: tuple[ReconstructedView, ...]
     matches: tuple[Correspondences, ...]
     tracks: Tracks | None = None
+    verdict: SceneVerdict | None = None
 
     @property
     def registered(self) -> tuple[ReconstructedView, ...]:

@@ -1,0 +1,194 @@
+"""From evidence to words: whether photos and results are good, doubtful or poor, why, and what one can do.
+
+The limits were set on 300 rendered scenes, 150 of them spoiled on purpose (`benchmarks.verdicts`, docs/method.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mast3r_sfm.types import Level, PairSummary, SceneVerdict, Verdict
+from mast3r_sfm.verdict.evidence import PARTNER_MATCHES, PairEvidence, SceneEvidence, ViewEvidence
+
+
+@dataclass(frozen=True)
+class Limits:
+    """From where on evidence speaks against a result.
+
+    max_error, poor_error          of `ViewEvidence.error`
+    min_explained, poor_explained  of `ViewEvidence.explained`
+    max_contradiction              of `ViewEvidence.contradiction`
+    pair_explained                 a pair that the cameras explain less of is at odds with them ...
+    max_pairs_at_odds              ... and a larger share of a view's, or of all, pairs must not be
+    min_likeness                   of a pair that shares `covisible_pair` of its pixels: confirmed over covisible share
+    min_angle_deg, min_spread      of `SceneEvidence`: less, and the photos are from one place
+    min_straight                   of `SceneEvidence`: less, and the cameras lie on a line
+    max_doubtful                   share of the photos, below which a result is still good
+    min_registered                 share of the photos, below which a result is poor
+    """
+
+    max_error: float = 0.0105
+    poor_error: float = 0.03
+    min_explained: float = 0.5
+    poor_explained: float = 0.25
+    max_contradiction: float = 0.3
+    pair_explained: float = 0.5
+    max_pairs_at_odds: float = 0.25
+    covisible_pair: float = 0.4
+    min_likeness: float = 0.75
+    min_angle_deg: float = 2.0
+    min_spread: float = 0.05
+    min_straight: float = 0.01
+    max_doubtful: float = 0.05
+    min_registered: float = 0.5
+
+
+LIMITS = Limits()
+_SHOWN = 6
+
+
+def judge(
+    names: Sequence[str],
+    evidence: SceneEvidence,
+    doubted: Mapping[int, str],
+    summaries: Sequence[PairSummary],
+    groups: Sequence[Sequence[int]],
+    limits: Limits = LIMITS,
+) -> SceneVerdict:
+    """The verdict on a result.
+
+    names      of all photos
+    evidence   of the registered ones
+    doubted    by index, why the camera of a registered photo is doubtful (`quality.doubts`)
+    summaries  of the pairs that were looked at
+    groups     indices of the images that connect, the registered ones first
+    """
+    found = {one.index: one for one in evidence.views}
+    own = [
+        _judge_view(found[k], evidence, names, doubted.get(k), limits)
+        if k in found
+        else Verdict(Level.POOR, (_why_left_out(k, names, summaries, groups),))
+        for k in range(len(names))
+    ]
+    return SceneVerdict(_judge_scene(own, evidence, names, groups, limits), tuple(own))
+
+
+def _judge_view(
+    view: ViewEvidence, evidence: SceneEvidence, names: Sequence[str], doubt: str | None, limits: Limits
+) -> Verdict:
+    """The verdict on a registered view."""
+    reasons: list[str] = []
+    poor = view.error > limits.poor_error or view.explained < limits.poor_explained
+    if len(evidence.views) > 2 and view.num_partners < 2:
+        reasons.append(
+            "it shares matches with only one other photo" if view.num_partners else "it shares few matches with others"
+        )
+        reasons[-1] += ": add photos between it and its neighbours"
+    if view.error > limits.max_error:
+        reasons.append(
+            f"its matches reproject {100 * view.error:.1f} % of the image's width off in the median: things may have "
+            "moved, or it was zoomed"
+        )
+    if view.explained < limits.min_explained:
+        reasons.append(f"its camera explains only {view.explained:.0%} of its matches: it may stand in a wrong place")
+    if view.contradiction > limits.max_contradiction:
+        reasons.append(
+            f"in {view.contradiction:.0%} of the places that can be compared other photos see through its surfaces: "
+            "its depth or its place is wrong, or things have moved"
+        )
+    alike = [pair for pair in evidence.pairs if view.index in (pair.i, pair.j) and _only_alike(pair, limits)]
+    if alike:
+        others = [names[pair.j if pair.i == view.index else pair.i] for pair in alike]
+        reasons.append(
+            f"it should show the same as {_listed(others)}, but too few of their matches agree: places may look alike, "
+            "or much has changed between the photos"
+        )
+    if doubt is not None and not reasons:
+        reasons.append(doubt)
+    level = Level.POOR if poor else Level.DOUBTFUL if reasons else Level.GOOD
+    return Verdict(level, tuple(reasons))
+
+
+def _only_alike(pair: PairEvidence, limits: Limits) -> bool:
+    """Whether two views see the same according to their cameras, but not according to their matches."""
+    return (
+        pair.covisible >= limits.covisible_pair
+        and np.isfinite(pair.confirmed)
+        and pair.confirmed < limits.min_likeness * pair.covisible
+    )
+
+
+def _judge_scene(
+    own: Sequence[Verdict],
+    evidence: SceneEvidence,
+    names: Sequence[str],
+    groups: Sequence[Sequence[int]],
+    limits: Limits,
+) -> Verdict:
+    registered = [one.index for one in evidence.views]
+    poor: list[str] = []
+    doubtful: list[str] = []
+    left_out = [k for k in range(len(names)) if k not in set(registered)]
+    if left_out:
+        share = len(registered) / len(names)
+        text = f"{len(left_out)} of {len(names)} photos do not connect: {_listed(names[k] for k in left_out)}"
+        (poor if share < limits.min_registered else doubtful).append(f"{text}: add photos between them")
+    for number, group in enumerate(groups[1:], start=2):
+        if len(group) >= 3:
+            doubtful.append(f"the photos fall into groups; group {number}: {_listed(names[k] for k in group)}")
+    if len(registered) == 1:
+        doubtful.append("one photo: its depth is the network's guess, which no other photo confirms")
+    elif evidence.angle_deg < limits.min_angle_deg or evidence.spread < limits.min_spread:
+        poor.append(
+            f"all photos are from (nearly) one place: pairs see points under {evidence.angle_deg:.1f}\N{DEGREE SIGN} "
+            "in the median, so that depth is the network's guess: walk between photos instead of turning"
+        )
+    elif len(registered) > 2 and evidence.straight < limits.min_straight:
+        doubtful.append("all cameras lie on a line: scale and tilt across it are weak; add photos from its sides")
+    odd = [pair for pair in evidence.pairs if pair.num_matches >= PARTNER_MATCHES]
+    at_odds = [pair for pair in odd if pair.explained < limits.pair_explained]
+    if len(at_odds) > limits.max_pairs_at_odds * max(1, len(odd)):
+        doubtful.append(
+            f"{len(at_odds)} of {len(odd)} pairs of photos are at odds with the cameras, for example "
+            f"{' and '.join(names[k] for k in _worst(at_odds))}: places may look alike"
+        )
+    weak = {level: [k for k in registered if own[k].level is level] for level in (Level.DOUBTFUL, Level.POOR)}
+    flawed = weak[Level.DOUBTFUL] + weak[Level.POOR]
+    if len(flawed) > limits.max_doubtful * len(registered):
+        text = f"{len(flawed)} of {len(registered)} photos are doubtful: {_listed(names[k] for k in sorted(flawed))}"
+        (poor if 2 * len(weak[Level.POOR]) > len(registered) else doubtful).append(text)
+    level = Level.POOR if poor else Level.DOUBTFUL if doubtful else Level.GOOD
+    return Verdict(level, (*poor, *doubtful))
+
+
+def _worst(pairs: Sequence[PairEvidence]) -> tuple[int, int]:
+    pair = min(pairs, key=lambda one: one.explained)
+    return pair.i, pair.j
+
+
+def _why_left_out(
+    index: int, names: Sequence[str], summaries: Sequence[PairSummary], groups: Sequence[Sequence[int]]
+) -> str:
+    """Why a photo is not part of the result, and what would help."""
+    group = next((list(group) for group in groups if index in group), [index])
+    if len(group) > 1:
+        return f"it connects only with {_listed(names[k] for k in group if k != index)}: add photos between the groups"
+    own = [pair for pair in summaries if index in (pair.i, pair.j) and pair.i != pair.j]
+    if not own:
+        return "no pair with it was looked at"
+    best = max(own, key=lambda pair: pair.num_verified)
+    partner = names[best.j if best.i == index else best.i]
+    return (
+        f"it connects with no other photo; at best {best.num_verified} of {best.num_matches} matches agree, "
+        f"with {partner}: add photos between the two"
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    """A few names, and how many more there are."""
+    every = list(names)
+    more = len(every) - _SHOWN
+    return ", ".join(every[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
