@@ -27,8 +27,8 @@ def standard_deviations(tracks: AdjustedTracks, free: np.ndarray, loss_px: float
     loss_px  scale of its Cauchy loss
 
     Returns those of the intrinsics (groups, 4), 0 where they are held, and of the centres (n,) in the world's unit, the
-    root of the trace of their covariance; infinite where the tracks leave them open. A view with
-    hardly an observation makes those of all others large, because the frame is that of all centres.
+    root of the trace of their covariance; infinite where the tracks leave them open. A view with hardly an
+    observation makes those of all others large, because the frame is that of all centres.
     """
     n = len(tracks.cam_from_world)
     by_camera, by_point = _jacobians(tracks, free, loss_px)
