@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MIN_CONNECTING = 30
-"""Confirmed matches of features that are believed of two photos: they connect them although the network denies the pair,
-and cameras are judged by them."""
+"""So many confirmed matches of two photos are believed: they connect them although the network denies the pair, and
+cameras are judged by them."""
 
 _MIN_UPRIGHT = 0.7  # of triangles between matches, that say for certain that two photos show the same
 _FEATURES_TO_CONNECT = 4096  # of each photo of a pair that the network denies
