@@ -98,6 +98,13 @@ def test_right_cameras_explain_what_features_confirm() -> None:
     assert wrong.num_explained[1] < right.num_confirmed[1] / 2 and wrong.num_explained[2] == right.num_confirmed[2]
 
 
+def test_few_matches_judge_no_camera() -> None:
+    """Twenty of thousands agree with one geometry by accident."""
+    evidence = evidence_of([(0, 1)])
+    assert evidence.num_confirmed((0, 1, 2), 40).tolist() == evidence.num_confirmed((0, 1, 2)).tolist()
+    assert evidence.num_confirmed((0, 1, 2), 1000).tolist() == [0, 0, 0] and not evidence.among((0, 1, 2), 1000)
+
+
 def test_refined_cameras_that_explain_less_are_given_up() -> None:
     nothing, zeros = np.zeros(0), np.zeros(3)
     tracks = Tracks(np.zeros((0, 3)), np.zeros((0, 3), np.uint8), nothing, nothing, nothing, np.zeros((0, 2)))

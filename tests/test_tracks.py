@@ -33,7 +33,7 @@ from mast3r_sfm.tracks import (
     map_features,
     refine_cameras,
 )
-from mast3r_sfm.tracks.adjusted import AdjustedTracks
+from mast3r_sfm.tracks.adjusted import MIN_OBSERVATIONS, AdjustedTracks
 from mast3r_sfm.tracks.bundle import Bundle
 from mast3r_sfm.tracks.covariance import standard_deviations
 from mast3r_sfm.tracks.explained import count_explained, parallax_deg
@@ -379,7 +379,7 @@ def test_a_photo_that_shows_little_does_not_make_others_uncertain(num_features: 
         tracks, point_of=point_of[kept], view_of=view_of[kept], feature_of=point_of[kept], seen_at=tracks.seen_at[kept]
     )
     free = np.array([[True, False, False, True]] * 2)
-    intrinsics, centres = standard_deviations(few, free, 3.0)
+    intrinsics, centres = standard_deviations(few.of_views(few.num_observations >= MIN_OBSERVATIONS), free, 3.0)
     assert np.isinf(intrinsics[0, [0, 3]]).all() and np.isinf(centres[0])
     expected = standard_deviations(tracks.of_views(np.arange(4) > 0), free, 3.0)
     np.testing.assert_allclose(intrinsics[1], expected[0][1], rtol=1e-6)

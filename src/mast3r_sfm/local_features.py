@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MIN_CONNECTING = 30
-"""Confirmed matches of features that connect two photos although the network denies the pair."""
+"""So many confirmed matches of two photos are believed: they connect them although the network denies the pair, and
+cameras are judged by them."""
 
 _MIN_UPRIGHT = 0.7  # of triangles between matches, that say for certain that two photos show the same
 _FEATURES_TO_CONNECT = 4096  # of each photo of a pair that the network denies
@@ -69,19 +70,22 @@ class FeatureEvidence:
             >= _MIN_UPRIGHT
         ]
 
-    def among(self, members: Sequence[int]) -> dict[tuple[int, int], np.ndarray]:
-        """The confirmed matches (M, 2) int64 of some images, by pair of positions in `members`."""
+    def among(self, members: Sequence[int], least: int = 1) -> dict[tuple[int, int], np.ndarray]:
+        """The confirmed matches (M, 2) int64 of some images, by pair of positions in `members`.
+
+        least  of a pair with fewer there are none: 15 to 20 matches may agree by accident
+        """
         position_of = {index: k for k, index in enumerate(members)}
         return {
             (position_of[i], position_of[j]): geometry.inlier_matches.astype(np.int64)
             for (i, j), geometry in self.confirmed.items()
-            if i in position_of and j in position_of
+            if i in position_of and j in position_of and len(geometry.inlier_matches) >= least
         }
 
-    def num_confirmed(self, members: Sequence[int]) -> np.ndarray:
-        """(n,) int64 confirmed matches of each of some images with the others of them."""
+    def num_confirmed(self, members: Sequence[int], least: int = 1) -> np.ndarray:
+        """(n,) int64 matches of each of some images, over all pairs of `among`."""
         counts = np.zeros(len(members), dtype=np.int64)
-        for pair, index in self.among(members).items():
+        for pair, index in self.among(members, least).items():
             counts[list(pair)] += len(index)
         return counts
 

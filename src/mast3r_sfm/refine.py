@@ -251,7 +251,7 @@ def _what_got_worse(
     before, after = (int(support.num_explained.sum()) for support in (aligned.support, placed.support))
     total = int(placed.support.num_confirmed.sum())
     # where places look alike, many matches are wrong, and how many are explained says little
-    if before >= ENOUGH_EXPLAINED * total and after < CLEARLY_FEWER * before:
+    if total >= 2 * _MIN_EVIDENCE and before >= ENOUGH_EXPLAINED * total and after < CLEARLY_FEWER * before:
         return f"they explain {before // 2} of {total // 2} matches of features, refined ones only {after // 2}"
     if _tears_apart(images, aligned, placed, parts_by_features(aligned.group, evidence.connecting)):
         count = int(placed.refinement.refined.sum())

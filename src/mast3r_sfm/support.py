@@ -10,7 +10,7 @@ import numpy as np
 from mast3r_sfm.alignment import AlignedGroup
 from mast3r_sfm.alignment.anchors import FixedCamera, errors_of, match_sides
 from mast3r_sfm.graphs import connected_components
-from mast3r_sfm.local_features import FeatureEvidence
+from mast3r_sfm.local_features import MIN_CONNECTING, FeatureEvidence
 from mast3r_sfm.pairwise import PairwiseData
 from mast3r_sfm.tracks import CameraGroup
 from mast3r_sfm.tracks.explained import count_explained
@@ -38,10 +38,11 @@ def with_support(
         np.linalg.inv(world_from_cam),
         [_of_photo(images[index], camera) for index, camera in zip(group, cameras, strict=True)],
         [evidence.features[index].xy for index in group],
-        evidence.among(group),
+        evidence.among(group, MIN_CONNECTING),
     )
+    confirmed = evidence.num_confirmed(group, MIN_CONNECTING)
     apart = _apart_errors_px(aligned, data, cameras, parts_by_features(group, evidence.connecting), subsample)
-    return dataclasses.replace(aligned, support=FeatureSupport(apart, evidence.num_confirmed(group), explained))
+    return dataclasses.replace(aligned, support=FeatureSupport(apart, confirmed, explained))
 
 
 def _apart_errors_px(

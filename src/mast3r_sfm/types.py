@@ -345,7 +345,8 @@ class FeatureSupport:
 
     apart_errors_px  (n,) of a view that no feature connects with most others: median reprojection error of its network
                      matches with views that none connects it with, network pixels; nan for all others
-    num_confirmed    (n,) matches of the view's features, over all pairs, that a two-view geometry confirms
+    num_confirmed    (n,) matches of the view's features that a two-view geometry confirms, over all pairs with at least
+                     `local_features.MIN_CONNECTING` of them
     num_explained    (n,) those of them that lie on each other's epipolar lines, by the cameras
     """
 

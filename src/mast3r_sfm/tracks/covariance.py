@@ -15,7 +15,7 @@ import scipy.linalg
 import scipy.sparse
 
 from mast3r_sfm.geometry import cross_matrices
-from mast3r_sfm.tracks.adjusted import MIN_OBSERVATIONS, AdjustedTracks
+from mast3r_sfm.tracks.adjusted import AdjustedTracks
 
 _INTRINSICS = 4  # f, cx, cy, k1 of every camera
 
@@ -27,12 +27,9 @@ def standard_deviations(tracks: AdjustedTracks, free: np.ndarray, loss_px: float
     loss_px  scale of its Cauchy loss
 
     Returns those of the intrinsics (groups, 4), 0 where they are held, and of the centres (n,) in the world's unit, the
-    root of the trace of their covariance; infinite where the tracks leave them open. Views with fewer observations than
-    `MIN_OBSERVATIONS` take no part: where one of them is says little, and makes the frame of all uncertain.
+    root of the trace of their covariance; infinite where the tracks leave them open. A view with hardly an
+    observation makes those of all others large, because the frame is that of all centres.
     """
-    enough = tracks.num_observations >= MIN_OBSERVATIONS
-    if not enough.all():
-        tracks = tracks.of_views(enough)
     n = len(tracks.cam_from_world)
     by_camera, by_point = _jacobians(tracks, free, loss_px)
     S = _schur_complement(by_camera, by_point, tracks.point_of, len(tracks.points))

@@ -257,7 +257,8 @@ def _settle_intrinsics(
     bundle.filter(ROUNDS[-1].max_error_px * pixel)
     bundle.adjust(pixel, principal_point=True, held=held, tolerance=SETTLED)
     tracks = bundle.tracks()
-    _, position_std = standard_deviations(tracks, free_intrinsics(start, centre=True, held=held), pixel)
+    told = tracks.of_views(tracks.num_observations >= MIN_OBSERVATIONS)  # the others keep their cameras
+    _, position_std = standard_deviations(told, free_intrinsics(start, centre=True, held=held), pixel)
     return tracks, np.where(focal_known, np.minimum(std[:, 0], focal_std), np.nan), position_std
 
 
