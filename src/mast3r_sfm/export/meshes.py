@@ -24,7 +24,7 @@ def scene_meshes(
     Raises InputError if the budget is too small.
     """
     step = placed[0].step if placed else 1
-    placed = [flat_view(one) for one in placed]
+    placed = [flat_view(one, options.depth_jump) for one in placed]
     depth_jump = step * options.depth_jump  # over twice the distance a slanted surface changes twice as much
     if options.scene is SceneKind.FUSED:
         return float(step), fused_meshes(placed, whole_surfaces(placed, depth_jump), options.max_points)

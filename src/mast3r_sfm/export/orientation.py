@@ -35,8 +35,9 @@ _LARGE_LEVEL_SHARE = 0.3
 _CERTAIN = 2.0
 """Standard errors by which the up of planes must differ from that of the cameras."""
 
-_FEWEST_PARTS = 4
-"""Parts of the normals, one a view or several, that this error is measured on."""
+_FEWEST_PARTS, _MOST_PARTS = 4, 16
+"""Parts of the normals that this error is measured on: one a view, but of few views several each, of many views some
+together."""
 
 _PARALLEL = 0.95
 """Length of the mean of the cameras' x axes from which they look the same way."""
@@ -140,8 +141,9 @@ def planes_know_better(sampled: Sequence[np.ndarray], levelled: np.ndarray, upwa
     sampled   (n, 3) normals of every view
     levelled  (3,) the up of planes of all of them; `upward` (3,) that of the cameras
     """
-    bands = -(-_FEWEST_PARTS // len(sampled))  # of rows, where there are few views
-    parts = [part for one in sampled for part in np.array_split(one, bands)]
+    together = [np.concatenate(sampled[k::_MOST_PARTS]) for k in range(min(_MOST_PARTS, len(sampled)))]
+    bands = -(-_FEWEST_PARTS // len(together))  # of rows, where there are few views
+    parts = [part for one in together for part in np.array_split(one, bands)]
     without_one = (np.concatenate(parts[:k] + parts[k + 1 :]) for k in range(len(parts)))
     moved_sq = sum(float(np.sum((_levelled(others, levelled)[0] - levelled) ** 2)) for others in without_one)
     error = np.sqrt(moved_sq * (len(parts) - 1) / len(parts))
