@@ -13,7 +13,14 @@ from scipy.spatial.transform import Rotation
 
 from mast3r_sfm.export.cameras import write_cameras
 from mast3r_sfm.export.glb import write_glb
-from mast3r_sfm.export.orientation import possible_ups, rotation_from_up, scene_frame, up_of_cameras, up_of_planes
+from mast3r_sfm.export.orientation import (
+    planes_know_better,
+    possible_ups,
+    rotation_from_up,
+    scene_frame,
+    up_of_cameras,
+    up_of_planes,
+)
 from mast3r_sfm.export.surface import placed_views
 from mast3r_sfm.images.gravity import gravity_of_note, gravity_of_photo
 from mast3r_sfm.options import SceneOptions, Up
@@ -73,6 +80,18 @@ class TestUp:
         nearly = Rotation.from_euler("xy", [6, -5], degrees=True).apply(up)
         found = up_of_planes(normals, [nearly])
         assert found is not None and degrees_between(found, up) < 0.7
+
+    @pytest.mark.parametrize(("spread", "known"), [(0.5, True), (8.0, False)])
+    def test_planes_count_where_views_agree_on_them(self, spread: float, known: bool) -> None:
+        """Every view sees a level floor, turned by its own error: 3 degrees off by the cameras, up is what most say."""
+        rng = np.random.default_rng(4)
+        up = np.array([0.0, 0.0, 1.0])
+        turns = Rotation.from_euler("xy", rng.normal(scale=spread, size=(8, 2)), degrees=True)
+        views = [np.repeat(turn.apply(up)[None], 50, axis=0) for turn in turns]
+        cameras = Rotation.from_euler("x", 3, degrees=True).apply(up)
+        found = up_of_planes(np.concatenate(views), [cameras])
+        assert found is not None
+        assert planes_know_better(views, found, cameras) == known
 
     def test_clutter_has_no_planes(self) -> None:
         normals = np.random.default_rng(3).normal(size=(2000, 3))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mast3r_sfm.errors import InputError
+from mast3r_sfm.export.flatness import flat_view
 from mast3r_sfm.export.fusion import fused_meshes
 from mast3r_sfm.export.surface import PhotoMesh, PlacedView, Surface, thinned_surface
 from mast3r_sfm.export.thinning import best_view_masks, whole_surfaces
@@ -23,6 +24,7 @@ def scene_meshes(
     Raises InputError if the budget is too small.
     """
     step = placed[0].step if placed else 1
+    placed = [flat_view(one, options.depth_jump) for one in placed]
     depth_jump = step * options.depth_jump  # over twice the distance a slanted surface changes twice as much
     if options.scene is SceneKind.FUSED:
         return float(step), fused_meshes(placed, whole_surfaces(placed, depth_jump), options.max_points)

@@ -2,7 +2,7 @@
 
 Gravity is taken, in this order, from what the photos' EXIF says, or from the cameras: people turn a camera sideways and
 tilt it up or down, but seldom roll it. Planes that the photos show then make it exact: floors and tables lie level,
-walls stand upright.
+walls stand upright. Only planes that the views agree on do: the shift must be larger than its uncertainty.
 """
 
 from __future__ import annotations
@@ -31,6 +31,13 @@ _LEVEL_SHARE, _UPRIGHT_SHARE = 0.05, 0.25
 
 _LARGE_LEVEL_SHARE = 0.3
 """Share of the surface that must be level for cameras to be taken for tilted, all of them."""
+
+_CERTAIN = 2.0
+"""Standard errors by which the up of planes must differ from that of the cameras."""
+
+_FEWEST_PARTS, _MOST_PARTS = 4, 16
+"""Parts of the normals that this error is measured on: one a view, but of few views several each, of many views some
+together."""
 
 _PARALLEL = 0.95
 """Length of the mean of the cameras' x axes from which they look the same way."""
@@ -70,9 +77,9 @@ def scene_frame(placed: Sequence[PlacedView], up: Up) -> SceneFrame:
     upward, source = up_of_exif([one.view for one in placed]), "exif"
     if upward is None:
         upward, source = up_of_cameras(rotations), "cameras"
-        sampled = np.concatenate([_sampled_normals(one) for one in placed])
-        levelled = up_of_planes(sampled, possible_ups(upward, rotations))
-        if levelled is not None:
+        sampled = [_sampled_normals(one) for one in placed]
+        levelled = up_of_planes(np.concatenate(sampled), possible_ups(upward, rotations))
+        if levelled is not None and planes_know_better(sampled, levelled, upward):
             upward, source = levelled, "planes"
     rotation = rotation_from_up(upward, rotations[:_FIRST_CAMERAS])
     shown = np.concatenate([centres, *(one.points[::2, ::2][one.kept[::2, ::2]] for one in placed)]) @ rotation.T
@@ -123,6 +130,24 @@ def up_of_planes(plane_normals: np.ndarray, starts: Sequence[np.ndarray]) -> np.
         if enough and level > best + (0.1 if found is not None else -1.0):
             best, found = level, upward
     return found
+
+
+def planes_know_better(sampled: Sequence[np.ndarray], levelled: np.ndarray, upward: np.ndarray) -> bool:
+    """Whether the views agree on the up of planes so well that its distance from that of the cameras means something.
+
+    Steps, relief and clutter have level and upright patches by chance, and so each view has an up of its own. The
+    standard error is that of the jackknife: up is found anew without one view after the other.
+
+    sampled   (n, 3) normals of every view
+    levelled  (3,) the up of planes of all of them; `upward` (3,) that of the cameras
+    """
+    together = [np.concatenate(sampled[k::_MOST_PARTS]) for k in range(min(_MOST_PARTS, len(sampled)))]
+    bands = -(-_FEWEST_PARTS // len(together))  # of rows, where there are few views
+    parts = [part for one in together for part in np.array_split(one, bands)]
+    without_one = (np.concatenate(parts[:k] + parts[k + 1 :]) for k in range(len(parts)))
+    moved_sq = sum(float(np.sum((_levelled(others, levelled)[0] - levelled) ** 2)) for others in without_one)
+    error = np.sqrt(moved_sq * (len(parts) - 1) / len(parts))
+    return bool(np.linalg.norm(levelled - upward) > _CERTAIN * error)
 
 
 def possible_ups(upward: np.ndarray, rotations: np.ndarray) -> list[np.ndarray]:
