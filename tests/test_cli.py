@@ -19,6 +19,7 @@ from PIL import Image
 
 from mast3r_sfm.app.cli import main
 from mast3r_sfm.model.config import DEFAULT_MODEL
+from mast3r_sfm.text import counted
 from synthetic import render_orbit
 
 SMALL = ["--model-name", "small", "--device", "cpu"]
@@ -79,6 +80,7 @@ def test_run_is_documented(result: Path) -> None:
     assert document["model"]["name"] == "small" and document["model"]["licence"] == "Apache-2.0"
     assert len(document["images"]) == 3 and all(len(image["sha256"]) == 64 for image in document["images"])
     assert document["options"]["niter"] == 60 and document["versions"]["torch"]
+    assert document["options"]["exports"] == []  # a list, not the words of one
     assert {"i", "j", "num_matches", "num_verified", "kept", "num_features"} == set(document["pairs"][0])
     assert document["seconds"]["Align cameras"] > 0 and document["peak_memory_bytes"]["ram"] > 1e8
 
@@ -224,6 +226,23 @@ def test_bad_input(
         errors = [line for line in shown.splitlines() if line.startswith("Error: ")]
         assert len(errors) == 1 and message in errors[0], f"{name}: {shown}"
         assert "Traceback" not in shown and not (tmp_path / "out").exists(), name
+
+
+def test_words_of_a_count() -> None:
+    assert [counted(number, "pair") for number in (0, 1, 2)] == ["0 pairs", "1 pair", "2 pairs"]
+
+
+def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("Usage: ") and "\n  reconstruct " in shown and "Error" not in shown
+
+
+def test_wrong_usage_names_the_help(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("reconstruct", tmp_path) == 2  # a folder without --input in front
+    assert "(see mast3r-sfm reconstruct -h)" in capsys.readouterr().err
+    assert run("nonsense") == 2
+    assert capsys.readouterr().err == "Error: No such command 'nonsense'. (see mast3r-sfm -h)\n"
 
 
 def test_a_full_disk_is_told_before_the_work(

@@ -154,4 +154,6 @@ def plain(value: Any) -> Any:
     """JSON values of an option, or of a class of options; what is parsed from a string stands as that string."""
     if dataclasses.is_dataclass(value) and type(value).__str__ is object.__str__:
         return {one.name: plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [plain(one) for one in value]
     return value if value is None or isinstance(value, bool | int | float) else str(value)

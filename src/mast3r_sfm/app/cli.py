@@ -61,6 +61,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)  # the help: the one message of several lines
+        sys.exit(2)
+    except click.UsageError as error:
+        where = f" (see {error.ctx.command_path} -h)" if error.ctx else ""
+        _fail(error.format_message() + where, 2)
     except click.ClickException as error:
         _fail(error.format_message(), 2)
     except (KeyboardInterrupt, click.Abort):

@@ -31,7 +31,7 @@ from mast3r_sfm.options import DEFAULT_MODEL, Engine, ExportFormat, SceneOptions
 from mast3r_sfm.pipeline import load_images, match_images, plan_pairs
 from mast3r_sfm.pipeline import reconstruct as run_pipeline
 from mast3r_sfm.reconstruction import Reconstruction, plain, versions
-from mast3r_sfm.text import byte_count
+from mast3r_sfm.text import byte_count, counted
 from mast3r_sfm.types import View
 
 _OVERLAPPING = 10  # images that one shows the same part of a scene with, at a guess
@@ -190,10 +190,10 @@ def _reconstruct_native(
         num_matches = estimate_matches(views, min(num_pairs, overlapping), subsample)
         check_output(output, request.overwrite, _result_bytes(views, num_matches, request.scene, request.exports))
         memory = estimate_memory(model, views, num_pairs, subsample, request.options.batch_size)
-        shown = f"{num_pairs} pairs" if pairs is not None else "pairs chosen by similarity"
+        shown = counted(num_pairs, "pair") if pairs is not None else "pairs chosen by similarity"
         height, width = views[0].shape
         say(
-            f"{len(views)} images of about {width}x{height}, {shown}, "
+            f"{counted(len(views), 'image')} of about {width}x{height}, {shown}, "
             f"estimated {model.device.type.upper()} memory {byte_count(memory)}",
             quiet,
         )
@@ -231,6 +231,7 @@ def _summary(
     """The table at the end."""
     registered = result.registered
     focals = [float(view.K_original[0, 0]) for view in registered]
+    shortest, longest = f"{min(focals):.0f}", f"{max(focals):.0f}"
     errors = [view.median_reprojection_error_px for view in registered]
     dropped = sum(not pair.kept for pair in result.pairs)
     kept = len(result.pairs) - dropped
@@ -240,7 +241,7 @@ def _summary(
         "Pairs used": f"{kept} of {len(result.pairs)}" + (f" ({dropped} denied or empty)" if dropped else ""),
         "Median reprojection error": f"{np.nanmedian(errors):.2f} px" if np.isfinite(errors).any() else "none",
         "Points kept": f"{statistics.share_kept:.0%} of the pixels",
-        "Focal length": f"{min(focals):.0f} to {max(focals):.0f} px of the original images",
+        "Focal length": f"{' to '.join(dict.fromkeys((shortest, longest)))} px of the original images",
         "Time": ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()),
         "Peak memory": ", ".join(f"{name.upper()} {byte_count(value)}" for name, value in _peak_memory(result).items()),
         "Files": str(output),
