@@ -61,14 +61,14 @@ def report_document(
     verdicts  None: the page shows the doubts (`quality`) alone
     """
     found = doubts(scene.views)
+    judged = {} if verdicts is None else verdicts.views
     warnings = [str(warning) for warning in run.get("warnings") or ()]
     return _rounded(
         {
             "tool": f"mast3r-sfm {__version__}",
             "verdict": None if verdicts is None else _verdict(verdicts.result),
             "views": [
-                _view_entry(view, options, cloud, found.get(view.index), verdicts and verdicts.views.get(view.index))
-                for view in scene.views
+                _view_entry(view, options, cloud, found.get(view.index), judged.get(view.index)) for view in scene.views
             ],
             "camera_size": None if cloud is None else _camera_size(cloud),
             "up_from": None if cloud is None else cloud.frame.up_from,

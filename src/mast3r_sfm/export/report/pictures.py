@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from mast3r_sfm.export.depth import ColourScale, confidence_picture, confidence_scale, depth_picture, depth_scale
+from mast3r_sfm.export.depth import confidence_picture, confidence_scale, depth_picture, depth_scale
 from mast3r_sfm.types import ReconstructedScene, ReconstructedView
 
 PHOTO, DEPTH, CONFIDENCE = KINDS = ("photo", "depth", "confidence")
@@ -21,50 +21,42 @@ _QUALITY = 75
 _SAMPLES = 12
 """Views whose pictures are made to see how large those of all would be."""
 
+Pictures = Mapping[int, Mapping[str, str]]
+"""Data addresses by `ReconstructedView.index` and kind."""
+
 
 class PictureMaker:
     """Pictures of the views of a scene, in colours that mean the same in all of them (those of the result's PNGs)."""
 
     def __init__(self, scene: ReconstructedScene) -> None:
         reference = scene.registered or scene.views
-        self._scales: Mapping[str, ColourScale] = {
-            DEPTH: depth_scale([view.depth for view in reference]),
-            CONFIDENCE: confidence_scale([view.conf for view in reference]),
-        }
+        self._depth_colours = depth_scale([view.depth for view in reference])
+        self._confidence_colours = confidence_scale([view.conf for view in reference])
 
-    def picture(self, view: ReconstructedView, kind: str) -> np.ndarray:
-        """(H, W, 3) uint8 RGB at the size of the network's image."""
+    def picture(self, view: ReconstructedView, kind: str, step: int = 1) -> np.ndarray:
+        """(H, W, 3) uint8 RGB of every `step`-th row and column of the network's image."""
         if kind == PHOTO:
-            return view.rgb
+            return view.rgb[::step, ::step]
         if kind == DEPTH:
-            return depth_picture(view.depth, self._scales[DEPTH])
-        return confidence_picture(view.conf, self._scales[CONFIDENCE])
+            return depth_picture(view.depth[::step, ::step], self._depth_colours)
+        return confidence_picture(view.conf[::step, ::step], self._confidence_colours)
 
-    def small(self, view: ReconstructedView, edge: int, kinds: Sequence[str] = KINDS) -> dict[str, bytes]:
-        """WebP files by kind, no larger than `edge` and no larger than the network's image."""
+    def small(self, view: ReconstructedView, kind: str, edge: int) -> bytes:
+        """A WebP file, no larger than `edge` and no larger than the network's image."""
         import cv2
 
-        step = max(1, max(view.depth.shape) // (2 * edge))  # a coarser map first: colours are the costly part
-        coarse = {PHOTO: view.rgb, DEPTH: view.depth[::step, ::step], CONFIDENCE: view.conf[::step, ::step]}
         height, width = view.depth.shape
         factor = min(1.0, edge / max(height, width))
         size = (max(1, round(width * factor)), max(1, round(height * factor)))
-        files = {}
-        for kind in kinds:
-            if kind == PHOTO:
-                picture = coarse[kind]
-            elif kind == DEPTH:
-                picture = depth_picture(coarse[kind], self._scales[kind])
-            else:
-                picture = confidence_picture(coarse[kind], self._scales[kind])
-            resized = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-            bgr = cv2.cvtColor(resized, cv2.COLOR_RGB2BGR)
-            files[kind] = cv2.imencode(".webp", bgr, [cv2.IMWRITE_WEBP_QUALITY, _QUALITY])[1].tobytes()
-        return files
+        # colouring is the costly part, so maps are thinned before it
+        step = 1 if kind == PHOTO else max(1, max(height, width) // (2 * edge))
+        resized = cv2.resize(self.picture(view, kind, step), size, interpolation=cv2.INTER_AREA)
+        bgr = cv2.cvtColor(resized, cv2.COLOR_RGB2BGR)
+        return cv2.imencode(".webp", bgr, [cv2.IMWRITE_WEBP_QUALITY, _QUALITY])[1].tobytes()
 
 
-def small_pictures(scene: ReconstructedScene, max_bytes: int) -> dict[int, dict[str, str]]:
-    """Data addresses of pictures by `ReconstructedView.index` and kind, all together at most `max_bytes` long.
+def small_pictures(scene: ReconstructedScene, max_bytes: int) -> Pictures:
+    """Pictures of all views, their addresses together at most `max_bytes` long.
 
     The more photos, the smaller. If even the smallest pictures are too many, only the photos are there, and if that is
     too much as well, nothing.
@@ -73,28 +65,28 @@ def small_pictures(scene: ReconstructedScene, max_bytes: int) -> dict[int, dict[
     samples = views[:: max(1, len(views) // _SAMPLES)]
     for kinds in (KINDS, (PHOTO,)):
         for edge in _EDGES:
-            expected = _length(_made(maker, samples, edge, kinds)) * len(views) / max(1, len(samples))
-            if expected > max_bytes:
+            made = _made(maker, samples, edge, kinds)
+            if _length(made) * len(views) > max_bytes * len(samples):
                 continue
-            made = _made(maker, views, edge, kinds)
+            if len(samples) < len(views):
+                made = _made(maker, views, edge, kinds)
             if _length(made) <= max_bytes:
                 return made
     return {}
 
 
-def _made(
-    maker: PictureMaker, views: Sequence[ReconstructedView], edge: int, kinds: Sequence[str]
-) -> dict[int, dict[str, str]]:
+def _made(maker: PictureMaker, views: Sequence[ReconstructedView], edge: int, kinds: Sequence[str]) -> Pictures:
     def addresses(view: ReconstructedView) -> dict[str, str]:
-        return {kind: data_address(data) for kind, data in maker.small(view, edge, kinds).items()}
+        return {kind: _data_address(maker.small(view, kind, edge)) for kind in kinds}
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         return {view.index: made for view, made in zip(views, pool.map(addresses, views), strict=True)}
 
 
-def data_address(webp: bytes) -> str:
+def _data_address(webp: bytes) -> str:
     return f"data:image/webp;base64,{base64.b64encode(webp).decode('ascii')}"
 
 
-def _length(pictures: Mapping[int, Mapping[str, str]]) -> int:
-    return sum(len(address) + 24 for files in pictures.values() for address in files.values())
+def _length(pictures: Pictures) -> int:
+    # with the quotes, names and commas around each
+    return sum(len(address) + 32 for files in pictures.values() for address in files.values())

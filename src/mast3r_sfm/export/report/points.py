@@ -32,7 +32,7 @@ class PointChunk:
     count   number of points n
     offset, scale   (3,) of the positions, axes of the scene file
     eye     (3,) the centre of the camera there
-    pitch   how large a point is that closes the gap to its neighbours, at a distance of 1 from the camera
+    pitch   diameter of a point that meets its neighbours, at a distance of 1 from the camera
     data    the bytes of this module's docstring
     """
 
@@ -99,7 +99,8 @@ class PointCloud:
         level = (np.log(one.view.conf.reshape(-1)[pixels].astype(np.float64)) - low) / max(high - low, 1e-12)
         levels = np.round(np.clip(level, 0, 1) * 255).astype(np.uint8)
         data = stored.tobytes() + one.view.rgb.reshape(-1, 3)[pixels].tobytes() + levels.tobytes()
-        pitch = float(np.sqrt(len(kept) / max(count, 1)) / one.view.K[0, 0])
+        # discs on a square grid leave no gap if they are larger than their distance by the root of two
+        pitch = float(np.sqrt(2 * len(kept) / max(count, 1)) / one.view.K[0, 0])
         return PointChunk(one.view.index, count, offset, scale, self.frame.apply(one.centre), pitch, data)
 
 

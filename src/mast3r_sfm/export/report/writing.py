@@ -47,5 +47,3 @@ def write_report(
         blocks |= {f"points-{number}": base64_text(chunk.data) for number, chunk in enumerate(chunks)}
         blocks["chunks"] = embeddable_json([chunk.described() for chunk in chunks])
     path.write_bytes(page(document, blocks, _POLICY))
-
-

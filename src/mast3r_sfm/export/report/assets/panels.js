@@ -136,11 +136,11 @@ class Matrix {
     this.cells = new Map(pairs.i.map((i, k) => [i * this.n + pairs.j[k], k]));
     this.knowsFound = pairs.found.some((value) => value !== null);
     const left = pairs.num_all - pairs.i.length;
+    this.most = Math.max(1, ...pairs.used, ...pairs.found);
     lead.textContent = (this.knowsFound
       ? `Above the diagonal: matches found; below: those confirmed. ` : `Matches of every two photos. `) +
       `${number(pairs.num_used)} of ${number(pairs.num_all)} pairs take part` +
-      (left ? `; the ${number(pairs.i.length)} strongest are drawn.` : ".");
-    this.most = Math.max(1, ...pairs.used.map((value, k) => Math.max(value || 0, pairs.found[k] || 0)));
+      (left ? `; the ${number(pairs.i.length)} strongest are drawn` : "") + `. Full colour: ${number(this.most)} matches.`;
     canvas.addEventListener("pointermove", (event) => this.read(...this.cellAt(event)));
     canvas.addEventListener("pointerdown", (event) => this.read(...this.cellAt(event)));
     canvas.addEventListener("click", (event) => {
@@ -208,7 +208,7 @@ class Matrix {
       for (let column = 0; column < this.n; column++) {
         const found = row === column ? null : this.value(row, column);
         if (row !== column && !found) continue;
-        context.globalAlpha = found ? 0.06 + 0.94 * Math.log1p(found.shown) / Math.log1p(this.most) : 1;
+        context.globalAlpha = found ? 0.05 + 0.95 * found.shown / this.most : 1;
         context.fillStyle = found ? colour : style.getPropertyValue("--line");
         context.fillRect(column * cell, row * cell, Math.max(1, cell - gap), Math.max(1, cell - gap));
       }
@@ -283,7 +283,7 @@ class Plan {
     const ends = [0, 1].map((axis) => {
       const values = points.map((point) => point[axis]).sort((a, b) => a - b);
       const cameras = this.placed.map((view) => view.camera.centre[2 * axis]);
-      const inner = values.length ? [values[Math.floor(0.02 * values.length)], values[Math.floor(0.98 * values.length)]] : [];
+      const inner = values.length ? [values[Math.floor(0.01 * values.length)], values[Math.floor(0.99 * values.length)]] : [];
       return [Math.min(...cameras, ...inner), Math.max(...cameras, ...inner)];
     });
     const extent = Math.max(...ends.map(([low, high]) => high - low), 1e-6) * 1.12;
@@ -353,7 +353,7 @@ function clamp(value, low, high) {
 const COLUMNS = [
   ["#", (view) => view.index, (view) => String(view.index + 1)],
   ["Photo", (view) => view.name, (view) => view.name],
-  ["Judgement", (view) => (judgement(view) || { label: "" }).label, (view) => badge(judgement(view)) || ""],
+  ["Judgement", (view) => (judgement(view) || { label: "" }).label, (view) => badge(judgement(view)) || "–"],
   ["Error of tracks, px", (view) => view.track_error_px, (view) => number(view.track_error_px)],
   ["Error of matches, px", (view) => view.median_reprojection_error_px,
     (view) => number(view.median_reprojection_error_px)],
@@ -402,12 +402,13 @@ function fillFacts(holder, report) {
     });
     blocks.push(make("div", {}, make("h3", {}, "Times"), make("table", { className: "times" }, make("tbody", {}, ...rows))));
   }
+  const settings = [];
   for (const [name, values] of Object.entries(report.settings)) {
     if (!Object.keys(values).length) continue;
     const open = name === "Model";
-    blocks.push(make("details", { open }, make("summary", {}, name), factList(values)));
+    settings.push(make("details", { open }, make("summary", {}, name), factList(values)));
   }
-  holder.replaceChildren(...blocks);
+  holder.replaceChildren(...blocks, make("div", {}, ...settings));
 }
 
 // Warnings, and the judgement of the whole with its reasons.

@@ -161,7 +161,7 @@ class Viewer {
     const half = THREE.MathUtils.degToRad(this.camera.fov / 2);
     const narrow = Math.min(1, this.camera.aspect);
     this.orbit.target.copy(this.middle);
-    this.camera.position.copy(this.middle).addScaledVector(back, 0.95 * this.radius / Math.tan(half) / narrow);
+    this.camera.position.copy(this.middle).addScaledVector(back, 0.62 * this.radius / Math.tan(half) / narrow);
     this.camera.up.set(0, 1, 0);
     this.camera.updateProjectionMatrix();
     this.orbit.update();
