@@ -38,7 +38,7 @@ _LARGE_PX, _SMALL_PX = 1600, 320
 _IDLE_S = 60
 """After which a silent connection is closed."""
 
-_POLICY = "img-src 'self'; connect-src 'self'"
+_POLICY = "img-src 'self' data:; connect-src 'self'"
 
 
 @dataclass(frozen=True)

@@ -68,32 +68,28 @@ class PointChunk {
     );
   }
 
-  // The point that a click at (x, y) pixels of a view of (width, height) means: {depth, rank, k}, or null.
-  // Of the points drawn under it the foremost, else the nearest one within `reach` pixels.
-  pick(camera, x, y, width, height, threshold, size, pixels, reach) {
+  // The points drawn within `reach` pixels of (x, y) in a view of (width, height): [{k, depth, away, under}], `under`
+  // if the point covers that place. `pixels` as in the shader, `width` and `height` in the same pixels.
+  near(camera, x, y, width, height, threshold, size, pixels, reach) {
     const matrix = new THREE.Matrix4().multiplyMatrices(camera.projectionMatrix, camera.matrixWorldInverse);
     const e = matrix.multiply(this.object.matrixWorld).elements;
     const { positions, levels, scale, offset, eye, pitch } = this;
-    let best = null;
+    const found = [];
     for (let k = 0; k < this.count; k++) {
       if (levels[k] < threshold) continue;
       const a = positions[3 * k], b = positions[3 * k + 1], c = positions[3 * k + 2];
-      const w = e[3] * a + e[7] * b + e[11] * c + e[15];
-      if (w <= camera.near) continue;
-      const dx = ((e[0] * a + e[4] * b + e[8] * c + e[12]) / w * 0.5 + 0.5) * width - x;
+      const depth = e[3] * a + e[7] * b + e[11] * c + e[15];
+      if (depth <= camera.near) continue;
+      const dx = ((e[0] * a + e[4] * b + e[8] * c + e[12]) / depth * 0.5 + 0.5) * width - x;
       if (dx > reach || dx < -reach) continue;
-      const dy = (0.5 - (e[1] * a + e[5] * b + e[9] * c + e[13]) / w * 0.5) * height - y;
-      if (dy > reach || dy < -reach) continue;
+      const dy = (0.5 - (e[1] * a + e[5] * b + e[9] * c + e[13]) / depth * 0.5) * height - y;
       const away = Math.hypot(dx, dy);
+      if (away > reach) continue;
       const fromEye = Math.hypot(
         offset[0] + scale[0] * a - eye[0], offset[1] + scale[1] * b - eye[1], offset[2] + scale[2] * c - eye[2]);
-      const radius = Math.max(1.5, Math.min(reach, size * pitch * fromEye * pixels / w / 2));
-      if (away > reach) continue;
-      const under = away <= radius;
-      // under the click: by depth, and of one depth by the distance to its middle; beside it: by the distance
-      const rank = under ? w * (1 + 0.01 * away / radius) : 1e12 * (1 + away);
-      if (!best || rank < best.rank) best = { depth: w, rank, k };
+      const radius = Math.max(1.5, size * pitch * fromEye * pixels / depth / 2);
+      found.push({ k, depth, away, under: away <= radius });
     }
-    return best;
+    return found;
   }
 }

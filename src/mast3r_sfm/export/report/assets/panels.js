@@ -26,7 +26,7 @@ function share(value) {
 }
 
 function metres(value) {
-  return `${number(value, 4)} m`;
+  return value < 0.01 ? `${number(1000 * value, 3)} mm` : `${number(value, 4)} m`;
 }
 
 // Of a view: the level that its badge shows, and the reasons; null if there is nothing to say.
@@ -363,7 +363,7 @@ const COLUMNS = [
   ["Mean confidence", (view) => view.mean_confidence, (view) => number(view.mean_confidence)],
   ["Focal length, px", (view) => view.focal_px, (view) => `${number(view.focal_px, 5)}${plusMinus(view.focal_std_px)}`],
   ["k1", (view) => view.distortion_k1, (view) => number(view.distortion_k1)],
-  ["Position ±, m", (view) => view.position_std, (view) => number(view.position_std, 2)],
+  ["Position ±", (view) => view.position_std, (view) => view.position_std === null ? "–" : metres(view.position_std)],
 ];
 
 function fillTable(table, report, choose, order = { column: 0, down: false }) {

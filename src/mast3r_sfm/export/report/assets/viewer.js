@@ -1,7 +1,8 @@
 // The 3D view: points, cameras, ways to move, choosing a camera, measuring. It draws only when something changes.
 
 const MOST_WHILE_MOVING = 2e6; // points; all of them are drawn as soon as the view rests
-const CLICK_PIXELS = 5;
+const CLICK_PIXELS = 5; // a pointer that moved less between down and up has clicked
+const PICK_PIXELS = 14; // how far beside a click a point may be
 
 class Viewer {
   // callbacks: chosen(index or null), drawn(count), measured(distance or null), walking(bool)
@@ -160,8 +161,11 @@ class Viewer {
     this.camera.fov = 50;
     const half = THREE.MathUtils.degToRad(this.camera.fov / 2);
     const narrow = Math.min(1, this.camera.aspect);
+    this.orbit.enableDamping = false; // a turn that has not faded away ends here
+    this.orbit.update();
+    this.orbit.enableDamping = true;
     this.orbit.target.copy(this.middle);
-    this.camera.position.copy(this.middle).addScaledVector(back, 0.62 * this.radius / Math.tan(half) / narrow);
+    this.camera.position.copy(this.middle).addScaledVector(back, (narrow < 1 ? 0.8 : 0.62) * this.radius / Math.tan(half) / narrow);
     this.camera.up.set(0, 1, 0);
     this.camera.updateProjectionMatrix();
     this.orbit.update();
@@ -266,12 +270,17 @@ class Viewer {
     const { threshold, size, pixels } = this.uniforms;
     const ratio = this.renderer.getPixelRatio();
     this.camera.updateMatrixWorld();
-    let best = null;
+    const near = [];
     for (const chunk of this.chunks) {
-      const found = chunk.pick(
-        this.camera, x, y, width, height, threshold.value, size.value, pixels.value / ratio, 14);
-      if (found && (!best || found.rank < best.rank)) best = { ...found, chunk };
+      const found = chunk.near(
+        this.camera, x, y, width, height, threshold.value, size.value, pixels.value / ratio, PICK_PIXELS);
+      for (const one of found) near.push({ ...one, chunk });
     }
+    // of those that cover the place the foremost surface, and of this the point nearest to the place
+    const under = near.filter((one) => one.under);
+    const front = under.reduce((least, one) => Math.min(least, one.depth), Infinity);
+    const surface = under.length ? under.filter((one) => one.depth <= 1.02 * front) : near;
+    const best = surface.reduce((one, other) => (one && one.away <= other.away ? one : other), null);
     return best && best.chunk.position(best.k);
   }
 
