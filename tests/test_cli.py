@@ -51,7 +51,7 @@ def result(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_file_is_there_and_readable(result: Path) -> None:
-    names = {"scene.glb", "cameras.json", "matches.npz", "reconstruction.npz", "run.json"}
+    names = {"scene.glb", "cameras.json", "matches.npz", "reconstruction.npz", "report.html", "run.json"}
     for k in range(3):
         names |= {f"{kind}_{k:03d}.{suffix}" for kind in ("depth", "confidence") for suffix in ("png", "npy")}
     assert {path.name for path in result.iterdir()} == names

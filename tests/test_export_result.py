@@ -28,7 +28,7 @@ Refusal = Callable[[Path, bool, str], None]
 
 OPTIONS = SceneOptions(min_conf_thr=3.0)
 FILES = {
-    *("scene.glb", "cameras.json", "matches.npz", "reconstruction.npz", "run.json"),
+    *("scene.glb", "cameras.json", "matches.npz", "reconstruction.npz", "report.html", "run.json"),
     *(f"{kind}_{i:03d}.{ending}" for kind in ("depth", "confidence") for i in (0, 1) for ending in ("npy", "png")),
 }
 

@@ -462,15 +462,18 @@ class SceneOptions:
 
 
 class ExportFormat(StrEnum):
-    """What a result can hold besides its usual files."""
+    """What a result can hold besides its usual files; the report is one of those, unless it was not wanted."""
 
     COLMAP = "colmap"
     PLY = "ply"
     USDZ = "usdz"
+    REPORT = "report"
 
     @property
     def entry(self) -> str:
         """Name of the file or folder in the result."""
+        if self is ExportFormat.REPORT:
+            return "report.html"
         return self if self is ExportFormat.COLMAP else f"scene.{self}"
 
     @classmethod

@@ -69,6 +69,7 @@ class Reconstruction(ReconstructedScene):
         details: Mapping[str, Any] | None = None,
         exports: Sequence[ExportFormat | str] = (),
         photos: PhotoOptions | None = None,
+        report: bool = True,
     ) -> SceneStatistics:
         """Writes the folder `output`: scene.glb, depth, confidence, cameras, matches, all at once or not at all.
 
@@ -77,18 +78,19 @@ class Reconstruction(ReconstructedScene):
         details    more entries of run.json, which says how the result came about
         exports    further formats (`ExportFormat`), each in a folder of its name
         photos     how photos are written in those
+        report     whether report.html, the result in one file for a browser, is written as well
 
         Raises InputError if `output` cannot be written or holds other files, or if the scene would be empty or an
         export fails; everything else is then written all the same.
         """
         kinds = [ExportFormat.parse(kind) for kind in exports]
         run = {**self._run_document(), **(details or {})}
-        return write_result(self, Path(output), self._with_threshold(scene), run, overwrite, kinds, photos)
+        return write_result(self, Path(output), self._with_threshold(scene), run, overwrite, kinds, photos, report)
 
     def export(
         self, kind: str, path: str | Path, scene: SceneOptions | None = None, photos: PhotoOptions | None = None
     ) -> None:
-        """Writes one format (see `export.formats`) to `path`: "glb", "cameras", "depth", "matches", "colmap".
+        """Writes one format (see `export.formats`) to `path`: "glb", "cameras", "depth", "matches", "colmap", "report".
 
         scene   what goes into a GLB file
         photos  how photos are written beside the cameras of "colmap"
@@ -97,7 +99,7 @@ class Reconstruction(ReconstructedScene):
         """
         write = exporter_of(kind)
         with explained_writing(Path(path)):
-            write(self, Path(path), self._with_threshold(scene), photos or PhotoOptions())
+            write(self, Path(path), self._with_threshold(scene), photos or PhotoOptions(), self._run_document())
 
     def _with_threshold(self, scene: SceneOptions | None) -> SceneOptions:
         """The options with a threshold: the one asked for; else the default, lowered if it left next to nothing."""

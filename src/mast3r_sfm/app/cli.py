@@ -27,6 +27,7 @@ from mast3r_sfm.app.requests import (
     MatchRequest,
     ModelRequest,
     ReconstructRequest,
+    ViewRequest,
 )
 from mast3r_sfm.errors import InputError, Mast3rSfmError
 from mast3r_sfm.options import (
@@ -173,6 +174,7 @@ def cli() -> None:
 @option(SceneOptions, "compress")
 @option(ReconstructRequest, "exports", "--export", "exports")
 @photo_options
+@option(ReconstructRequest, "report")
 @option(ReconstructionOptions, "batch_size", metavar="N")
 @option(ReconstructionOptions, "seed")
 @option(ReconstructRequest, "engine")
@@ -181,7 +183,8 @@ def cli() -> None:
 def reconstruct(**flags: Any) -> int:
     """Reconstruct a scene from photos.
 
-    Writes scene.glb, depth and confidence maps, cameras.json, matches.npz, reconstruction.npz and run.json.
+    Writes scene.glb, report.html, depth and confidence maps, cameras.json, matches.npz, reconstruction.npz and
+    run.json.
     """
     from mast3r_sfm.app import commands
 
@@ -210,6 +213,7 @@ def reconstruct(**flags: Any) -> int:
         scene=SceneOptions(**{name: flags[name] for name in SCENE_FLAGS}),
         exports=_exports(flags),
         photos=_photos(flags),
+        report=flags["report"],
         display=_display(flags),
         flags={name: value for name, value in flags.items() if name not in ("inputs", "output")},
     )
@@ -266,6 +270,21 @@ def export(folder: Path, **flags: Any) -> None:
 
     changes = {name: flags[name] for name in SCENE_FLAGS if flags[name] is not None}
     commands.export(ExportRequest(folder, changes, _exports(flags), _photos(flags), _display(flags)))
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="OUTDIR")
+@option(ViewRequest, "port", type=click.IntRange(1, 65535))
+@option(ViewRequest, "browser")
+@display_options
+def view(folder: Path, **flags: Any) -> None:
+    """Show a finished result in the browser: the page of report.html, with all points and large pictures.
+
+    Served on this machine only; Ctrl-C ends it, with exit code 0.
+    """
+    from mast3r_sfm.app import commands
+
+    commands.view(ViewRequest(folder, flags["port"], flags["browser"], _display(flags)))
 
 
 @cli.command()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
+import threading
 import time
+import webbrowser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +17,15 @@ import torch
 from mast3r_sfm.app.compare.command import reconstruct_upstream
 from mast3r_sfm.app.console import ProgressDisplay, logging_to_console, say, show_table
 from mast3r_sfm.app.memory import estimate_matches, estimate_memory, peak_memory
-from mast3r_sfm.app.requests import EvaluateRequest, ExportRequest, MatchRequest, ModelRequest, ReconstructRequest
+from mast3r_sfm.app.requests import (
+    EvaluateRequest,
+    ExportRequest,
+    MatchRequest,
+    ModelRequest,
+    ReconstructRequest,
+    ViewRequest,
+)
+from mast3r_sfm.app.viewer import ResultServer, ServedResult
 from mast3r_sfm.device import resolve_device
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.evaluation import Evaluation, evaluate_views, read_true_depth, read_truth
@@ -23,7 +34,16 @@ from mast3r_sfm.export.files import write_json
 from mast3r_sfm.export.folders import explained_writing
 from mast3r_sfm.export.glb import SceneStatistics
 from mast3r_sfm.export.match_result import write_match_result
-from mast3r_sfm.export.result import check_output, expected_bytes, read_scene_options, rewrite_scene, write_exports
+from mast3r_sfm.export.result import (
+    STORE,
+    check_output,
+    expected_bytes,
+    read_run,
+    read_scene_options,
+    rewrite_scene,
+    write_exports,
+)
+from mast3r_sfm.export.store import load_reconstruction
 from mast3r_sfm.export.usdz import check_usd
 from mast3r_sfm.images.loading import find_images
 from mast3r_sfm.model.checkpoint import Model, load_model
@@ -62,6 +82,7 @@ def reconstruct(request: ReconstructRequest) -> bool:
             overwrite=request.overwrite,
             exports=request.exports,
             photos=request.photos,
+            report=request.report,
             details={
                 "arguments": sys.argv[1:],
                 "inputs": list(request.inputs),
@@ -121,6 +142,21 @@ def export(request: ExportRequest) -> None:
                 f"Written: {', '.join(str(request.folder / kind.entry) for kind in request.exports)}",
                 request.display.quiet,
             )
+
+
+def view(request: ViewRequest) -> None:
+    """The `view` command. Returns after Ctrl-C."""
+    with logging_to_console(request.display.debug):
+        options, run = read_scene_options(request.folder), read_run(request.folder)
+        with ResultServer(request.port) as server:  # a port that is taken should be told before the result is loaded
+            say(f"Loading {request.folder}", request.display.quiet)
+            server.result = ServedResult(load_reconstruction(request.folder / STORE), options, run)
+            say(f"{server.url} shows {request.folder}; Ctrl-C ends it")
+            if request.browser:
+                # in a thread: a browser of the terminal would not return before it is closed
+                threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
+            with contextlib.suppress(KeyboardInterrupt):
+                server.serve_forever()
 
 
 def evaluate(request: EvaluateRequest) -> None:

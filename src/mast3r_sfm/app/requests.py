@@ -71,9 +71,10 @@ class ReconstructRequest:
     options: ReconstructionOptions = field(default_factory=ReconstructionOptions)
     scene: SceneOptions = field(default_factory=SceneOptions)
     exports: tuple[ExportFormat, ...] = choice(
-        (), "Also write this format, into OUTPUT/colmap or OUTPUT/scene.*; may be given several times."
+        (), "Also write this format, into OUTPUT/colmap, scene.* or report.html; may be given several times."
     )
     photos: PhotoOptions = field(default_factory=PhotoOptions)
+    report: bool = choice(True, "Write report.html, the result in one file for a browser.")
     display: Display = field(default_factory=Display)
     flags: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
@@ -102,7 +103,8 @@ class ExportRequest:
     folder: Path
     changes: Mapping[str, Any] = field(default_factory=dict)
     exports: tuple[ExportFormat, ...] = choice(
-        (), "Write this format, into OUTDIR/colmap or OUTDIR/scene.*, not scene.glb; may be given several times."
+        (),
+        "Write this format, into OUTDIR/colmap, scene.* or report.html, not scene.glb; may be given several times.",
     )
     photos: PhotoOptions = field(default_factory=PhotoOptions)
     display: Display = field(default_factory=Display)
@@ -115,6 +117,16 @@ class EvaluateRequest:
     folder: Path
     truth: Path
     json_file: Path | None = choice(None, "Write the figures to this file as well.")
+    display: Display = field(default_factory=Display)
+
+
+@dataclass(frozen=True)
+class ViewRequest:
+    """`view`. `port` None: a free one."""
+
+    folder: Path
+    port: int | None = choice(None, "Port on this machine [default: a free one].", minimum=1)
+    browser: bool = choice(True, "Open the address in the browser.")
     display: Display = field(default_factory=Display)
 
 

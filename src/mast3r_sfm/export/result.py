@@ -24,6 +24,7 @@ from mast3r_sfm.export.folders import DESKTOP_LITTER, explained_writing, is_moun
 from mast3r_sfm.export.formats import exporter_of
 from mast3r_sfm.export.glb import SceneStatistics, write_glb
 from mast3r_sfm.export.matches import write_matches
+from mast3r_sfm.export.report import MAX_BYTES, write_report
 from mast3r_sfm.export.store import load_reconstruction, save_reconstruction
 from mast3r_sfm.options import ExportFormat, PhotoOptions, SceneOptions
 from mast3r_sfm.types import ReconstructedScene
@@ -31,7 +32,7 @@ from mast3r_sfm.types import ReconstructedScene
 SCENE, STORE, RUN, CAMERAS = "scene.glb", "reconstruction.npz", "run.json", "cameras.json"
 _TOOL = "mast3r-sfm"
 _OWN_ENTRY = re.compile(
-    r"scene\.(glb|ply|usdz)|reconstruction\.npz|run\.json|cameras\.json|matches\.(npz|png)|(depth|confidence)_\d{3,}\.(npy|png)"
+    r"scene\.(glb|ply|usdz)|report\.html|reconstruction\.npz|run\.json|cameras\.json|matches\.(npz|png)|(depth|confidence)_\d{3,}\.(npy|png)"
     r"|colmap"
 )
 
@@ -41,7 +42,8 @@ def expected_bytes(num_pixels: int, num_matches: int, options: SceneOptions) -> 
     # bytes per pixel of depth and confidence, twice each; of the image; of two pictures; of flags and texture
     maps = 2 * (4 + 4) + 3 + 2 * 3 + 2
     scene_items = min(options.max_points, num_pixels * (1 if options.as_pointcloud else 2))
-    return num_pixels * maps + scene_items * 24 + num_matches * 2 * 20
+    report = min(MAX_BYTES, 1_000_000 + num_pixels * 15)
+    return num_pixels * maps + scene_items * 24 + num_matches * 2 * 20 + report
 
 
 def check_output(output: Path, overwrite: bool, needed_bytes: int = 0) -> None:
@@ -74,11 +76,13 @@ def write_result(
     overwrite: bool,
     exports: Sequence[ExportFormat] = (),
     photos: PhotoOptions | None = None,
+    report: bool = True,
 ) -> SceneStatistics:
     """Writes all files of a result to the folder `output`, or leaves everything as it was.
 
     run      content of `run.json`; "tool" and "scene" are added
     exports  further formats, each under its own name; `photos` says how photos are written there
+    report   whether `report.html` is among the files
 
     Raises InputError for what `check_output` checks, if the disk is full, if there is no scene to write (empty, or an
     impossible budget), and if an export fails (photos that are gone). In the last two cases everything else is written
@@ -100,11 +104,13 @@ def write_result(
             scene = {**dataclasses.asdict(options), "error": str(error)}
         for kind in exports:
             try:
-                exporter_of(kind)(reconstruction, folder / kind.entry, options, photos or PhotoOptions())
+                exporter_of(kind)(reconstruction, folder / kind.entry, options, photos or PhotoOptions(), run)
             except InputError as error:
                 again = f"{_TOOL} export {output} --export {kind}"
                 failed.append(f"{error}. Everything but the {kind} export is in {output}; for it run: {again}")
                 cause = error
+        if report and ExportFormat.REPORT not in exports:
+            write_report(reconstruction, folder / ExportFormat.REPORT.entry, options, run)
         write_run(folder, {**run, "scene": scene})
     if failed:
         raise InputError(". ".join(failed)) from cause
@@ -130,10 +136,17 @@ def write_run(folder: Path, run: Mapping[str, Any]) -> None:
     write_json(folder / RUN, {**run, "tool": _TOOL})
 
 
+def read_run(output: Path) -> dict[str, Any]:
+    """The content of `run.json`. Raises InputError if `output` is not a result."""
+    run = _read_run(output)
+    if run is None:
+        raise InputError(f"{output} is not a result of {_TOOL}: name the output folder of a finished reconstruction")
+    return run
+
+
 def read_scene_options(output: Path) -> SceneOptions:
     """The options the scene of a result was written with. Raises InputError if `output` is not a result."""
-    run = _read_run(output)
-    scene = None if run is None else run.get("scene")
+    scene = read_run(output).get("scene")
     if not isinstance(scene, dict):
         raise InputError(f"{output} is not a result of {_TOOL}: name the output folder of a finished reconstruction")
     names = {field.name for field in dataclasses.fields(SceneOptions)}
@@ -154,15 +167,17 @@ def rewrite_scene(output: Path, options: SceneOptions) -> SceneStatistics:
     scene stays then.
     """
     output = output.resolve()
-    run = _read_run(output)
-    if run is None:
-        raise InputError(f"{output} is not a result of {_TOOL}: name the output folder of a finished reconstruction")
+    run = read_run(output)
     reconstruction = load_reconstruction(output / STORE)
-    new = {name: sibling(output / name, "new") for name in (SCENE, CAMERAS, RUN)}
+    report = ExportFormat.REPORT.entry
+    names = (SCENE, CAMERAS, RUN, report) if (output / report).exists() else (SCENE, CAMERAS, RUN)
+    new = {name: sibling(output / name, "new") for name in names}
     with explained_writing(output):
         try:
             statistics = write_glb(reconstruction, new[SCENE], options)
             write_cameras(reconstruction, new[CAMERAS], options)  # which states the frame of the scene
+            if report in new:  # it shows what the scene shows
+                write_report(reconstruction, new[report], options, run)
             write_json(new[RUN], {**run, "scene": _scene_section(options, statistics)})
             for name, path in new.items():
                 path.replace(output / name)
@@ -179,12 +194,11 @@ def write_exports(output: Path, exports: Sequence[ExportFormat], photos: PhotoOp
     stays then.
     """
     output = output.resolve()
-    if _read_run(output) is None:
-        raise InputError(f"{output} is not a result of {_TOOL}: name the output folder of a finished reconstruction")
+    run = read_run(output)
     reconstruction, options = load_reconstruction(output / STORE), read_scene_options(output)
     for kind in exports:
         with explained_writing(output):
-            exporter_of(kind)(reconstruction, output / kind.entry, options, photos)
+            exporter_of(kind)(reconstruction, output / kind.entry, options, photos, run)
 
 
 def _scene_section(options: SceneOptions, statistics: SceneStatistics) -> dict[str, Any]:
