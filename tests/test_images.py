@@ -19,11 +19,10 @@ from PIL import Image, TiffImagePlugin
 
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.images.decoding import DecodedImage, camera_from_exif, decode_image, focal_px_from_exif
+from mast3r_sfm.images.finding import IMAGE_SUFFIXES, find_images
 from mast3r_sfm.images.loading import (
-    IMAGE_SUFFIXES,
     ImageSizing,
     crop_loss,
-    find_images,
     load_image,
     load_views,
     network_transform,

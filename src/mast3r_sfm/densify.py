@@ -66,7 +66,17 @@ def densify_views(
             error = float("nan")
             refined = {}
         result.append(
-            ReconstructedView(*common, *placed, *_known_maps(*maps), error, int(counts[view.index]), mask, **refined)
+            ReconstructedView(
+                *common,
+                *placed,
+                *_known_maps(*maps),
+                error,
+                int(counts[view.index]),
+                mask,
+                frame=view.frame,
+                sample_bits=view.sample_bits,
+                **refined,
+            )
         )
     return tuple(result)
 
