@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mast3r_sfm.app.cli import main
 from mast3r_sfm.camera_groups import group_cameras
 from mast3r_sfm.errors import InputError
+from mast3r_sfm.export.result import check_output
 from mast3r_sfm.images import clips as clips_module
 from mast3r_sfm.images.clips import open_clip
 from mast3r_sfm.images.frames import clips_of, extract_frames, motion_px, planned_intervals, sharpness_of
@@ -27,8 +29,10 @@ from mast3r_sfm.images.tone import (
     srgb_of_linear,
 )
 from mast3r_sfm.options import FootageOptions, IntrinsicsGroups, SceneGraph
+from mast3r_sfm.reconstruction import Reconstruction
 from mast3r_sfm.scene_graph import make_pairs
 from mast3r_sfm.types import Frame
+from synthetic import render_orbit
 
 av = pytest.importorskip("av")
 
@@ -453,3 +457,72 @@ def test_a_frame_is_told_by_its_own_mark_only(tmp_path: Path) -> None:
     exif[0x010E] = "no json"
     Image.fromarray(window(0)).save(path, exif=exif)
     assert clips_of([path]) == [None]
+
+
+# ---------------------------------------------------------------- a whole run
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A rendered clip of 4 views, reconstructed by one command; the folder was moved since."""
+    folder = tmp_path_factory.mktemp("run")
+    rendered = render_orbit(900_100, 4, (128, 96), 45, effects=0)
+    path = write_clip(folder / "orbit.mp4", [image.numpy() for image in rendered.rgb], fps=2, options={"crf": "4"})
+    arguments = ["reconstruct", "--input", str(path), "--output", str(folder / "made"), "--model-name", "small"]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--device", "cpu", "--niter", "40", "--no-refine-cameras", "--export", "colmap"])
+    assert ended.value.code == 0
+    assert {entry.name for entry in folder.iterdir()} == {"orbit.mp4", "made"}  # no working folder is left
+    path.unlink()
+    return (folder / "made").rename(folder / "moved")
+
+
+def test_a_run_keeps_the_frames_in_its_result(result: Path) -> None:
+    frames = sorted(path.name for path in (result / "frames").iterdir())
+    assert frames == [f"orbit_{k:06d}.jpg" for k in range(4)]
+    images = json.loads((result / "cameras.json").read_text())["images"]
+    assert [image["file"] for image in images] == [f"frames/{name}" for name in frames]
+    assert [image["clip"] for image in images] == ["orbit.mp4"] * 4
+    assert [image["clip_time_s"] for image in images] == pytest.approx([0, 0.5, 1, 1.5], abs=2e-3)
+    assert all(image["registered"] for image in images)
+    assert len({image["K_original"][0][0] for image in images}) == 1  # one camera
+    run = json.loads((result / "run.json").read_text())
+    assert [image["file"] for image in run["images"]] == [f"frames/{name}" for name in frames]
+    assert run["pairs"] and not any("frames-" in warning for warning in run["warnings"])  # where they were for the run
+    copies = sorted((result / "colmap" / "images").iterdir())
+    assert [path.read_bytes() for path in copies] == [(result / "frames" / name).read_bytes() for name in frames]
+
+
+def test_a_moved_result_finds_its_frames(result: Path, caplog: pytest.LogCaptureFixture) -> None:
+    loaded = Reconstruction.load(result)
+    assert [Path(view.file) for view in loaded.views] == sorted((result / "frames").iterdir())
+    assert loaded.views[1].frame == Frame("orbit.mp4", pytest.approx(0.5, abs=2e-3))
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(result), "--as-pointcloud", "--quiet"])
+    assert ended.value.code == 0
+    assert json.loads((result / "cameras.json").read_text())["images"][0]["file"] == "frames/orbit_000000.jpg"
+    with caplog.at_level(logging.WARNING):
+        loaded.save(result.parent / "copy")
+    assert not caplog.records
+    assert sorted(path.name for path in (result.parent / "copy" / "frames").iterdir())[0] == "orbit_000000.jpg"
+
+
+def test_a_result_with_foreign_frames_is_not_replaced(result: Path) -> None:
+    stranger = result / "frames" / "holiday.png"
+    stranger.touch()
+    try:
+        with pytest.raises(InputError, match=r"also frames/holiday\.png, which `overwrite=True` would delete"):
+            check_output(result, overwrite=True)
+    finally:
+        stranger.unlink()
+    check_output(result, overwrite=True)
+
+
+def test_a_bad_clip_ends_the_command_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = bad_clip("still", tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["reconstruct", "--input", str(path), "--output", str(tmp_path / "deep" / "made")])
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(f"Error: {path}: the camera does not move in 3.0 s")
+    assert not (tmp_path / "deep").exists()

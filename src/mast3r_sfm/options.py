@@ -150,8 +150,8 @@ class SceneGraph:
     pairs_file: str | None = None
 
     FORMS = (
-        "usual, complete, swin[-k][-noncyclic], logwin[-k][-noncyclic], oneref[-i], retrieval[-Na-k], video[-k], "
-        "pairs:FILE, auto"
+        "complete, swin[-k][-noncyclic], logwin[-k][-noncyclic], oneref[-i], retrieval[-Na-k], pairs:FILE, auto, "
+        "video[-k], usual"
     )
     COMPLETE_UP_TO = 25
     VIDEO_WINDOW = 5
@@ -379,9 +379,7 @@ class ReconstructionOptions:
     seed          of all random choices: the same input, seed and device give the same result
     """
 
-    scene_graph: SceneGraph = choice(
-        SceneGraph("usual"), f"{SceneGraph.FORMS}. usual: complete, and video if there are clips."
-    )
+    scene_graph: SceneGraph = choice(SceneGraph("usual"), f"{SceneGraph.FORMS}: complete, or video if there are clips.")
     batch_size: int | None = choice(None, "Pairs per batch [default: by the free memory].", minimum=1)
     verification: VerificationLimits | None = field(default_factory=VerificationLimits)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)

@@ -150,7 +150,7 @@ def _reconstruct(
     with timer.stage("Dense depth", 1):
         views = densify_views(images, data, aligned, options)
     for index, doubt in doubts(views).items():
-        logger.warning("%s: its camera is doubtful: %s", images[index].path, doubt)
+        logger.warning("%s: its camera is doubtful: %s", views[index].file_in_result, doubt)
 
     return Reconstruction(
         views,

@@ -164,9 +164,10 @@ def _evaluation_rows(found: Evaluation) -> dict[str, str]:
 
 
 def _free_output(inputs: Sequence[str]) -> Path:
-    """outputs/<name of the first input>, with -2, -3, ... appended if it is taken."""
+    """outputs/<name of the first input: of the folder or clip>, with -2, -3, ... appended if it is taken."""
     first = Path(inputs[0])
-    name = (first.name if first.is_dir() else first.resolve().parent.name) or first.resolve().name or "scene"
+    own = first.stem if is_clip(first) else first.resolve().parent.name
+    name = (first.name if first.is_dir() else own) or first.resolve().name or "scene"
     base = Path("outputs") / name
     count, folder = 1, base
     while folder.exists():
