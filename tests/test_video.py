@@ -106,7 +106,8 @@ def test_frames_of_a_moving_clip(tmp_path: Path) -> None:
     assert all(file.name == f"walk_{number:06d}.jpg" for file, number in zip(files, numbers, strict=True))
     assert sorted(files) == files
     for file, number in zip(files, numbers, strict=True):
-        assert frame_at(file) == Frame("walk.mp4", pytest.approx(number / 10, abs=1e-3))
+        assert frame_at(file).clip == "walk.mp4"
+        assert frame_at(file).time_s == pytest.approx(number / 10, abs=1e-3)
         difference = np.asarray(Image.open(file)).astype(int) - window(6.0 * number)
         assert np.abs(difference).mean() < 4
     again = frames_of(path, tmp_path / "again", fps=2)
@@ -496,7 +497,8 @@ def test_a_run_keeps_the_frames_in_its_result(result: Path) -> None:
 def test_a_moved_result_finds_its_frames(result: Path, caplog: pytest.LogCaptureFixture) -> None:
     loaded = Reconstruction.load(result)
     assert [Path(view.file) for view in loaded.views] == sorted((result / "frames").iterdir())
-    assert loaded.views[1].frame == Frame("orbit.mp4", pytest.approx(0.5, abs=2e-3))
+    frame = loaded.views[1].frame
+    assert frame is not None and frame.clip == "orbit.mp4" and frame.time_s == pytest.approx(0.5, abs=2e-3)
     with pytest.raises(SystemExit) as ended:
         main(["export", str(result), "--as-pointcloud", "--quiet"])
     assert ended.value.code == 0
