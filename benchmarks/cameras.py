@@ -35,7 +35,7 @@ from benchmarks.accuracy import FIRST_SEED
 from benchmarks.photo_sets import SETS, TRUTH, write_sets
 from mast3r_sfm.errors import InputError, Mast3rSfmError
 from mast3r_sfm.evaluation import TrueCamera, evaluate_views, read_truth
-from mast3r_sfm.images.loading import find_images
+from mast3r_sfm.images.finding import find_images
 from mast3r_sfm.model.checkpoint import Model, load_model
 from mast3r_sfm.options import ReconstructionOptions
 from mast3r_sfm.pipeline import load_images, reconstruct

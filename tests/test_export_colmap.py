@@ -18,11 +18,11 @@ from PIL import Image
 from mast3r_sfm.app.cli import main
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.optics import PictureCamera, map_pixels, reduced, without_distortion
-from mast3r_sfm.export.photos import unique_stems
 from mast3r_sfm.export.result import write_exports
 from mast3r_sfm.geometry import distort, undistort
 from mast3r_sfm.options import ExportFormat, PhotoOptions, SceneOptions
 from mast3r_sfm.reconstruction import Reconstruction
+from mast3r_sfm.text import unique_stems
 from mast3r_sfm.types import ImageTransform, ReconstructedView, Tracks
 
 SIZE = (320, 240)

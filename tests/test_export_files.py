@@ -71,6 +71,7 @@ class TestCameras:
             assert words in document["convention"]
         assert [set(image) for image in document["images"]] == 2 * [
             {
+                *("clip", "clip_time_s"),
                 *("index", "file", "original_size", "network_size", "network_from_original", "K_network", "K_original"),
                 *("world_from_cam", "registered", "median_reprojection_error_px", "num_matches", "mean_confidence"),
                 *("distortion_k1", "refined", "num_track_observations", "track_error_px"),

@@ -19,11 +19,10 @@ from PIL import Image, TiffImagePlugin
 
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.images.decoding import DecodedImage, camera_from_exif, decode_image, focal_px_from_exif
+from mast3r_sfm.images.finding import IMAGE_SUFFIXES, find_images
 from mast3r_sfm.images.loading import (
-    IMAGE_SUFFIXES,
     ImageSizing,
     crop_loss,
-    find_images,
     load_image,
     load_views,
     network_transform,
@@ -719,10 +718,10 @@ def test_an_interrupt_does_not_wait_for_the_other_images(tmp_path: Path, monkeyp
     paths = [write_image(tmp_path / f"{k}.png") for k in range(40)]
     decoded = []
 
-    def slow_decode(data: bytes, name: str) -> DecodedImage:
+    def slow_decode(data: bytes, name: str, sample_bits: int) -> DecodedImage:
         time.sleep(0.02)
         decoded.append(name)
-        return decode_image(data, name)
+        return decode_image(data, name, sample_bits)
 
     monkeypatch.setattr("mast3r_sfm.images.loading.decode_image", slow_decode)
 
@@ -781,7 +780,7 @@ def test_a_folder_in_natural_order(tmp_path: Path, caplog: pytest.LogCaptureFixt
         "g.jpeg",
     ):
         (tmp_path / name).touch()
-    for name in (".hidden.jpg", "notes.txt", "truth.json", "clip.mp4", "raw.dng"):
+    for name in (".hidden.jpg", "notes.txt", "truth.json", "page.pdf", "model.obj"):
         (tmp_path / name).touch()
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "nested.jpg").touch()
@@ -790,8 +789,9 @@ def test_a_folder_in_natural_order(tmp_path: Path, caplog: pytest.LogCaptureFixt
         found = find_images([tmp_path])
     names = ["a.TIFF", "b.webp", "c.heic", "d.avif", "e.bmp", "f.HEIF", "g.jpeg", "Img1.png", "img2.JPG", "img10.jpg"]
     assert [path.name for path in found] == names
-    assert len(caplog.records) == 1
-    assert "skipped 2 file(s)" in caplog.text and "clip.mp4, raw.dng" in caplog.text
+    assert len(caplog.records) == 2
+    assert "skipped 2 file(s)" in caplog.text and "page.pdf" in caplog.text and "model.obj" in caplog.text
+    assert "1 photo(s) in 1 subfolder(s) are not used" in caplog.text
 
 
 def test_files_globs_and_repetition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

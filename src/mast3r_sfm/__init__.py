@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mast3r_sfm.model.checkpoint import load_model as load_model
     from mast3r_sfm.options import AlignmentConfig as AlignmentConfig
     from mast3r_sfm.options import DenseOptions as DenseOptions
+    from mast3r_sfm.options import FootageOptions as FootageOptions
     from mast3r_sfm.options import IntrinsicsGroups as IntrinsicsGroups
     from mast3r_sfm.options import PhotoOptions as PhotoOptions
     from mast3r_sfm.options import ReconstructionOptions as ReconstructionOptions
@@ -48,6 +49,7 @@ _HOME = {
     "options": (
         "AlignmentConfig",
         "DenseOptions",
+        "FootageOptions",
         "IntrinsicsGroups",
         "PhotoOptions",
         "ReconstructionOptions",

@@ -36,6 +36,7 @@ def group_cameras(
     - photos with EXIF that agree in camera, lens and focal length, and whose sizes have their short or their long side
       in common, directly or through others: these are crops at one scale (4:3, 16:9, 1:1), turned upright or not. Sizes
       with neither in common are taken for resized copies.
+    - the frames of one clip.
     - photos without EXIF of one size, upright or not. Nothing tells these from photos of other cameras, or of another
       zoom, but their predicted focal lengths: one that is `MAX_SPREAD` times the median of its group, or less than
       that part of it, is a group of its own, or with others like it. The same holds if EXIF names no focal length.
@@ -46,15 +47,15 @@ def group_cameras(
         return tuple(range(len(images)))
     cameras: dict[Hashable, list[int]] = {}
     for k, image in enumerate(images):
-        key = _sides(image) if image.camera is None else image.camera
+        key = image.frame.clip if image.frame else image.camera or _sides(image)
         cameras.setdefault(key, []).append(k)
     group_of = [0] * len(images)
     count = 0
     for members in cameras.values():
-        camera = images[members[0]].camera
-        same_scale = [members] if camera is None else _joined_by_a_side(images, members)
+        camera, frame = images[members[0]].camera, images[members[0]].frame
+        same_scale = [members] if camera is None or frame else _joined_by_a_side(images, members)
         for some in same_scale:
-            one_zoom = [some] if camera is not None and camera.knows_zoom else _split_by_zoom(some, base_focals)
+            one_zoom = [some] if frame or (camera and camera.knows_zoom) else _split_by_zoom(some, base_focals)
             for group in one_zoom:
                 for k in group:
                     group_of[k] = count

@@ -67,7 +67,15 @@ def densify_views(
             of_features = {}
         result.append(
             ReconstructedView(
-                *common, *placed, *_known_maps(*maps), error, int(counts[view.index]), mask, **of_features
+                *common,
+                *placed,
+                *_known_maps(*maps),
+                error,
+                int(counts[view.index]),
+                mask,
+                frame=view.frame,
+                sample_bits=view.sample_bits,
+                **of_features,
             )
         )
     return tuple(result)

@@ -121,7 +121,7 @@ def _read(
     image: View, data: PairwiseData, start: Start, k: int, options: RefinementOptions, subsample: int
 ) -> _Photo | None:
     try:
-        photo, mask = read_photo(image.path)
+        photo, mask = read_photo(image)
     except InputError:
         return None  # the search for features has told so
     if photo.size != image.transform.original_size:

@@ -178,7 +178,7 @@ def _in_network_pixels(
 def _features_of(image: View, options: RefinementOptions) -> LocalFeatures:
     """Features of the photo; none, with a warning, if its file is gone or has changed its size since it was loaded."""
     try:
-        photo, mask = read_photo(image.path)
+        photo, mask = read_photo(image)
     except InputError as error:
         logger.warning("%s; its camera stays as aligned", error)
         return LocalFeatures.none()

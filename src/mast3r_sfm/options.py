@@ -126,18 +126,22 @@ class Device:
 class SceneGraph:
     """Which pairs of images the network looks at; `scene_graph.make_pairs` makes the pairs of it.
 
-    kind        complete   every pair
+    kind        usual      `complete`; `video` if there are frames of clips among the images
+                complete   every pair
                 swin       every image with the `window` that follow, around the end if `cyclic`
                 logwin     every image with those 1, 2, 4, ..., 2^(window - 1) away, likewise
                 oneref     image `reference` with every other
                 retrieval  `num_keys` key images pairwise, every other image with its nearest key, and every image
                            with the nearest `num_nearest`, where the image itself counts
+                video      every frame of a clip with the `window` that follow, every image with `num_nearest` similar
+                           ones elsewhere (other clips, earlier and later in its own), photos among each other as by
+                           `auto`. Without a clip the photos are taken for the frames of one, in their order.
                 pairs      the pairs that the text file `pairs_file` lists
                 auto       `complete` up to `COMPLETE_UP_TO` images, above that `retrieval`
-    num_keys, num_nearest   None: 20 (or all images, if there are fewer) and 10
+    num_keys, num_nearest   None: 20 (or all images, if there are fewer) and 10; of `video` 3
     """
 
-    kind: Literal["complete", "swin", "logwin", "oneref", "retrieval", "pairs", "auto"] = "complete"
+    kind: Literal["usual", "complete", "swin", "logwin", "oneref", "retrieval", "video", "pairs", "auto"] = "complete"
     window: int = 3
     cyclic: bool = True
     reference: int = 0
@@ -145,16 +149,23 @@ class SceneGraph:
     num_nearest: int | None = None
     pairs_file: str | None = None
 
-    FORMS = "complete, swin[-k][-noncyclic], logwin[-k][-noncyclic], oneref[-i], retrieval[-Na-k], pairs:FILE, auto"
+    FORMS = (
+        "complete, swin[-k][-noncyclic], logwin[-k][-noncyclic], oneref[-i], retrieval[-Na-k], pairs:FILE, auto, "
+        "video[-k], usual"
+    )
     COMPLETE_UP_TO = 25
+    VIDEO_WINDOW = 5
+    VIDEO_LINKS = 3
 
     @classmethod
     def parse(cls, value: str | SceneGraph) -> SceneGraph:
         """One of `FORMS`; letters stand for integers, k is at least 1. Raises InputError that lists them."""
         if isinstance(value, SceneGraph):
             return value
-        if value in ("complete", "auto", "retrieval"):
+        if value in ("usual", "complete", "auto", "retrieval"):
             return cls(value)  # type: ignore[arg-type]
+        if match := re.fullmatch(r"video(?:-0*([1-9]\d{0,17}))?", value, flags=re.ASCII):
+            return cls("video", window=int(match[1] or cls.VIDEO_WINDOW), cyclic=False, num_nearest=cls.VIDEO_LINKS)
         if value.startswith("pairs:") and len(value) > len("pairs:"):
             return cls("pairs", pairs_file=value.removeprefix("pairs:"))
         if match := re.fullmatch(r"(swin|logwin)(?:-0*([1-9]\d{0,17}))?(-noncyclic)?", value, flags=re.ASCII):
@@ -166,8 +177,13 @@ class SceneGraph:
         shown = value if len(value) <= 60 else f"{value[:57]}..."
         raise InputError(f"`scene_graph` {shown!r}: unknown; use one of {cls.FORMS} (k at least 1)")
 
-    def resolved(self, num_images: int) -> SceneGraph:
-        """This graph for a number of images: `auto` has become another one, and nothing is left to a default."""
+    def resolved(self, num_images: int, has_clips: bool = False) -> SceneGraph:
+        """This graph for a number of images: `usual` and `auto` have become others, and nothing is left to a default.
+
+        has_clips  some of the images are frames of clips
+        """
+        if self.kind == "usual":
+            return self.parse("video" if has_clips else "complete")
         if self.kind == "auto":
             return SceneGraph("complete" if num_images <= self.COMPLETE_UP_TO else "retrieval").resolved(num_images)
         if self.kind == "retrieval" and (self.num_keys is None or self.num_nearest is None):
@@ -175,9 +191,9 @@ class SceneGraph:
             return replace(self, num_keys=num_keys, num_nearest=10 if self.num_nearest is None else self.num_nearest)
         return self
 
-    def needs_similarity(self, num_images: int) -> bool:
+    def needs_similarity(self, num_images: int, has_clips: bool = False) -> bool:
         """Whether the pairs depend on what the images show, and so on the network's features of them."""
-        return self.resolved(num_images).kind == "retrieval"
+        return self.resolved(num_images, has_clips).kind in ("retrieval", "video")
 
     def __str__(self) -> str:
         match self.kind:
@@ -187,12 +203,34 @@ class SceneGraph:
                 return f"oneref-{self.reference}"
             case "retrieval" if self.num_keys is not None:
                 return f"retrieval-{self.num_keys}-{self.num_nearest}"
+            case "video":
+                return f"video-{self.window}"
             case "pairs":
                 return f"pairs:{self.pairs_file}"
         return self.kind
 
 
 # ------------------------------------------------------------------ what a run may be asked
+@dataclass(frozen=True)
+class FootageOptions:
+    """What is taken of the input.
+
+    recursive   photos in subfolders of a folder as well
+    fps         frames a second that are taken of clips: of each interval the sharpest
+    max_frames  most frames of all clips together; the intervals become longer then
+    """
+
+    recursive: bool = choice(False, "Also the photos in subfolders.")
+    fps: float = choice(2.0, "Frames per second of clips: the sharpest of each interval, none while nothing moves.")
+    max_frames: int = choice(300, "Most frames of all clips together; longer intervals then.", minimum=2)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fps <= 1000:
+            raise InputError(f"`fps` is {self.fps}, must be above 0 and at most 1000")
+        if self.max_frames < 2:
+            raise InputError(f"`max_frames` is {self.max_frames}, must be at least 2")
+
+
 @dataclass(frozen=True)
 class VerificationLimits:
     """When a match, and when a whole pair, is believed (not in the published method, which believes all).
@@ -341,7 +379,7 @@ class ReconstructionOptions:
     seed          of all random choices: the same input, seed and device give the same result
     """
 
-    scene_graph: SceneGraph = choice(SceneGraph(), f"{SceneGraph.FORMS}.")
+    scene_graph: SceneGraph = choice(SceneGraph("usual"), f"{SceneGraph.FORMS}: complete, or video if there are clips.")
     batch_size: int | None = choice(None, "Pairs per batch [default: by the free memory].", minimum=1)
     verification: VerificationLimits | None = field(default_factory=VerificationLimits)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)

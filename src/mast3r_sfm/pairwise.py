@@ -78,10 +78,11 @@ def predict_pairwise(
     with timer.stage("Encode images", len(views)) as advance:
         encoded = encode_views(model, views, options.batch_size, advance)
     if pairs is None:
-        needed = options.scene_graph.needs_similarity(len(views))
+        clips = [None if view.frame is None else view.frame.clip for view in views]
+        needed = options.scene_graph.needs_similarity(len(views), any(clips))
         similarity = similarity_from_tokens(encoded.tokens) if needed else None
         names = [view.path for view in views]
-        pairs = make_pairs(options.scene_graph, len(views), similarity, options.seed, names=names)
+        pairs = make_pairs(options.scene_graph, len(views), similarity, options.seed, names=names, clips=clips)
     alone = [(k, k) for k in range(len(views))] if not pairs else []  # a single image is paired with itself
     collector = PairwiseCollector(
         [view.shape for view in views],

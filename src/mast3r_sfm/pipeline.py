@@ -1,6 +1,7 @@
 """From photos to a written result: the whole story on one page.
 
 images = load_images("photos", model)      files -> upright, resized views       images/
+    read_clips                             clips -> files of chosen frames       images/frames
 result = reconstruct(images, model)
     predict_pairwise                       views -> matches, canonical views     inference, matching/, canonical
     find_features, match_features          photos -> what their details share    local_features, tracks/
@@ -19,16 +20,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import torch
+
 from mast3r_sfm.alignment import AlignedGroup, CameraLayout, align_group
 from mast3r_sfm.camera_groups import group_cameras, stated_focals
 from mast3r_sfm.densify import densify_views
 from mast3r_sfm.device import lack_of_memory_explained
 from mast3r_sfm.errors import InputError, NotFiniteError, ReconstructionError
-from mast3r_sfm.images.loading import ImageSizing, find_images, load_views
+from mast3r_sfm.images.finding import find_footage, is_clip
+from mast3r_sfm.images.frames import clips_of, extract_frames, planned_intervals, temporary_folder
+from mast3r_sfm.images.loading import ImageSizing, load_views
 from mast3r_sfm.inference import encode_views, predict_pairs
 from mast3r_sfm.matching import match_pair, verify_matches
 from mast3r_sfm.model.checkpoint import Model, in_bfloat16
-from mast3r_sfm.options import IntrinsicsGroups, Precision, ReconstructionOptions, RefinementOptions, SceneGraph
+from mast3r_sfm.options import (
+    FootageOptions,
+    IntrinsicsGroups,
+    Precision,
+    ReconstructionOptions,
+    RefinementOptions,
+    SceneGraph,
+)
 from mast3r_sfm.pairwise import PairwiseData, predict_pairwise
 from mast3r_sfm.progress import Progress, StageTimer
 from mast3r_sfm.quality import doubts
@@ -49,14 +61,22 @@ def load_images(
     model: Model,
     image_size: int | None = None,
     progress: Progress | None = None,
+    footage: FootageOptions | None = None,
+    frames: str | Path | None = None,
 ) -> list[View]:
-    """The photos that `inputs` name (folders, files, globs), upright and resized as `model` wants them.
+    """The photos and frames of clips that `inputs` name (folders, files, globs), upright and resized for `model`.
 
     image_size  long edge of the network's images in pixels, None: the model's own
+    footage     what is taken of folders and clips
+    frames      folder for the frames of clips, which stay there as files: the original photos of what follows. None: a
+                temporary one, which goes when the program ends. `Reconstruction.save` keeps them in the result.
 
     Raises InputError that names the first file that cannot be used.
     """
-    paths = find_images([inputs] if isinstance(inputs, str | Path) else inputs)
+    footage = footage or FootageOptions()
+    paths = find_footage([inputs] if isinstance(inputs, str | Path) else inputs, footage.recursive)
+    if any(map(is_clip, paths)):
+        paths = read_clips(paths, footage, temporary_folder() if frames is None else Path(frames), progress)
     config = model.config
     sizing = ImageSizing.for_model(
         config.image_size if image_size is None else image_size, config.patch_size, config.accept_squares
@@ -65,13 +85,26 @@ def load_images(
         return load_views(paths, sizing, progress=advance)
 
 
+def read_clips(
+    paths: Sequence[Path], footage: FootageOptions, folder: Path, progress: Progress | None = None
+) -> list[Path]:
+    """The photos among `paths`, and in the place of each clip the files of its frames, written to `folder`.
+
+    Raises InputError as `images.frames.extract_frames`.
+    """
+    with StageTimer(progress, torch.device("cpu")).stage("Read clips", planned_intervals(paths, footage)) as advance:
+        return extract_frames(paths, footage, folder, advance)
+
+
 def plan_pairs(graph: str | SceneGraph, names: Sequence[str | Path], seed: int = 0) -> list[tuple[int, int]] | None:
     """The pairs of the scene graph for images of these file names; None if they depend on what the images show.
 
     Raises InputError as `scene_graph.make_pairs`.
     """
-    graph = SceneGraph.parse(graph)
-    return None if graph.needs_similarity(len(names)) else make_pairs(graph, len(names), seed=seed, names=names)
+    graph, clips = SceneGraph.parse(graph), clips_of([Path(name) for name in names])
+    if graph.needs_similarity(len(names), any(clips)):
+        return None
+    return make_pairs(graph, len(names), seed=seed, names=names, clips=clips)
 
 
 @lack_of_memory_explained()
@@ -96,6 +129,7 @@ def reconstruct(
     if not model.config.has_descriptors:
         raise InputError(f"`model_name={model.name}`: predicts no descriptors to match; use a MASt3R model")
     views = [replace(image, index=k) for k, image in enumerate(images)]
+    _check_clips(views)
     if pairs is not None:
         check_pairs(pairs, len(views))
     return without_overflow(model, lambda usable: _reconstruct(views, usable, options, progress, pairs))
@@ -116,7 +150,7 @@ def _reconstruct(
     with timer.stage("Dense depth", 1):
         views = densify_views(images, data, aligned, options)
     for index, doubt in doubts(views).items():
-        logger.warning("%s: its camera is doubtful: %s", images[index].path, doubt)
+        logger.warning("%s: its camera is doubtful: %s", views[index].file_in_result, doubt)
 
     return Reconstruction(
         views,
@@ -259,6 +293,14 @@ def _find_evidence(
         features = find_features(images, options, advance)
     with timer.stage("Match features", len(data.summaries)) as advance:
         return match_features(images, features, data.summaries, advance)
+
+
+def _check_clips(images: Sequence[View]) -> None:
+    """Raises InputError for two clips of one name: their frames would be taken for those of one."""
+    folder_of: dict[str, Path] = {}
+    for image in images:
+        if image.frame and folder_of.setdefault(image.frame.clip, image.path.parent) != image.path.parent:
+            raise InputError(f"two clips are called {image.frame.clip}: load them by one call of `load_images`")
 
 
 def _require_connection(images: Sequence[View], groups: Sequence[Sequence[int]], usable: bool) -> None:

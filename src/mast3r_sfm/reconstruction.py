@@ -124,7 +124,7 @@ class Reconstruction(ReconstructedScene):
 
     def _run_document(self) -> dict[str, Any]:
         """Content of run.json: all that is needed to run it again, and what happened."""
-        files = [view.file for view in self.views]
+        files = [view.file_in_result for view in self.views]
         hashes = self.image_hashes or ("",) * len(files)
         return {
             "command": "reconstruct",

@@ -25,6 +25,7 @@ def make_pairs(
     seed: int = 0,
     *,
     names: Sequence[str | Path] | None = None,
+    clips: Sequence[str | None] | None = None,
 ) -> list[Pair]:
     """Oriented, unordered-unique pairs of image indices without self pairs; the first of a pair is decoded first.
 
@@ -32,13 +33,15 @@ def make_pairs(
     similarity  (n, n), 1 for equal images; needed if `graph.needs_similarity`
     seed        the first key image is image seed % n; the others follow from it
     names       file names of the images, for `pairs:FILE`
+    clips       the clip that each image is a frame of, None for photos; frames of a clip stand in order of time
 
     One image has no pairs: the list is empty. The pairs may leave the images unconnected: see `graphs`.
     Raises InputError for a graph or file that is malformed, does not fit `num_images` or leaves no pair.
     """
     if num_images < 1:
         raise InputError("no images to pair")
-    graph = SceneGraph.parse(graph).resolved(num_images)
+    clips = [None] * num_images if clips is None else clips
+    graph = SceneGraph.parse(graph).resolved(num_images, any(clips))
     pairs: Iterable[Pair]
     match graph.kind:
         case "complete":
@@ -57,6 +60,9 @@ def make_pairs(
             assert graph.num_keys is not None and graph.num_nearest is not None  # resolved
             distance = 1.0 - _checked(similarity, num_images)
             pairs = _retrieval_pairs(distance, graph.num_keys, graph.num_nearest, seed)
+        case "video":
+            assert graph.num_nearest is not None  # resolved
+            pairs = _video_pairs(clips, _checked(similarity, num_images), graph.window, graph.num_nearest, seed)
         case _:
             assert graph.pairs_file is not None
             pairs = read_pairs(graph.pairs_file, num_images, names)
@@ -171,6 +177,46 @@ def _retrieval_pairs(distance: np.ndarray, num_keys: int, num_nearest: int, seed
     for i in range(n):
         joined.update((i, int(j)) for j in np.argsort(distance[i], kind="stable")[:num_nearest])
     return pairs + sorted((min(pair), max(pair)) for pair in joined)
+
+
+def _video_pairs(
+    clips: Sequence[str | None], similarity: np.ndarray, window: int, num_links: int, seed: int
+) -> list[Pair]:
+    """Windows over the time of each clip, the photos as by `auto`, and links to what is similar elsewhere.
+
+    Where a clip comes back to, and where another clip or a photo shows the same, only looks can tell. Each image is
+    linked with the `num_links` most similar ones that it is not paired with by their place: frames of its own clip
+    further than `window` away, frames of other clips, and photos, if it is a frame. Of the links of one image no two
+    go to frames of one clip within `window` of each other: one of them says it all.
+    """
+    n = len(clips)
+    sequence = np.unique([clip or "" for clip in clips], return_inverse=True)[1] if any(clips) else np.zeros(n, int)
+    is_photo = np.array([any(clips) and clip is None for clip in clips])
+    place = np.zeros(n, dtype=np.int64)  # in the clip
+    found: set[Pair] = set()
+    for number in range(sequence.max() + 1):
+        members = np.flatnonzero(sequence == number)
+        if is_photo[members[0]]:
+            apart = similarity[np.ix_(members, members)]
+            among = make_pairs("auto", len(members), apart, seed)
+        else:
+            place[members] = np.arange(len(members))
+            among = _window_pairs(len(members), range(1, window + 1), cyclic=False)
+        found.update((min(members[i], members[j]), max(members[i], members[j])) for i, j in among)
+    for i in range(n):
+        near = sequence == sequence[i]
+        if not is_photo[i]:
+            near &= np.abs(place - place[i]) <= window
+        left = np.where(near, -np.inf, similarity[i])
+        for _ in range(num_links):
+            j = int(np.argmax(left))
+            if left[j] == -np.inf:
+                break
+            found.add((min(i, j), max(i, j)))
+            around = sequence == sequence[j]
+            left[around & (np.abs(place - place[j]) <= window) & ~is_photo] = -np.inf
+            left[j] = -np.inf
+    return sorted((int(i), int(j)) for i, j in found)
 
 
 def _farthest_points(distance: np.ndarray, count: int, first: int) -> list[int]:

@@ -1,6 +1,10 @@
-"""Numbers as people read them."""
+"""Numbers and names as people read them."""
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 
 def counted(number: int, singular: str) -> str:
@@ -16,3 +20,24 @@ def byte_count(num_bytes: float) -> str:
         if num_bytes < limit:
             return f"{num_bytes / limit * 1e3:.1f} {unit}"
     return f"{num_bytes / 1e9:.1f} GB"
+
+
+def unique_stems(files: Sequence[str]) -> list[str]:
+    """A file name without suffix for every file, unique without regard to case: its own; -2, -3, ... if it is taken.
+
+    They depend on nothing but the files and their order. Stems and not names are unique, because the suffix may change,
+    and because programs find masks and depth maps by them.
+    """
+    # names need not be valid Unicode, those in a model must
+    own = [Path(file).stem.encode("utf-8", "replace").decode().replace("?", "_") for file in files]
+    count = Counter(stem.casefold() for stem in own)
+    taken: set[str] = set()
+    unique = []
+    for stem in own:
+        name, number = stem, 1
+        while name.casefold() in taken or (number > 1 and name.casefold() in count):
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name.casefold())
+        unique.append(name)
+    return unique

@@ -89,6 +89,37 @@ class CameraIdentity:
         return self.focal_mm is not None or self.focal_35mm is not None
 
 
+FRAMES = "frames"
+"""Folder of a result that keeps the frames of clips."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a photo comes from that is a frame of a clip.
+
+    clip    name of the clip's file; of two clips of one name the second has -2 behind its stem, and so on
+    time_s  since the clip's first frame, seconds
+    """
+
+    clip: str
+    time_s: float
+
+
+@dataclass(frozen=True)
+class GpsFix:
+    """Where a photo was taken, as its EXIF says (WGS 84).
+
+    latitude_deg, longitude_deg  degrees, north and east are positive
+    altitude_m           above sea level, metres, None if unknown
+    horizontal_error_m   metres, None if unknown
+    """
+
+    latitude_deg: float
+    longitude_deg: float
+    altitude_m: float | None = None
+    horizontal_error_m: float | None = None
+
+
 def network_input(rgb: torch.Tensor) -> torch.Tensor:
     """(..., H, W, 3) uint8 pixels -> (..., 3, H, W) float32 in [-1, 1]."""
     return rgb.movedim(-1, -3).contiguous().to(torch.float32).div_(255).sub_(0.5).div_(0.5)
@@ -105,6 +136,9 @@ class View:
     sha256   hex digest of the file's bytes
     focal_exif_px  focal length of the original image in pixels from EXIF, or None if it names none
     camera   what EXIF says of the camera, None if it names neither a camera nor a focal length
+    gps      where EXIF says that it was taken, None if it does not
+    frame    the clip that it is a frame of, None for a photo
+    sample_bits    bits that the samples of a 16-bit file fill (`images.values`); 16 for all other files
     """
 
     index: int
@@ -115,6 +149,9 @@ class View:
     sha256: str = ""
     focal_exif_px: float | None = None
     camera: CameraIdentity | None = None
+    gps: GpsFix | None = None
+    frame: Frame | None = None
+    sample_bits: int = 16
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -221,7 +258,7 @@ class CanonicalView:
 class ReconstructedView:
     """One view of the result; everything an exporter may ask of it. Arrays live in numpy.
 
-    file            source file as given
+    file            source file as given; of a frame of a clip, the file that it was written to
     rgb             (H, W, 3) uint8, the network's image
     registered      False: the image did not connect; pose, depth and intrinsics are then its own
                     prediction in its own camera and no exporter places it in the scene
@@ -244,6 +281,8 @@ class ReconstructedView:
     focal_std_px, position_std
                     standard deviations by the covariance of that adjustment: of the focal length in pixels of the
                     original photo, of the camera's centre in scene units; nan where unknown (see `Refinement`)
+    frame           the clip that the photo is a frame of, None for a photo
+    sample_bits     bits that the samples of a 16-bit file fill; 16 for all other files
     """
 
     index: int
@@ -268,6 +307,13 @@ class ReconstructedView:
     apart_error_px: float = float("nan")
     num_confirmed: int = 0
     num_explained: int = 0
+    frame: Frame | None = None
+    sample_bits: int = 16
+
+    @property
+    def file_in_result(self) -> str:
+        """The file as a result names it: a frame of a clip is kept in the result, and named relative to it."""
+        return f"{FRAMES}/{Path(self.file).name}" if self.frame else self.file
 
     @property
     def K_original(self) -> np.ndarray:

@@ -36,6 +36,7 @@ from mast3r_sfm.options import (
     DenseOptions,
     Engine,
     ExportFormat,
+    FootageOptions,
     IntrinsicsGroups,
     PhotoOptions,
     Precision,
@@ -106,13 +107,16 @@ SCENE_FLAGS = (
 )
 """Fields of `SceneOptions` that the command line offers."""
 
+FOOTAGE_FLAGS = ("recursive", "fps", "max_frames")
+"""Fields of `FootageOptions`."""
+
 input_option = click.option(
     "--input",
     "inputs",
     multiple=True,
     required=True,
     metavar="PATH",
-    help="Folder, image file or quoted glob; may be given several times.",
+    help="Folder, photo, clip (needs the extra `video`) or quoted glob; may be given several times.",
 )
 model_options = options(
     option(ModelRequest, "model_name", metavar="NAME"),
@@ -141,6 +145,7 @@ def cli() -> None:
 @cli.command()
 @input_option
 @option(ReconstructRequest, "output")
+@options(*(option(FootageOptions, name) for name in FOOTAGE_FLAGS))
 @model_options
 @option(ReconstructionOptions, "scene_graph")
 @niter_option
@@ -181,7 +186,7 @@ def cli() -> None:
 @option(ReconstructRequest, "overwrite")
 @display_options
 def reconstruct(**flags: Any) -> int:
-    """Reconstruct a scene from photos.
+    """Reconstruct a scene from photos and clips.
 
     Writes scene.glb, report.html, depth and confidence maps, cameras.json, matches.npz, reconstruction.npz and
     run.json.
@@ -199,6 +204,7 @@ def reconstruct(**flags: Any) -> int:
         output=flags["output"],
         overwrite=flags["overwrite"],
         engine=Engine(flags["engine"]),
+        footage=FootageOptions(**{name: flags[name] for name in FOOTAGE_FLAGS}),
         model=_model_request(flags),
         options=ReconstructionOptions(
             scene_graph=flags["scene_graph"],
@@ -325,7 +331,7 @@ def doctor() -> int:
 @cli.command()
 @input_option
 @model_options
-@option(ReconstructionOptions, "scene_graph", help="complete, swin, logwin, oneref, pairs:FILE.")
+@option(ReconstructionOptions, "scene_graph", help="complete, swin, logwin, oneref, pairs:FILE.", default="complete")
 @niter_option
 @display_options
 def compare(**flags: Any) -> int:

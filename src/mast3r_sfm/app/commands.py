@@ -31,7 +31,7 @@ from mast3r_sfm.errors import InputError
 from mast3r_sfm.evaluation import Evaluation, evaluate_views, read_true_depth, read_truth
 from mast3r_sfm.export.compression import check_compression
 from mast3r_sfm.export.files import write_json
-from mast3r_sfm.export.folders import explained_writing
+from mast3r_sfm.export.folders import explained_writing, scratch_folder
 from mast3r_sfm.export.glb import SceneStatistics
 from mast3r_sfm.export.match_result import write_match_result
 from mast3r_sfm.export.result import (
@@ -45,10 +45,10 @@ from mast3r_sfm.export.result import (
 )
 from mast3r_sfm.export.store import load_reconstruction
 from mast3r_sfm.export.usdz import check_usd
-from mast3r_sfm.images.loading import find_images
+from mast3r_sfm.images.finding import find_footage, find_images, is_clip
 from mast3r_sfm.model.checkpoint import Model, load_model
 from mast3r_sfm.options import DEFAULT_MODEL, Engine, ExportFormat, SceneOptions
-from mast3r_sfm.pipeline import load_images, match_images, plan_pairs
+from mast3r_sfm.pipeline import load_images, match_images, plan_pairs, read_clips
 from mast3r_sfm.pipeline import reconstruct as run_pipeline
 from mast3r_sfm.reconstruction import Reconstruction, plain, versions
 from mast3r_sfm.text import byte_count, counted
@@ -61,13 +61,17 @@ def reconstruct(request: ReconstructRequest) -> bool:
     """The `reconstruct` command. Returns whether some images could not be registered."""
     quiet = request.display.quiet
     start = time.perf_counter()
-    with logging_to_console(request.display.debug) as log:
+    with logging_to_console(request.display.debug) as log, contextlib.ExitStack() as work:
         output = _free_output(request.inputs) if request.output is None else request.output
         check_output(output, request.overwrite)
         check_compression(request.scene.compress)  # what is missing should be told before the work, not after it
         if ExportFormat.USDZ in request.exports:
             check_usd()
-        paths = find_images(request.inputs)
+        paths = find_footage(request.inputs, request.footage.recursive)
+        if any(map(is_clip, paths)):
+            frames = work.enter_context(scratch_folder(output, "frames"))
+            with ProgressDisplay(quiet) as display:
+                paths = read_clips(paths, request.footage, frames, display)
         graph, seed = request.options.scene_graph, request.options.seed
         pairs = plan_pairs(graph, paths, seed)  # a pairs file that is missing should not wait for the model
         if request.engine is Engine.UPSTREAM:
@@ -195,9 +199,10 @@ def _evaluation_rows(found: Evaluation) -> dict[str, str]:
 
 
 def _free_output(inputs: Sequence[str]) -> Path:
-    """outputs/<name of the first input>, with -2, -3, ... appended if it is taken."""
+    """outputs/<name of the first input: of the folder or clip>, with -2, -3, ... appended if it is taken."""
     first = Path(inputs[0])
-    name = (first.name if first.is_dir() else first.resolve().parent.name) or first.resolve().name or "scene"
+    own = first.stem if is_clip(first) else first.resolve().parent.name
+    name = (first.name if first.is_dir() else own) or first.resolve().name or "scene"
     base = Path("outputs") / name
     count, folder = 1, base
     while folder.exists():

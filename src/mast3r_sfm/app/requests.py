@@ -14,6 +14,7 @@ from mast3r_sfm.options import (
     Device,
     Engine,
     ExportFormat,
+    FootageOptions,
     PhotoOptions,
     Precision,
     ReconstructionOptions,
@@ -67,6 +68,7 @@ class ReconstructRequest:
         Engine.NATIVE,
         "upstream: the published code, where it is installed (see `compare`); only to compare with.",
     )
+    footage: FootageOptions = field(default_factory=FootageOptions)
     model: ModelRequest = field(default_factory=ModelRequest)
     options: ReconstructionOptions = field(default_factory=ReconstructionOptions)
     scene: SceneOptions = field(default_factory=SceneOptions)

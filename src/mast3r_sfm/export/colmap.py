@@ -21,8 +21,9 @@ import numpy as np
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.folders import DESKTOP_LITTER, is_mount_point, replaced_folder
 from mast3r_sfm.export.optics import PictureCamera, map_pixels
-from mast3r_sfm.export.photos import WrittenPhoto, unique_stems, write_photos
+from mast3r_sfm.export.photos import WrittenPhoto, write_photos
 from mast3r_sfm.options import PhotoOptions
+from mast3r_sfm.text import unique_stems
 from mast3r_sfm.types import ReconstructedScene, ReconstructedView, Tracks
 
 if TYPE_CHECKING:  # the library loads for an export only

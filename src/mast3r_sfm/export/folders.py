@@ -28,9 +28,16 @@ def replaced_folder(output: Path, check: Callable[[], None]) -> Iterator[Path]:
     check  raises InputError if `output` must not be replaced; it is called before the block and again after it
     """
     check()
-    with _parents_of(output), _staging_folder(output) as staging:
+    with scratch_folder(output, "partial") as staging:
         yield staging
         _move_into_place(staging, output, check)
+
+
+@contextlib.contextmanager
+def scratch_folder(output: Path, role: str) -> Iterator[Path]:
+    """A hidden folder beside `output`, on the same disk, that is gone afterwards, whatever happens."""
+    with _parents_of(output), _staging_folder(output, role) as folder:
+        yield folder
 
 
 @contextlib.contextmanager
@@ -82,9 +89,9 @@ def _parents_of(output: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _staging_folder(output: Path) -> Iterator[Path]:
+def _staging_folder(output: Path, role: str) -> Iterator[Path]:
     """A folder beside `output` that is gone afterwards, whatever happens, unless it was moved into place."""
-    staging = sibling(output, "partial")
+    staging = sibling(output, role)
     try:
         staging.mkdir()
         yield staging

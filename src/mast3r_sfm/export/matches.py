@@ -57,7 +57,7 @@ def unpack_matches(packed: Mapping[str, np.ndarray]) -> tuple[Correspondences, .
 def write_matches(scene: ReconstructedScene, path: Path) -> None:
     """Writes the matches that entered the alignment."""
     views = scene.views
-    write_match_arrays(scene.matches, [view.file for view in views], [view.transform for view in views], path)
+    write_match_arrays(scene.matches, [view.file_in_result for view in views], [view.transform for view in views], path)
 
 
 def write_match_arrays(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -49,8 +48,9 @@ def write_photos(
     stems   of the file names (`unique_stems`)
     masks   folder that is created if there is a mask to write: 255 where the photo is opaque, else 0
 
-    Upright JPEG, PNG, TIFF and BMP files of 8 bits are copied byte for byte if they are to be neither straightened nor
-    reduced. Everything else becomes an upright 8-bit PNG if it was lossless or has transparency, else a JPEG.
+    Upright JPEG, PNG, TIFF and BMP files of 8 bits in sRGB are copied byte for byte if they are to be neither
+    straightened nor reduced. Everything else becomes an upright 8-bit PNG if it was lossless or has transparency, else
+    a JPEG.
 
     Raises InputError that names the file if a photo cannot be read, or is not the one that was reconstructed.
     """
@@ -65,30 +65,9 @@ def write_photos(
             pool.shutdown(cancel_futures=True)
 
 
-def unique_stems(files: Sequence[str]) -> list[str]:
-    """A file name without suffix for every file, unique without regard to case: its own; -2, -3, ... if it is taken.
-
-    They depend on nothing but the files and their order. Stems and not names are unique, because the suffix may change,
-    and because programs find masks and depth maps by them.
-    """
-    # names need not be valid Unicode, those in a model must
-    own = [Path(file).stem.encode("utf-8", "replace").decode().replace("?", "_") for file in files]
-    count = Counter(stem.casefold() for stem in own)
-    taken: set[str] = set()
-    unique = []
-    for stem in own:
-        name, number = stem, 1
-        while name.casefold() in taken or (number > 1 and name.casefold() in count):
-            number += 1
-            name = f"{stem}-{number}"
-        taken.add(name.casefold())
-        unique.append(name)
-    return unique
-
-
 def read_photo(view: ReconstructedView) -> DecodedImage:
     """The original photo, upright. Raises InputError if it cannot be read, or has another size now."""
-    decoded = decode_image(_bytes_of(view), view.file)
+    decoded = decode_image(_bytes_of(view), view.file, view.sample_bits)
     _check_size(view, decoded.rgb.size)
     return decoded
 
@@ -99,7 +78,7 @@ def _write_photo(view: ReconstructedView, stem: str, folder: Path, masks: Path, 
     straight = without_distortion(source) if options.undistort else source
     target = reduced(straight, options.max_image_size)
     suffix = Path(view.file).suffix
-    plain = plain_file(data) if target is source else None
+    plain = plain_file(data, view.file) if target is source else None
     if plain is not None and view.mask is not None and ".png" not in plain.suffixes:
         plain = None  # a mask has the name of its photo and is a PNG, so the photo becomes one
     if plain is not None:
@@ -108,7 +87,7 @@ def _write_photo(view: ReconstructedView, stem: str, folder: Path, masks: Path, 
         (folder / name).write_bytes(data)
         if view.mask is None:
             return WrittenPhoto(name, target)
-    decoded = decode_image(data, view.file)
+    decoded = decode_image(data, view.file, view.sample_bits)
     _check_size(view, decoded.rgb.size)
 
     def as_written(picture: Image.Image) -> np.ndarray:

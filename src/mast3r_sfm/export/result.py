@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,14 +28,18 @@ from mast3r_sfm.export.matches import write_matches
 from mast3r_sfm.export.report import MAX_BYTES, write_report
 from mast3r_sfm.export.store import load_reconstruction, save_reconstruction
 from mast3r_sfm.options import ExportFormat, PhotoOptions, SceneOptions
-from mast3r_sfm.types import ReconstructedScene
+from mast3r_sfm.types import FRAMES, ReconstructedScene
+
+logger = logging.getLogger(__name__)
 
 SCENE, STORE, RUN, CAMERAS = "scene.glb", "reconstruction.npz", "run.json", "cameras.json"
 _TOOL = "mast3r-sfm"
 _OWN_ENTRY = re.compile(
     r"scene\.(glb|ply|usdz)|report\.html|reconstruction\.npz|run\.json|cameras\.json|matches\.(npz|png)|(depth|confidence)_\d{3,}\.(npy|png)"
-    r"|colmap"
+    r"|colmap|frames"
 )
+
+_FRAME = re.compile(r".*_\d{6,}\.jpg|\.DS_Store|Thumbs\.db|desktop\.ini")
 
 
 def expected_bytes(num_pixels: int, num_matches: int, options: SceneOptions) -> int:
@@ -91,6 +96,7 @@ def write_result(
     failed: list[str] = []
     cause: InputError | None = None
     with replaced_result(output, overwrite) as folder:
+        _keep_frames(reconstruction, folder / FRAMES)
         save_reconstruction(reconstruction, folder / STORE)
         write_depth_maps(reconstruction, folder)
         write_cameras(reconstruction, folder / CAMERAS, options)
@@ -115,6 +121,20 @@ def write_result(
     if failed:
         raise InputError(". ".join(failed)) from cause
     return statistics
+
+
+def _keep_frames(reconstruction: ReconstructedScene, folder: Path) -> None:
+    """Copies the frames of clips into the result, which needs them as it needs photos: nobody else keeps them."""
+    gone = []
+    for view in reconstruction.views:
+        if view.frame is not None:
+            folder.mkdir(exist_ok=True)
+            try:
+                shutil.copyfile(view.file, folder / Path(view.file).name)
+            except FileNotFoundError:
+                gone.append(view.file)
+    if gone:
+        logger.warning("%d frame(s) of clips are no longer there and not in the result: %s", len(gone), gone[0])
 
 
 @contextlib.contextmanager
@@ -245,6 +265,7 @@ def _check_replaceable(output: Path, overwrite: bool) -> None:
     foreign = sorted(name for name in entries if not _OWN_ENTRY.fullmatch(name))
     if ExportFormat.COLMAP in entries and (below := foreign_entry(output / ExportFormat.COLMAP)) is not None:
         foreign.append(f"{ExportFormat.COLMAP}/{below}")
+    foreign += [f"{FRAMES}/{path.name}" for path in (output / FRAMES).glob("*") if not _FRAME.fullmatch(path.name)]
     if foreign:
         raise InputError(
             f"`output={output}` holds a result and also {foreign[0]}, which `overwrite=True` would delete: "

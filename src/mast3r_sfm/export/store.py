@@ -13,7 +13,7 @@ import numpy as np
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.files import write_npz
 from mast3r_sfm.export.matches import pack_matches, unpack_matches
-from mast3r_sfm.types import ImageTransform, ReconstructedScene, ReconstructedView, Tracks
+from mast3r_sfm.types import Frame, ImageTransform, ReconstructedScene, ReconstructedView, Tracks
 
 FORMAT_VERSION = 3
 """Format 2 has no tracks, format 1 no distortion and nothing else of a refinement; both are read."""
@@ -25,7 +25,7 @@ def save_reconstruction(reconstruction: ReconstructedScene, path: Path) -> None:
     arrays = {
         "format_version": np.array(FORMAT_VERSION),
         "index": np.array([view.index for view in views], dtype=np.int64),
-        "file": np.array([view.file for view in views], dtype=np.str_),
+        "file": np.array([view.file_in_result for view in views], dtype=np.str_),
         "transform": np.array([_packed_transform(view.transform) for view in views], dtype=np.int64).reshape(-1, 4, 2),
         "registered": np.array([view.registered for view in views], dtype=bool),
         "K": np.array([view.K for view in views], dtype=np.float64).reshape(-1, 3, 3),
@@ -41,6 +41,9 @@ def save_reconstruction(reconstruction: ReconstructedScene, path: Path) -> None:
         "apart_error_px": np.array([view.apart_error_px for view in views], dtype=np.float64),
         "num_confirmed": np.array([view.num_confirmed for view in views], dtype=np.int64),
         "num_explained": np.array([view.num_explained for view in views], dtype=np.int64),
+        "clip": np.array([view.frame.clip if view.frame else "" for view in views], dtype=np.str_),
+        "clip_time_s": np.array([view.frame.time_s if view.frame else 0.0 for view in views], dtype=np.float64),
+        "sample_bits": np.array([view.sample_bits for view in views], dtype=np.int64),
         **{f"match_{key}": array for key, array in pack_matches(reconstruction.matches).items()},
     }
     for number, view in enumerate(views):
@@ -75,8 +78,8 @@ def load_reconstruction(path: Path) -> ReconstructedScene:
             columns = {key: file[key] for key in _COLUMNS}
             count = len(columns["index"])
             # earlier formats do not have all of them
-            columns |= {key: file.get(key, np.full(count, usual)) for key, usual in _COLUMNS_OF_REFINEMENT.items()}
-            views = tuple(_view(file, columns, number) for number in range(len(columns["index"])))
+            columns |= {key: file.get(key, np.full(count, usual)) for key, usual in _LATER_COLUMNS.items()}
+            views = tuple(_view(file, columns, number, path.parent) for number in range(len(columns["index"])))
             tracks = Tracks(**{key: file[f"track_{key}"] for key in _TRACKS}) if "track_points" in file else None
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: name the output folder of a finished reconstruction") from error
@@ -97,7 +100,7 @@ _COLUMNS = (
     "median_reprojection_error_px",
     "num_matches",
 )
-_COLUMNS_OF_REFINEMENT = {
+_LATER_COLUMNS: dict[str, float | str] = {
     "distortion": 0.0,
     "refined": False,
     "num_track_observations": 0,
@@ -107,6 +110,9 @@ _COLUMNS_OF_REFINEMENT = {
     "apart_error_px": np.nan,
     "num_confirmed": 0,
     "num_explained": 0,
+    "clip": "",
+    "clip_time_s": 0.0,
+    "sample_bits": 16,
 }
 _TRACKS = tuple(field.name for field in dataclasses.fields(Tracks))
 
@@ -119,12 +125,15 @@ def _packed_transform(transform: ImageTransform) -> list[tuple[int, int]]:
     return [transform.original_size, transform.resized_size, transform.crop_left_top, transform.network_size]
 
 
-def _view(file: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray], number: int) -> ReconstructedView:
+def _view(
+    file: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray], number: int, folder: Path
+) -> ReconstructedView:
+    name, clip = str(columns["file"][number]), str(columns["clip"][number])
     conf = file[f"conf_{number:03d}"]
     original, resized, crop, network = ((int(x), int(y)) for x, y in columns["transform"][number])
     return ReconstructedView(
         index=int(columns["index"][number]),
-        file=str(columns["file"][number]),
+        file=str(folder / name) if clip else name,  # frames are kept in the result
         transform=ImageTransform(original, resized, crop, network),
         rgb=file[f"rgb_{number:03d}"],
         registered=bool(columns["registered"][number]),
@@ -145,4 +154,6 @@ def _view(file: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray], num
         apart_error_px=float(columns["apart_error_px"][number]),
         num_confirmed=int(columns["num_confirmed"][number]),
         num_explained=int(columns["num_explained"][number]),
+        frame=Frame(clip, float(columns["clip_time_s"][number])) if clip else None,
+        sample_bits=int(columns["sample_bits"][number]),
     )

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to upright 8-bit RGB, opacity, and the camera and focal length that EXIF states."""
+"""From the bytes of an image file to upright 8-bit sRGB, opacity, and what EXIF states of the camera and the place."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ import numpy as np
 from PIL import Image, features
 
 from mast3r_sfm.errors import InputError
+from mast3r_sfm.images.frames import frame_of_exif
+from mast3r_sfm.images.gps import gps_from_exif
+from mast3r_sfm.images.profiles import changes_colours, in_srgb
+from mast3r_sfm.images.raw import develop, exif_of_raw, is_raw
+from mast3r_sfm.images.values import read_deep
 from mast3r_sfm.text import byte_count
-from mast3r_sfm.types import CameraIdentity
+from mast3r_sfm.types import CameraIdentity, Frame, GpsFix
 
 logger = logging.getLogger(__name__)
 
 # What a file may contain, whatever its name says. An open list would let Pillow start Ghostscript for a renamed EPS.
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF", "GIF")
 
 _SUFFIXES_OF_PLAIN = {
     "JPEG": (".jpg", ".jpeg"),
@@ -49,6 +54,7 @@ _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC = 262
 _EXIF_IFD = 0x8769
+_GPS_IFD = 0x8825
 _FOCAL_LENGTH_MM = 0x920A
 _FOCAL_LENGTH_35MM = 0xA405
 _FOCAL_PLANE_X_RESOLUTION = 0xA20E
@@ -71,26 +77,36 @@ class DecodedImage:
     alpha  mode L opacity of the same size, None if the image is opaque everywhere
     focal_exif_px  focal length in pixels of this image, None if EXIF states none
     camera         what EXIF says of the camera, None if it names neither a camera nor a focal length
+    gps            where EXIF says that the photo was taken
+    frame          the clip that the file says to be a frame of
     """
 
     rgb: Image.Image
     alpha: Image.Image | None
     focal_exif_px: float | None
     camera: CameraIdentity | None = None
+    gps: GpsFix | None = None
+    frame: Frame | None = None
 
 
-def decode_image(data: bytes, name: str) -> DecodedImage:
-    """Decodes JPEG, PNG, WebP, TIFF, BMP, AVIF or HEIF, recognised by content, of 1, 8 or 16 bits or float.
+def decode_image(data: bytes, name: str, sample_bits: int = 16) -> DecodedImage:
+    """Decodes JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or HEIF, recognised by content, of 1, 8 or 16 bits or float; a RAW
+    photo by the suffix of `name`.
 
-    Grey is replicated, palettes are expanded, CMYK follows Pillow's plain conversion; samples of more than 8 bits
-    are scaled (see `_grey_8bit`), never clipped. Of several frames or pages the first (HEIF: the primary) is taken,
-    with a warning. Colour profiles are not applied.
+    Grey is replicated, palettes are expanded, CMYK without a profile follows Pillow's plain conversion; samples of more
+    than 8 bits are scaled (see `_grey_8bit`), never clipped. Of several frames or pages the first (HEIF: the
+    primary) is taken, with a warning. Colours of another profile than sRGB are converted (`images.profiles`).
+
+    sample_bits  bits that the samples of a 16-bit grey or RGB file fill (`images.values`)
 
     Raises InputError that starts with `name` for anything that does not decode to the last pixel.
     """
     what = f"{name} ({byte_count(len(data))})"
     if not data:
         raise InputError(f"{what}: the file is empty; copy it again or remove it from the input")
+    if is_raw(name):
+        rgb, exif = develop(data, what), exif_of_raw(data)
+        return _with_exif(rgb, None, exif, name)
     # Image libraries raise nearly any type on damaged data (OSError, SyntaxError, struct.error, zlib.error,
     # ValueError, MemoryError, ...), and only when the pixels are asked for. This is the boundary for all of them.
     try:
@@ -98,7 +114,8 @@ def decode_image(data: bytes, name: str) -> DecodedImage:
         _check_dimensions(image, what)
         frames = getattr(image, "n_frames", 1)
         image.load()
-        rgb, alpha = _to_rgb_and_alpha(image)
+        deep = read_deep(data) if sample_bits < 16 else None
+        rgb, alpha = _to_rgb_and_alpha(image) if deep is None else (_of_deep(deep, sample_bits), None)
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -111,13 +128,27 @@ def decode_image(data: bytes, name: str) -> DecodedImage:
     # A JPEG of a phone is often an MPO whose further frames are previews or gain maps: no news for the user.
     if frames > 1 and image.format != "MPO":
         logger.warning("%s holds %d frames or pages; only the first is used", name, frames)
+    rgb = in_srgb(rgb, image, name)
+    if alpha is not None:
+        rgb = Image.composite(rgb, Image.new("RGB", rgb.size, (255, 255, 255)), alpha)
     exif = _read_exif(image, name)  # after load(): PNG may carry it behind the pixels, TIFF turns itself upright
     transposition = _UPRIGHT.get(exif.get(_ORIENTATION, 1))
     if transposition is not None:
         rgb = rgb.transpose(transposition)
         alpha = None if alpha is None else alpha.transpose(transposition)
-    details = _exif_ifd(exif, name)
-    return DecodedImage(rgb, alpha, focal_px_from_exif(details, rgb.size), camera_from_exif(exif, details))
+    return _with_exif(rgb, alpha, exif, name)
+
+
+def _with_exif(rgb: Image.Image, alpha: Image.Image | None, exif: Image.Exif, name: str) -> DecodedImage:
+    details, gps = (_exif_ifd(exif, tag, name) for tag in (_EXIF_IFD, _GPS_IFD))
+    return DecodedImage(
+        rgb,
+        alpha,
+        focal_px_from_exif(details, rgb.size),
+        camera_from_exif(exif, details),
+        gps_from_exif(gps),
+        frame_of_exif(exif),
+    )
 
 
 @dataclass(frozen=True)
@@ -132,16 +163,18 @@ class PlainFile:
     suffixes: tuple[str, ...]
 
 
-def plain_file(data: bytes) -> PlainFile | None:
-    """Of an upright JPEG, PNG, TIFF or BMP of 8 bits; None for everything else, and for what cannot be read."""
+def plain_file(data: bytes, name: str = "") -> PlainFile | None:
+    """Of an upright JPEG, PNG, TIFF or BMP of 8 bits in sRGB; None for everything else, and for what cannot be read."""
     try:
-        if _container_brands(data):
+        if is_raw(name) or _container_brands(data):
             return None
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         image_format, turned = str(image.format), {image.getexif().get(_ORIENTATION, 1)}
         if image_format == "PNG":  # which may carry its EXIF behind the pixels
             image.load()
             turned.add(image.getexif().get(_ORIENTATION, 1))
+        if changes_colours(image):
+            return None
     except Exception:  # as in `decode_image`, which says what is wrong
         return None
     if image_format not in _SUFFIXES_OF_PLAIN or image.mode not in ("L", "RGB", "RGBA") or turned & set(_UPRIGHT):
@@ -242,10 +275,13 @@ def _too_many_pixels() -> str:
 def _unknown_content(data: bytes) -> str:
     if data[4:8] == b"ftyp" and not _container_brands(data):
         return "a film, not an image"
-    return "not a JPEG, PNG, WebP, TIFF, BMP, HEIF or AVIF image, damaged at its start, or of a kind that is not read"
+    return (
+        "not a JPEG, PNG, WebP, TIFF, BMP, GIF, HEIF or AVIF image, damaged at its start, or of a kind that is not read"
+    )
 
 
 def _to_rgb_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Colours as they are stored, and opacity; None if the image is opaque everywhere."""
     key = image.info.get("transparency")
     if image.mode.startswith("I;16"):
         values = np.asarray(image)
@@ -262,9 +298,12 @@ def _to_rgb_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | No
         rgb = rgba.convert("RGB")
     else:
         return image.convert("RGB"), None
-    if alpha is None or alpha.getextrema() == (255, 255):
-        return rgb, None
-    return Image.composite(rgb, Image.new("RGB", rgb.size, (255, 255, 255)), alpha), alpha
+    return rgb, None if alpha is None or alpha.getextrema() == (255, 255) else alpha
+
+
+def _of_deep(samples: np.ndarray, bits: int) -> Image.Image:
+    """(H, W) or (H, W, 3) uint16 samples of which `bits` are used, as 8-bit RGB."""
+    return Image.fromarray(_grey_8bit(samples, bits)).convert("RGB")
 
 
 def _tiff_grey(image: Image.Image) -> tuple[int, bool]:
@@ -304,9 +343,9 @@ def _read_exif(image: Image.Image, name: str) -> Image.Exif:
         return Image.Exif()
 
 
-def _exif_ifd(exif: Image.Exif, name: str) -> Mapping[int, Any]:
+def _exif_ifd(exif: Image.Exif, tag: int, name: str) -> Mapping[int, Any]:
     try:
-        return exif.get_ifd(_EXIF_IFD)
+        return exif.get_ifd(tag)
     except Exception as error:
         logger.warning("%s: the EXIF block is damaged and ignored (%s)", name, " ".join(str(error).split()))
         return {}

@@ -1,12 +1,10 @@
-"""Images: from files, folders and globs to views of the size that the network wants."""
+"""Images: from files to views of the size that the network wants."""
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import logging
 import os
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,15 +15,12 @@ from PIL import Image
 
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.images.decoding import decode_image, max_pixels, quiet_pillow
+from mast3r_sfm.images.finding import unreadable
+from mast3r_sfm.images.values import sample_bits_of_set
 from mast3r_sfm.text import byte_count
 from mast3r_sfm.types import ImageTransform, View
 
 logger = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".heic", ".heif", ".avif")
-"""Accepted file name suffixes, in lower case; compared without regard to case."""
-
-_COMPANIONS = (".json", ".txt", ".md", ".csv", ".xml", ".xmp", ".yaml", ".yml")
 
 HEAVY_CROP = 0.25
 """Share of the resized picture that the crop may remove without a warning (a square cropped to 4:3 loses just that)."""
@@ -62,34 +57,6 @@ class ImageSizing:
         return cls(size, patch_size, size == 224 and patch_size == 16 and not accept_squares, accept_squares)
 
 
-def find_images(inputs: Sequence[str | Path]) -> list[Path]:
-    """The image files that `inputs` name, in the order given; what a path holds decides what it is.
-
-    A folder gives its images in natural order (img2 before img10), without subfolders and hidden files; a glob
-    gives its matches in natural order. Other files met on the way are skipped with one warning, data that lies
-    beside photos (json, txt, ...) without. A file named explicitly must have an accepted suffix. A file named
-    twice is kept twice.
-
-    Raises InputError for no input, a path or glob that matches nothing, and a folder without an image.
-    """
-    if not inputs:
-        raise InputError(f"no input: name a folder, image files or a glob ({_suffixes()})")
-    found: list[Path] = []
-    skipped: list[Path] = []
-    for item in inputs:
-        try:
-            images, others = _find(str(item))
-        except OSError as error:
-            raise _unreadable(item, error) from error
-        found += images
-        skipped += others
-    skipped = [path for path in skipped if path.suffix.lower() not in _COMPANIONS]
-    if skipped:
-        names = ", ".join(path.name for path in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
-        logger.warning("skipped %d file(s) that are not images by their suffix: %s", len(skipped), names)
-    return found
-
-
 def load_views(
     paths: Sequence[str | Path],
     sizing: ImageSizing | None = None,
@@ -105,11 +72,13 @@ def load_views(
     Raises InputError for the first file that cannot be used.
     """
     sizing = sizing or ImageSizing()
+    files = [Path(path) for path in paths]
     workers = workers or min(4, os.cpu_count() or 1)
     views: list[View] = []
     with quiet_pillow(), ThreadPoolExecutor(workers) as pool:
         try:
-            for view in pool.map(lambda item: _load(Path(item[1]), item[0], sizing), enumerate(paths)):
+            bits = sample_bits_of_set(files)
+            for view in pool.map(lambda k: _load(files[k], k, sizing, bits[k]), range(len(files))):
                 views.append(view)
                 if progress is not None:
                     progress(1)
@@ -125,18 +94,19 @@ def load_image(path: str | Path, index: int = 0, sizing: ImageSizing | None = No
     Raises InputError that names the file if it cannot be read or decoded, or if nothing of it is left by the crop.
     """
     with quiet_pillow():
-        view = _load(Path(path), index, sizing or ImageSizing())
+        (bits,) = sample_bits_of_set([Path(path)])
+        view = _load(Path(path), index, sizing or ImageSizing(), bits)
     _warn_of_crops([view])
     return view
 
 
-def read_photo(path: str | Path) -> tuple[Image.Image, np.ndarray | None]:
-    """The whole photo, upright RGB, and (H, W) bool True where it is opaque (None: everywhere).
+def read_photo(view: View) -> tuple[Image.Image, np.ndarray | None]:
+    """The whole photo of a view, upright RGB, and (H, W) bool True where it is opaque (None: everywhere).
 
     Raises InputError as `load_image`.
     """
     with quiet_pillow():
-        decoded = decode_image(_bytes_of(Path(path)), str(path))
+        decoded = decode_image(_bytes_of(view.path), str(view.path), view.sample_bits)
     mask = None if decoded.alpha is None else np.asarray(decoded.alpha) >= 128
     return decoded.rgb, mask
 
@@ -174,61 +144,16 @@ def crop_loss(transform: ImageTransform) -> float:
     return 1.0 - width * height / (W * H)
 
 
-def _find(item: str) -> tuple[list[Path], list[Path]]:
-    """(images, other files) that one input names."""
-    path = Path(item)
-    if not item.strip():
-        raise InputError(f"an input is empty; name a folder, image files or a glob ({_suffixes()})")
-    if path.is_dir():
-        entries = sorted((p for p in path.iterdir() if not p.name.startswith(".")), key=_natural_key)
-        return _images_among(entries, f"{item}: no image in this folder")
-    if path.exists():
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            raise InputError(f"{item}: not an image by its suffix; accepted: {_suffixes()}")
-        return [path], []
-    if re.search(r"[*?\[]", item):
-        matches = sorted(map(Path, glob.glob(item, recursive=True)), key=_natural_key)  # noqa: PTH207 (absolute too)
-        if not matches:
-            raise InputError(f"{item}: no file matches this pattern; accepted: {_suffixes()}")
-        return _images_among(matches, f"{item}: no image among the matches of this pattern")
-    raise InputError(f"{item}: no such file or folder; name a folder, image files or a glob ({_suffixes()})")
-
-
-def _images_among(entries: list[Path], complaint: str) -> tuple[list[Path], list[Path]]:
-    folders = [path for path in entries if path.is_dir()]
-    images = [path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES and path not in folders]
-    others = [path for path in entries if path not in folders and path not in images]
-    if not images:
-        holds = f"{len(others)} other file(s), {len(folders)} subfolder(s)" if entries else "it is empty"
-        hint = "; subfolders are not searched, name one" if folders else ""
-        raise InputError(f"{complaint} ({holds}); accepted: {_suffixes()}{hint}")
-    return images, others
-
-
-def _natural_key(path: Path) -> tuple[list[str | int], str]:
-    """Sorts img2 before img10, without regard to case; ties by the exact name."""
-    parts = re.split(r"([0-9]+)", str(path).lower())  # text and numbers take turns, text first
-    return [int(part) if k % 2 else part for k, part in enumerate(parts)], str(path)
-
-
-def _suffixes() -> str:
-    return ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
-
-
-def _unreadable(path: str | Path, error: OSError) -> InputError:
-    return InputError(f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions")
-
-
 def _bytes_of(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
-def _load(path: Path, index: int, sizing: ImageSizing) -> View:
+def _load(path: Path, index: int, sizing: ImageSizing, sample_bits: int) -> View:
     data = _bytes_of(path)  # hashed and decoded from the same bytes: the file may change between two reads
-    decoded = decode_image(data, str(path))
+    decoded = decode_image(data, str(path), sample_bits)
     transform = network_transform(decoded.rgb.size, sizing, f"{path} ({byte_count(len(data))})")
     rgb = _resize_and_crop(decoded.rgb, transform)
     alpha = None if decoded.alpha is None else _resize_and_crop(decoded.alpha, transform)
@@ -241,6 +166,9 @@ def _load(path: Path, index: int, sizing: ImageSizing) -> View:
         sha256=hashlib.sha256(data).hexdigest(),
         focal_exif_px=decoded.focal_exif_px,
         camera=decoded.camera,
+        gps=decoded.gps,
+        frame=decoded.frame,
+        sample_bits=sample_bits,
     )
 
 

@@ -18,7 +18,8 @@ from mast3r_sfm.app.compare.published import import_upstream
 from mast3r_sfm.app.console import logging_to_console, say
 from mast3r_sfm.app.requests import CompareRequest
 from mast3r_sfm.errors import InputError
-from mast3r_sfm.images.loading import ImageSizing, find_images, load_views
+from mast3r_sfm.images.finding import find_images
+from mast3r_sfm.images.loading import ImageSizing, load_views
 from mast3r_sfm.model.checkpoint import load_model
 from mast3r_sfm.options import DEFAULT_MODEL, AlignmentConfig, IntrinsicsGroups, Precision, ReconstructionOptions
 from mast3r_sfm.pipeline import plan_pairs
