@@ -30,9 +30,8 @@ CONVENTION = (
     "num_confirmed_features counts the matches of local features that agree with one geometry of the two photos, over "
     "all pairs of the photo with at least 30, num_explained_features those of them that agree with the cameras. "
     "doubt says why a camera is not to be relied on, null if nothing speaks against it. Of a frame of a clip, file is "
-    "relative to this folder, and clip and clip_time_s (seconds since the first frame) say where it is from; null for photos. "
-    "scene_glb is the frame of scene.glb, a rotation "
-    "and a translation away, y up: X_gltf = gltf_from_world X_world, with homogeneous points. up_from says what told "
+    "relative to this folder, and clip and clip_time_s (seconds since the first frame) say where it is from; null for "
+    "photos. scene_glb is the frame of scene.glb, a rotation and a translation away, y up: X_gltf = gltf_from_world X_world, with homogeneous points. up_from says what told "
     "where up is: exif (gravity as the photos' EXIF has it), planes (level and upright planes, found around the "
     "cameras' common up), cameras (their common up alone), first-camera (the first photo's top, as asked for)."
 )
