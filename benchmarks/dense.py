@@ -40,7 +40,7 @@ from mast3r_sfm.export.surface import kept_pixels
 from mast3r_sfm.geometry import project, similarity_transform
 from mast3r_sfm.model.checkpoint import Model, load_model
 from mast3r_sfm.options import DenseOptions, ReconstructionOptions, RefinementOptions, SceneOptions
-from mast3r_sfm.pipeline import Located, load_images, locate_cameras
+from mast3r_sfm.pipeline import Located, SeenPairs, load_images, locate_cameras, look_at_pairs
 from mast3r_sfm.progress import StageTimer
 from mast3r_sfm.types import ReconstructedView, View
 from synthetic import RenderedScene
@@ -75,6 +75,7 @@ class Scene:
     """
 
     images: tuple[View, ...]
+    seen: SeenPairs
     located: Located
     depth: np.ndarray
     world_from_cam: np.ndarray
@@ -94,9 +95,11 @@ def prepare(kind: str, seed: int, folder: Path, model: Model, options: Reconstru
     else:
         images = views_of(truth)
     timer = StageTimer(None, model.device)
+    seen = look_at_pairs(images, model, options, timer)
     scene = Scene(
         tuple(images),
-        locate_cameras(images, model, options, timer),
+        seen,
+        locate_cameras(images, seen, options, timer),
         truth.depth.cpu().numpy(),
         truth.world_from_cam.cpu().numpy(),
     )
@@ -233,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed in range(given.first_seed, given.first_seed + given.seeds):
             scene = prepare(kind, seed, given.output, model, options, photos=not given.network_images)
             start = time.perf_counter()
-            views = densify_views(scene.images, scene.located.data, scene.located.aligned, options)
+            views = densify_views(scene.images, scene.seen.data, scene.located.aligned, options)
             rows.append(measure(views, scene, threshold, time.perf_counter() - start))
             print(f"{kind:<12} {seed:<7}  {shown(asdict(rows[-1]))}", flush=True)
     means = {field.name: statistics.fmean(getattr(row, field.name) for row in rows) for field in fields(Figures)}

@@ -90,9 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     command.add_argument("--output", type=Path, required=True)
     command.add_argument("--sets", nargs="*", choices=[*SOUND, *SPOILED])
-    command.add_argument(
-        "--seeds", type=int, default=None, help="scenes of each kind (150 of each sort)"
-    )
+    command.add_argument("--seeds", type=int, default=None, help="scenes of each kind (150 of each sort)")
     command.add_argument("--first-seed", type=int, default=FIRST_SEED)
     command.add_argument("--device", default="cpu")
     command.add_argument("--processes", type=int, default=1)

@@ -32,7 +32,7 @@ def scene_of(depth: float) -> Scene:
     """Cameras 0, 2 and 4 units to the right of each other before a wall."""
     poses = np.tile(np.eye(4), (3, 1, 1))
     poses[:, 0, 3] = 0, 2, 4
-    return Scene((), cast(Any, None), np.full((3, *SHAPE), depth, np.float32), poses)
+    return Scene((), cast(Any, None), cast(Any, None), np.full((3, *SHAPE), depth, np.float32), poses)
 
 
 def test_the_truth_in_another_unit_is_right_everywhere() -> None:

@@ -18,7 +18,14 @@ from export_scene import read_glb, two_views, view
 from mast3r_sfm.errors import EmptySceneError, InputError
 from mast3r_sfm.export import result
 from mast3r_sfm.export.glb import SceneStatistics
-from mast3r_sfm.export.result import check_output, expected_bytes, read_scene_options, rewrite_scene, write_result
+from mast3r_sfm.export.result import (
+    ResultPart,
+    check_output,
+    expected_bytes,
+    read_scene_options,
+    rewrite_scene,
+    write_result,
+)
 from mast3r_sfm.options import SceneKind, SceneOptions, Up
 from mast3r_sfm.reconstruction import Reconstruction
 from mast3r_sfm.types import Correspondences
@@ -40,7 +47,7 @@ def write(
     options: SceneOptions = OPTIONS,
     **run: Any,
 ) -> SceneStatistics:
-    return write_result(reconstruction or two_views(), output, options, run, overwrite)
+    return write_result([ResultPart(reconstruction or two_views(), options, run)], output, overwrite)
 
 
 def names(folder: Path) -> set[str]:

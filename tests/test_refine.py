@@ -120,6 +120,15 @@ def test_anchors_follow_the_depth_of_tracks(wall: Wall) -> None:
     np.testing.assert_allclose(solve_anchors(true, None), true, rtol=1e-5)
 
 
+def test_anchors_that_start_behind_the_camera_come_back_to_the_others(wall: Wall) -> None:
+    """A network may predict a depth that is not positive; its logarithm would spoil the whole view."""
+    _, _, _, true = wall
+    start = true.copy()
+    start[1, 2], start[0, 0] = -0.04, np.nan
+    solved = solve_anchors(start, None)
+    assert (solved > 0).all() and np.abs(np.log(solved / true)).max() < 0.5
+
+
 def view(index: int, error: float, refined: bool = False, conf: float = 2.0) -> ReconstructedView:
     size = (20, 10)
     maps = np.ones((10, 20), np.float32)
@@ -141,14 +150,18 @@ def test_doubtful_views_are_named_with_their_number() -> None:
 
 
 def test_what_features_leave_open_or_deny_is_doubted_even_if_refined() -> None:
-    good = view(0, 0.02, refined=True)  # the long edge is 20 px, and 0.5 % of it 0.1
-    assert doubts([dataclasses.replace(good, apart_error_px=0.09, num_confirmed=900, num_explained=460)]) == {}
-    apart = dataclasses.replace(good, apart_error_px=0.11)
-    assert "0.11 px off" in doubts([apart])[0] and "no local feature connects it" in doubts([apart])[0]
+    # 0.5 % of 400 px are 2
+    good = dataclasses.replace(view(0, 0.02, refined=True), depth=np.ones((300, 400), np.float32))
+    assert doubts([dataclasses.replace(good, apart_error_px=1.9, num_confirmed=900, num_explained=460)]) == {}
+    apart = dataclasses.replace(good, apart_error_px=2.1)
+    assert "2.1 px off" in doubts([apart])[0] and "no local feature connects it" in doubts([apart])[0]
     alike = dataclasses.replace(good, num_confirmed=900, num_explained=440)
     assert "only 440 of 900" in doubts([alike])[0]
     assert doubts([dataclasses.replace(good, num_confirmed=30, num_explained=0)]) == {}  # too few to say so
     assert doubts([dataclasses.replace(apart, registered=False)]) == {}
+    small = dataclasses.replace(good, depth=np.ones((120, 160), np.float32))  # 256 / 160 px
+    assert doubts([dataclasses.replace(small, apart_error_px=1.5)]) == {}
+    assert "more than 1.6 px" in doubts([dataclasses.replace(small, apart_error_px=1.7)])[0]
 
 
 def test_the_default_threshold_gives_way_to_an_empty_scene(caplog: pytest.LogCaptureFixture) -> None:

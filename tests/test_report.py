@@ -27,15 +27,15 @@ from mast3r_sfm.app.viewer import ResultServer, ServedResult
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.depth import ColourScale
 from mast3r_sfm.export.orientation import frame_of_scene
-from mast3r_sfm.export.report import MAX_BYTES, Verdict, Verdicts, write_report
+from mast3r_sfm.export.report import MAX_BYTES, write_report
 from mast3r_sfm.export.report.document import MAX_PAIRS, report_document
 from mast3r_sfm.export.report.page import embeddable_json
 from mast3r_sfm.export.report.pictures import small_pictures
 from mast3r_sfm.export.report.points import PointCloud, even_shares
-from mast3r_sfm.export.result import rewrite_scene, write_result
+from mast3r_sfm.export.result import ResultPart, rewrite_scene, write_result
 from mast3r_sfm.options import SceneOptions
 from mast3r_sfm.reconstruction import Reconstruction
-from mast3r_sfm.types import ReconstructedView
+from mast3r_sfm.types import Level, ReconstructedView, SceneVerdict, Verdict
 
 OPTIONS = SceneOptions(min_conf_thr=3.0)
 
@@ -154,9 +154,9 @@ class TestPoints:
 
 
 class TestDocument:
-    def document(self, **arguments: Any) -> dict[str, Any]:
+    def document(self) -> dict[str, Any]:
         result = scene()
-        return report_document(result, OPTIONS, RUN, PointCloud.of_scene(result, OPTIONS), **arguments)
+        return report_document(result, OPTIONS, RUN, PointCloud.of_scene(result, OPTIONS))
 
     def test_pairs_say_what_was_found_confirmed_and_used(self) -> None:
         pairs = self.document()["pairs"]
@@ -194,11 +194,12 @@ class TestDocument:
 
     def test_verdicts_stand_where_they_are_given(self) -> None:
         assert self.document()["verdict"] is None
-        verdicts = Verdicts(Verdict("doubtful", ("few matches",)), {1: Verdict("poor", ("blurred",))})
-        document = self.document(verdicts=verdicts)
+        good, poor = Verdict(Level.GOOD), Verdict(Level.POOR, ("blurred",))
+        verdict = SceneVerdict(Verdict(Level.DOUBTFUL, ("few matches",)), (good, poor, good, good))
+        document = report_document(dataclasses.replace(scene(), verdict=verdict), OPTIONS, RUN, None)
         assert document["verdict"] == {"level": "doubtful", "reasons": ["few matches"]}
         assert document["views"][1]["verdict"] == {"level": "poor", "reasons": ["blurred"]}
-        assert document["views"][0]["verdict"] is None
+        assert document["views"][0]["verdict"] == {"level": "good", "reasons": []}
 
     def test_settings_are_flat_text(self) -> None:
         settings = self.document()["settings"]
@@ -282,14 +283,15 @@ class TestFile:
 
 class TestResultFolder:
     def test_every_result_has_one_unless_it_is_not_wanted(self, tmp_path: Path) -> None:
-        write_result(two_views(), tmp_path / "with", OPTIONS, RUN, overwrite=False)
-        write_result(two_views(), tmp_path / "without", OPTIONS, RUN, overwrite=False, report=False)
+        write_result([ResultPart(two_views(), OPTIONS, RUN)], tmp_path / "with", overwrite=False)
+        write_result([ResultPart(two_views(), OPTIONS, RUN)], tmp_path / "without", overwrite=False, report=False)
         assert (tmp_path / "with" / "report.html").exists() and not (tmp_path / "without" / "report.html").exists()
-        write_result(two_views(), tmp_path / "with", OPTIONS, RUN, overwrite=True)  # it is no foreign file
+        again = [ResultPart(two_views(), OPTIONS, RUN)]
+        write_result(again, tmp_path / "with", overwrite=True)  # it is no foreign file
 
     def test_it_follows_the_scene_that_is_written_anew(self, tmp_path: Path) -> None:
         for name, report in (("with", True), ("without", False)):
-            write_result(two_views(), tmp_path / name, OPTIONS, RUN, overwrite=False, report=report)
+            write_result([ResultPart(two_views(), OPTIONS, RUN)], tmp_path / name, overwrite=False, report=report)
             rewrite_scene(tmp_path / name, dataclasses.replace(OPTIONS, min_conf_thr=4.5))
             assert (tmp_path / name / "report.html").exists() is report
         html = (tmp_path / "with" / "report.html").read_text(encoding="utf-8")
@@ -298,7 +300,7 @@ class TestResultFolder:
 
     def test_export_writes_it_from_the_folder(self, tmp_path: Path) -> None:
         output = tmp_path / "out"
-        write_result(two_views(), output, OPTIONS, RUN, overwrite=False)
+        write_result([ResultPart(two_views(), OPTIONS, RUN)], output, overwrite=False)
         first = (output / "report.html").read_bytes()
         (output / "report.html").unlink()
         with pytest.raises(SystemExit) as ended:
@@ -381,7 +383,7 @@ class TestServer:
     ) -> None:
         with pytest.raises(InputError, match=f"`port={server.server_port}` is in use"):
             ResultServer(server.server_port)
-        write_result(two_views(), tmp_path / "out", OPTIONS, {}, overwrite=False)
+        write_result([ResultPart(two_views(), OPTIONS, {})], tmp_path / "out", overwrite=False)
         with pytest.raises(SystemExit) as ended:
             main(["view", str(tmp_path / "out"), "--no-browser", "--port", str(server.server_port)])
         assert ended.value.code == 2 and f"Error: --port {server.server_port} is in use" in capsys.readouterr().err
@@ -396,7 +398,7 @@ class TestServer:
             )
 
     def test_ctrl_c_ends_the_command_well(self, tmp_path: Path) -> None:
-        write_result(two_views(), tmp_path / "out", OPTIONS, {}, overwrite=False)
+        write_result([ResultPart(two_views(), OPTIONS, {})], tmp_path / "out", overwrite=False)
         command = [sys.executable, "-m", "mast3r_sfm", "view", str(tmp_path / "out"), "--no-browser"]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
@@ -596,8 +598,11 @@ class TestBrowser:
         assert browser.problems == []
 
     def test_verdicts_are_badges_with_their_reasons(self, browser: Page, tmp_path: Path) -> None:
-        verdicts = Verdicts(Verdict("poor", ("too <b>few</b> photos",)), {0: Verdict("doubtful", ("dark",))})
-        write_report(scene(), tmp_path / "report.html", OPTIONS, RUN, verdicts)
+        own = (Verdict(Level.DOUBTFUL, ("dark",)), *(Verdict(Level.GOOD),) * 3)
+        judged = dataclasses.replace(
+            scene(), verdict=SceneVerdict(Verdict(Level.POOR, ("too <b>few</b> photos",)), own)
+        )
+        write_report(judged, tmp_path / "report.html", OPTIONS, RUN)
         browser.open((tmp_path / "report.html").as_uri())
         assert browser.evaluate("document.querySelector('.top .badge').textContent") == "poor"
         assert "too <b>few</b> photos" in browser.evaluate("document.getElementById('notices').textContent")

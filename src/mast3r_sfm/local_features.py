@@ -70,6 +70,18 @@ class FeatureEvidence:
             >= _MIN_UPRIGHT
         ]
 
+    def of(self, members: Sequence[int]) -> FeatureEvidence:
+        """The evidence of some images alone, which are numbered by their place in `members`."""
+        number = {index: k for k, index in enumerate(members)}
+        return FeatureEvidence(
+            tuple(self.features[index] for index in members),
+            {
+                (number[i], number[j]): geometry
+                for (i, j), geometry in self.confirmed.items()
+                if i in number and j in number
+            },
+        )
+
     def among(self, members: Sequence[int], least: int = 1) -> dict[tuple[int, int], np.ndarray]:
         """The confirmed matches (M, 2) int64 of some images, by pair of positions in `members`.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -56,6 +56,24 @@ class PairwiseData:
         view = self.canonical[index]
         assert view is not None, index
         return view
+
+    def of(self, members: Sequence[int]) -> PairwiseData:
+        """The data of some images alone, which are numbered by their place in `members`."""
+        number = {index: k for k, index in enumerate(members)}
+
+        def inside(i: int, j: int) -> bool:
+            return i in number and j in number
+
+        return PairwiseData(
+            tuple((number[i], number[j]) for i, j in self.pairs if inside(i, j)),
+            tuple(
+                None if (view := self.canonical[index]) is None else replace(view, index=k)
+                for index, k in number.items()
+            ),
+            tuple(replace(m, i=number[m.i], j=number[m.j]) for m in self.correspondences if inside(m.i, m.j)),
+            {(number[i], number[j]): one for (i, j), one in self.fallback.items() if inside(i, j)},
+            tuple(replace(s, i=number[s.i], j=number[s.j]) for s in self.summaries if inside(s.i, s.j)),
+        )
 
     def groups(self) -> list[list[int]]:
         """Images that connect through pairs with matches, the largest group first; some may hold a single image."""

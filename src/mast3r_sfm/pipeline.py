@@ -46,7 +46,16 @@ from mast3r_sfm.progress import Progress, StageTimer
 from mast3r_sfm.quality import doubts
 from mast3r_sfm.reconstruction import Reconstruction
 from mast3r_sfm.scene_graph import check_pairs, make_pairs
-from mast3r_sfm.types import CanonicalView, Correspondences, ModelDescription, PairPrediction, PairSummary, View
+from mast3r_sfm.types import (
+    LEAST_OF_ANOTHER_SCENE,
+    CanonicalView,
+    Correspondences,
+    ModelDescription,
+    PairPrediction,
+    PairSummary,
+    View,
+)
+from mast3r_sfm.verdict import verdict_on
 
 if TYPE_CHECKING:
     from mast3r_sfm.local_features import FeatureEvidence
@@ -142,27 +151,70 @@ def _reconstruct(
     progress: Progress | None,
     pairs: Sequence[tuple[int, int]] | None,
 ) -> Reconstruction:
-    """The stages in their order."""
+    """The stages in their order: of the largest group of images that connect, then of the other groups."""
     timer = StageTimer(progress, model.device)
-    located = locate_cameras(images, model, options, timer, pairs)
-    data, aligned = located.data, located.aligned
+    seen = look_at_pairs(images, model, options, timer, pairs)
+    result = _reconstruct_group(images, seen, model, options, timer)
+    _warn_of_left_out(images, result.groups, seen.data.summaries)
+    others = []
+    for group in result.groups[1:]:
+        if len(group) >= LEAST_OF_ANOTHER_SCENE:
+            members = [replace(images[index], index=k) for k, index in enumerate(group)]
+            others.append(_reconstruct_group(members, seen.of(group), model, options, timer))
+    return replace(result, others=tuple(others), seconds=timer.seconds)
 
+
+def _reconstruct_group(
+    images: Sequence[View], seen: SeenPairs, model: Model, options: ReconstructionOptions, timer: StageTimer
+) -> Reconstruction:
+    """The result of the largest group of images that connect; the others are marked unregistered."""
+    data = seen.data
+    located = locate_cameras(images, seen, options, timer)
     with timer.stage("Dense depth", 1):
-        views = densify_views(images, data, aligned, options)
+        views = densify_views(images, data, located.aligned, options)
     for index, doubt in doubts(views).items():
         logger.warning("%s: its camera is doubtful: %s", views[index].file_in_result, doubt)
-
     return Reconstruction(
         views,
-        aligned.matches,
-        None if aligned.refinement is None else aligned.refinement.tracks,
+        located.aligned.matches,
+        None if located.aligned.refinement is None else located.aligned.refinement.tracks,
+        located.groups,
+        verdict_on(views, located.aligned.matches, data.summaries, located.groups),
         model=model.description(),
         options=options,
         image_hashes=tuple(image.sha256 for image in images),
         pairs=data.summaries,
-        groups=located.groups,
         seconds=timer.seconds,
     )
+
+
+@dataclass(frozen=True)
+class SeenPairs:
+    """What looking at the pairs leaves: by the network, and by local features if cameras are to be refined."""
+
+    data: PairwiseData
+    evidence: FeatureEvidence | None
+
+    def of(self, members: Sequence[int]) -> SeenPairs:
+        """What is known of some images alone, which are numbered by their place in `members`."""
+        return SeenPairs(self.data.of(members), None if self.evidence is None else self.evidence.of(members))
+
+
+def look_at_pairs(
+    images: Sequence[View],
+    model: Model,
+    options: ReconstructionOptions,
+    timer: StageTimer,
+    pairs: Sequence[tuple[int, int]] | None = None,
+) -> SeenPairs:
+    """Matches and predictions of the pairs, and what local features say of them; arguments as of `reconstruct`."""
+    data = predict_pairwise(model, images, options, timer, pairs)
+    if options.refinement is None or len(images) == 1:
+        return SeenPairs(data, None)
+    from mast3r_sfm.local_features import connect_by_features
+
+    evidence = _find_evidence(images, data, options.refinement, timer)
+    return SeenPairs(connect_by_features(data, images, evidence), evidence)
 
 
 @dataclass(frozen=True)
@@ -172,30 +224,15 @@ class Located:
     groups  indices of the images that connect; `aligned` is of the first
     """
 
-    data: PairwiseData
     aligned: AlignedGroup
     groups: tuple[tuple[int, ...], ...]
 
 
 def locate_cameras(
-    images: Sequence[View],
-    model: Model,
-    options: ReconstructionOptions,
-    timer: StageTimer,
-    pairs: Sequence[tuple[int, int]] | None = None,
+    images: Sequence[View], seen: SeenPairs, options: ReconstructionOptions, timer: StageTimer
 ) -> Located:
-    """The cameras of the largest group of images that connect; the stages up to the dense depth.
-
-    Arguments and errors as those of `reconstruct`, which calls it.
-    """
-    config = options.alignment
-    data = predict_pairwise(model, images, options, timer, pairs)
-    evidence = None
-    if options.refinement is not None and len(images) > 1:
-        from mast3r_sfm.local_features import connect_by_features
-
-        evidence = _find_evidence(images, data, options.refinement, timer)
-        data = connect_by_features(data, images, evidence)
+    """The cameras of the largest group of images that connect; errors as those of `reconstruct`, which calls it."""
+    config, data = options.alignment, seen.data
     groups = data.groups()
     _require_connection(images, groups, data.canonical[groups[0][0]] is not None)
 
@@ -205,14 +242,12 @@ def locate_cameras(
     with timer.stage("Align cameras", config.niter_coarse + config.niter_fine) as advance:
         aligned = align_group(groups[0], data.canonical, data.correspondences, data.fallback, config, advance, layout)
 
-    if evidence is not None:
+    if seen.evidence is not None:
         from mast3r_sfm.refine import NUM_STEPS, refine_group  # its libraries need not load for a run without it
 
         with timer.stage("Refine cameras", NUM_STEPS) as advance:
-            aligned = refine_group(images, data, aligned, evidence, camera_of, options, advance)
-    groups = _with_first(aligned.group, groups)
-    _warn_of_left_out(images, groups, data.summaries)
-    return Located(data, aligned, tuple(map(tuple, groups)))
+            aligned = refine_group(images, data, aligned, seen.evidence, camera_of, options, advance)
+    return Located(aligned, tuple(map(tuple, _with_first(aligned.group, groups))))
 
 
 def _focals_of_originals(images: Sequence[View], canonical: Sequence[CanonicalView | None]) -> list[float | None]:

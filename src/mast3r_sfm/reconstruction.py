@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from mast3r_sfm._version import __version__
+from mast3r_sfm.export.cameras import verdict_entry
 from mast3r_sfm.export.folders import explained_writing
 from mast3r_sfm.export.formats import exporter_of
 from mast3r_sfm.export.glb import SceneStatistics
-from mast3r_sfm.export.result import STORE, stored_threshold, write_result
+from mast3r_sfm.export.result import STORE, ResultPart, stored_threshold, write_result
 from mast3r_sfm.export.store import load_reconstruction
 from mast3r_sfm.options import ExportFormat, PhotoOptions, ReconstructionOptions, SceneOptions
 from mast3r_sfm.types import ModelDescription, PairSummary, ReconstructedScene
@@ -41,8 +42,9 @@ class Reconstruction(ReconstructedScene):
     model, options   that made it; None for a result that was read from a folder
     image_hashes     sha256 of every image file
     pairs    every pair looked at
-    groups   indices of the images that connect, the largest group first; it is the one that is registered
     seconds  of every stage
+    others   results of further groups of three images and more, each with its own images and frame; `save` writes them
+             into scene_1, scene_2, ... of the folder
     default_min_conf_thr   threshold of the scene unless one is named; of a result that was read: that of its own scene
     """
 
@@ -50,15 +52,16 @@ class Reconstruction(ReconstructedScene):
     options: ReconstructionOptions | None = None
     image_hashes: tuple[str, ...] = ()
     pairs: tuple[PairSummary, ...] = ()
-    groups: tuple[tuple[int, ...], ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    others: tuple[Reconstruction, ...] = ()
     default_min_conf_thr: float | None = None
 
     @classmethod
     def load(cls, folder: str | Path) -> Reconstruction:
         """The result in a folder that `save` wrote, without its history. Raises InputError if there is none."""
         scene = load_reconstruction(Path(folder) / STORE)
-        return cls(scene.views, scene.matches, scene.tracks, default_min_conf_thr=stored_threshold(Path(folder)))
+        own = {one.name: getattr(scene, one.name) for one in dataclasses.fields(ReconstructedScene)}
+        return cls(**own, default_min_conf_thr=stored_threshold(Path(folder)))
 
     def save(
         self,
@@ -84,8 +87,11 @@ class Reconstruction(ReconstructedScene):
         export fails; everything else is then written all the same.
         """
         kinds = [ExportFormat.parse(kind) for kind in exports]
-        run = {**self._run_document(), **(details or {})}
-        return write_result(self, Path(output), self._with_threshold(scene), run, overwrite, kinds, photos, report)
+        parts = [
+            ResultPart(one, one._with_threshold(scene), {**one._run_document(), **(details or {})})
+            for one in (self, *self.others)
+        ]
+        return write_result(parts, Path(output), overwrite, kinds, photos, report)
 
     def export(
         self, kind: str, path: str | Path, scene: SceneOptions | None = None, photos: PhotoOptions | None = None
@@ -137,6 +143,7 @@ class Reconstruction(ReconstructedScene):
             ],
             "pairs": [dataclasses.asdict(pair) for pair in self.pairs],
             "groups": [list(group) for group in self.groups],
+            "verdict": None if self.verdict is None else verdict_entry(self.verdict.overall),
             "seconds": dict(self.seconds),
         }
 

@@ -428,19 +428,29 @@ class SceneVerdict:
     views: tuple[Verdict, ...]
 
 
+LEAST_OF_ANOTHER_SCENE = 3
+"""Images of a further group of a result that make a scene of their own."""
+
+
 @dataclass(frozen=True)
 class ReconstructedScene:
     """What exporters read of a result, on the CPU.
 
     matches  that entered the alignment
     tracks   of local features; None if the cameras were not refined
+    groups   indices of the images that connect, the largest group first, which is the registered one; may be empty
     verdict  None if it was not judged
     """
 
     views: tuple[ReconstructedView, ...]
     matches: tuple[Correspondences, ...]
     tracks: Tracks | None = None
+    groups: tuple[tuple[int, ...], ...] = ()
     verdict: SceneVerdict | None = None
+
+    def group_of(self, index: int) -> int | None:
+        """The number of the group of a view, 0 for the registered one; None if groups are not known."""
+        return next((number for number, group in enumerate(self.groups) if index in group), None)
 
     @property
     def registered(self) -> tuple[ReconstructedView, ...]:

@@ -153,12 +153,14 @@ def solve_anchors(
 ) -> np.ndarray:
     """(rows, columns) float32 depth of the anchors of one view, scene units.
 
-    start         (rows, columns) depths to begin with, positive
+    start         (rows, columns) depths to begin with; those that are not positive begin with the median of the others
     matched       the view's matches, None: it has none
     tracked       pixels of the view whose z-depth (M,) is known
     """
     grid = start.shape
-    x0 = np.log(start.astype(np.float64).ravel())
+    known = np.isfinite(start) & (start > 0)
+    usual = np.median(start[known]) if known.any() else 1.0
+    x0 = np.log(np.where(known, start, usual).astype(np.float64).ravel())
     regular = csr_matrix(_smoothness(x0.reshape(grid)) + diags(np.full(len(x0), _FREE_SIGMA**-2)))
     bands = np.zeros((grid[1] + 1, len(x0)))  # of the matrix: an anchor, its neighbour on the right, the one below
     for offset in (0, 1, grid[1]):
@@ -170,9 +172,9 @@ def solve_anchors(
             anchor = matched.sightings.anchor
             residual, slope = matched.errors(np.exp(x[anchor]) * matched.sightings.factor)
             robust = matched.conf / np.median(matched.conf) / (_PIXEL_SIGMA**2 + (residual**2).sum(1))
-            known = np.isfinite(residual).all(1) & np.isfinite(slope).all(1)
-            weight += np.bincount(anchor[known], (robust * (slope**2).sum(1))[known], len(x))
-            pull -= np.bincount(anchor[known], (robust * (slope * residual).sum(1))[known], len(x))
+            seen = np.isfinite(residual).all(1) & np.isfinite(slope).all(1)
+            weight += np.bincount(anchor[seen], (robust * (slope**2).sum(1))[seen], len(x))
+            pull -= np.bincount(anchor[seen], (robust * (slope * residual).sum(1))[seen], len(x))
         if tracked is not None:
             sightings, depths = tracked
             error = x[sightings.anchor] + np.log(sightings.factor) - np.log(depths)

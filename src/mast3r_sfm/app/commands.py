@@ -278,6 +278,7 @@ def _summary(
     kept = len(result.pairs) - dropped
     tracked = [view for view in registered if view.refined]
     rows = {
+        "Verdict": _verdict_shown(result),
         "Images registered": f"{len(registered)} of {len(result.views)}",
         "Pairs used": f"{kept} of {len(result.pairs)}" + (f" ({dropped} denied or empty)" if dropped else ""),
         "Median reprojection error": f"{np.nanmedian(errors):.2f} px" if np.isfinite(errors).any() else "none",
@@ -292,9 +293,23 @@ def _summary(
             f"{len(tracked)} of {len(registered)}, median reprojection error "
             f"{np.median([view.track_error_px for view in tracked]):.2f} px of the original photos"
         )
+    if result.verdict is None:
+        del rows["Verdict"]
+    if result.others:
+        rows["Further scenes"] = ", ".join(
+            f"scene_{number}: {len(other.registered)} photos" for number, other in enumerate(result.others, start=1)
+        )
     if not result.pairs:  # the published engine does not say
         del rows["Pairs used"]
     return rows
+
+
+def _verdict_shown(result: Reconstruction) -> str:
+    """The verdict and why, a line for every reason."""
+    if result.verdict is None:
+        return ""
+    overall = result.verdict.overall
+    return "\n".join([str(overall.level), *(f"- {reason}" for reason in overall.reasons)])
 
 
 def _scene_line(statistics: SceneStatistics, scene: SceneOptions) -> str:

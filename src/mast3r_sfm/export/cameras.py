@@ -11,29 +11,31 @@ from mast3r_sfm.export.files import write_json
 from mast3r_sfm.export.orientation import SceneFrame, frame_of_scene
 from mast3r_sfm.options import SceneOptions
 from mast3r_sfm.quality import doubts
-from mast3r_sfm.types import ReconstructedScene, ReconstructedView
+from mast3r_sfm.types import LEAST_OF_ANOTHER_SCENE, ReconstructedScene, ReconstructedView, Verdict
 
 CONVENTION = (
-    "OpenCV axes: x right, y down, z forward. world_from_cam is the 4x4 camera-to-world matrix: X_world = R X_cam + t; "
-    "it is null for images that are not registered, which have no place in the scene. Pixel centres lie at integers, "
-    "so the centre of the top left pixel is (0, 0). K_network belongs to the network's image, which is the size of "
-    "depth_NNN.npy, K_original to the photo as it is shown (after its EXIF rotation); network_from_original maps "
-    "homogeneous pixels (x, y, 1). distortion_k1 is the lens: a point X_cam at x = (X / Z, Y / Z) is seen at the pixel "
-    "K (x (1 + k1 |x|^2), 1); it is 0 unless the cameras were refined. depth_NNN.npy is float32 z-depth, the distance "
-    "along the camera's z axis and not along the ray: X_cam = depth * inverse(K_network) (x, y, 1), "
-    "with the distortion taken off first where there is one. "
-    "median_reprojection_error_px is in pixels of the network's image, null without matches; track_error_px, of "
-    "the tracks of local features that refined cameras were adjusted to, is in pixels of the original photo. "
-    "focal_std_px (pixels of the original photo) and position_std (of the camera centre, in the unit of length) are "
-    "standard deviations by the covariance of that adjustment, null where it says nothing, in the frame and scale in "
-    "which all centres together fit best: the uncertainty of the metric scale is not in them. "
-    "num_confirmed_features counts the matches of local features that agree with one geometry of the two photos, over "
-    "all pairs of the photo with at least 30, num_explained_features those of them that agree with the cameras. "
-    "doubt says why a camera is not to be relied on, null if nothing speaks against it. Of a frame of a clip, file is "
-    "relative to this folder, and clip and clip_time_s (seconds since the first frame) say where it is from; null for "
-    "photos. scene_glb is the frame of scene.glb, a rotation and a translation away, y up: X_gltf = gltf_from_world X_world, with homogeneous points. up_from says what told "
-    "where up is: exif (gravity as the photos' EXIF has it), planes (level and upright planes, found around the "
-    "cameras' common up), cameras (their common up alone), first-camera (the first photo's top, as asked for)."
+    "OpenCV axes: x right, y down, z forward. world_from_cam is the 4x4 camera-to-world matrix: X_world = R X_cam + "
+    "t; it is null for images that are not registered, which have no place in the scene. Pixel centres lie at "
+    "integers, so the centre of the top left pixel is (0, 0). K_network belongs to the network's image, which is the "
+    "size of depth_NNN.npy, K_original to the photo as it is shown (after its EXIF rotation); network_from_original "
+    "maps homogeneous pixels (x, y, 1). distortion_k1 is the lens: a point X_cam at x = (X / Z, Y / Z) is seen at the"
+    " pixel K (x (1 + k1 |x|^2), 1); it is 0 unless the cameras were refined. depth_NNN.npy is float32 z-depth, the "
+    "distance along the camera's z axis and not along the ray: X_cam = depth * inverse(K_network) (x, y, 1), with the"
+    " distortion taken off first where there is one. median_reprojection_error_px is in pixels of the network's "
+    "image, null without matches; track_error_px, of the tracks of local features that refined cameras were adjusted "
+    "to, is in pixels of the original photo. focal_std_px (pixels of the original photo) and position_std (of the "
+    "camera centre, in the unit of length) are standard deviations by the covariance of that adjustment, null where "
+    "it says nothing, in the frame and scale in which all centres together fit best: the uncertainty of the metric "
+    "scale is not in them. num_confirmed_features counts the matches of local features that agree with one geometry "
+    "of the two photos, over all pairs of the photo with at least 30, num_explained_features those of them that agree"
+    " with the cameras. doubt says why a camera is not to be relied on, null if nothing speaks against it. verdict is"
+    " good, doubtful or poor, with reasons; null if the result was not judged. group counts the groups of images that"
+    " connect, 0 is the registered one; group 1 and further ones of three images and more are results of their own, "
+    "in the folder scene names. Of a frame of a clip, file is relative to this folder, and clip and clip_time_s "
+    "(seconds since the first frame) say where it is from; null for photos. scene_glb is the frame of scene.glb, a "
+    "rotation and a translation away, y up: X_gltf = gltf_from_world X_world, with homogeneous points. up_from says "
+    "what told where up is: exif (gravity as the photos' EXIF has it), planes (level and upright planes, found around"
+    " the cameras' common up), cameras (their common up alone), first-camera (the first photo's top, as asked for)."
 )
 UNITS = "metres (approximate)"
 
@@ -44,12 +46,31 @@ def cameras_document(reconstruction: ReconstructedScene, frame: SceneFrame | Non
     frame  of the scene file, None without one
     """
     found = doubts(reconstruction.views)
+    views = reconstruction.views
+    judged = [None] * len(views) if reconstruction.verdict is None else reconstruction.verdict.views
     return {
         "convention": CONVENTION,
         "units": UNITS,
         "scene_glb": None if frame is None else _frame_entry(frame),
-        "images": [_image_entry(view, found.get(view.index)) for view in reconstruction.views],
+        "images": [
+            _image_entry(view, found.get(view.index))
+            | {"verdict": None if own is None else verdict_entry(own)}
+            | _group_entry(reconstruction, view.index)
+            for view, own in zip(views, judged, strict=True)
+        ],
     }
+
+
+def verdict_entry(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as it stands in JSON files."""
+    return {"level": str(verdict.level), "reasons": list(verdict.reasons)}
+
+
+def _group_entry(reconstruction: ReconstructedScene, index: int) -> dict[str, Any]:
+    """The group of an image and the folder of its own scene, if it has one."""
+    number = reconstruction.group_of(index)
+    of_its_own = number is not None and number > 0 and len(reconstruction.groups[number]) >= LEAST_OF_ANOTHER_SCENE
+    return {"group": number, "scene": f"scene_{number}" if of_its_own else None}
 
 
 def write_cameras(reconstruction: ReconstructedScene, path: Path, options: SceneOptions) -> None:

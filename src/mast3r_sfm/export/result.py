@@ -12,7 +12,8 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ SCENE, STORE, RUN, CAMERAS = "scene.glb", "reconstruction.npz", "run.json", "cam
 _TOOL = "mast3r-sfm"
 _OWN_ENTRY = re.compile(
     r"scene\.(glb|ply|usdz)|report\.html|reconstruction\.npz|run\.json|cameras\.json|matches\.(npz|png)|(depth|confidence)_\d{3,}\.(npy|png)"
-    r"|colmap|frames"
+    r"|colmap|frames|scene_\d+"
 )
 
 _FRAME = re.compile(r".*_\d{6,}\.jpg|\.DS_Store|Thumbs\.db|desktop\.ini")
@@ -73,11 +74,22 @@ def check_output(output: Path, overwrite: bool, needed_bytes: int = 0) -> None:
         )
 
 
+@dataclass(frozen=True)
+class ResultPart:
+    """A scene as it is written: the first of a result into its folder, the others into scene_1, scene_2, ... of it.
+
+    options  of its scene file
+    run      content of its `run.json`; "tool" and "scene" are added
+    """
+
+    scene: ReconstructedScene
+    options: SceneOptions
+    run: Mapping[str, Any]
+
+
 def write_result(
-    reconstruction: ReconstructedScene,
+    parts: Sequence[ResultPart],
     output: Path,
-    options: SceneOptions,
-    run: Mapping[str, Any],
     overwrite: bool,
     exports: Sequence[ExportFormat] = (),
     photos: PhotoOptions | None = None,
@@ -85,42 +97,68 @@ def write_result(
 ) -> SceneStatistics:
     """Writes all files of a result to the folder `output`, or leaves everything as it was.
 
-    run      content of `run.json`; "tool" and "scene" are added
+    parts    the result, and the scenes of further groups of its photos
     exports  further formats, each under its own name; `photos` says how photos are written there
     report   whether `report.html` is among the files
 
     Raises InputError for what `check_output` checks, if the disk is full, if there is no scene to write (empty, or an
     impossible budget), and if an export fails (photos that are gone). In the last two cases everything else is written
-    all the same, because `rewrite_scene` and `write_exports` mend it.
+    all the same, because `rewrite_scene` and `write_exports` mend it. Of the further scenes such faults are warnings.
     """
-    failed: list[str] = []
-    cause: InputError | None = None
+    photos = photos or PhotoOptions()
     with replaced_result(output, overwrite) as folder:
-        _keep_frames(reconstruction, folder / FRAMES)
-        save_reconstruction(reconstruction, folder / STORE)
-        write_depth_maps(reconstruction, folder)
-        write_cameras(reconstruction, folder / CAMERAS, options)
-        write_matches(reconstruction, folder / "matches.npz")
-        try:
-            statistics = write_glb(reconstruction, folder / SCENE, options)
-            scene = _scene_section(options, statistics)
-        except InputError as error:
-            failed.append(_with_cure(error, output))
-            cause = error
-            scene = {**dataclasses.asdict(options), "error": str(error)}
-        for kind in exports:
-            try:
-                exporter_of(kind)(reconstruction, folder / kind.entry, options, photos or PhotoOptions(), run)
-            except InputError as error:
-                again = f"{_TOOL} export {output} --export {kind}"
-                failed.append(f"{error}. Everything but the {kind} export is in {output}; for it run: {again}")
-                cause = error
-        if report and ExportFormat.REPORT not in exports:
-            write_report(reconstruction, folder / ExportFormat.REPORT.entry, options, run)
-        write_run(folder, {**run, "scene": scene})
-    if failed:
-        raise InputError(". ".join(failed)) from cause
+        statistics, failed = _write_part(parts[0], folder, output, exports, photos, report)
+        for number, part in enumerate(parts[1:], start=1):
+            name = scene_folder(number)
+            (folder / name).mkdir()
+            for error in _write_part(part, folder / name, output / name, exports, photos, report)[1]:
+                logger.warning("%s", error)
+    if failed or statistics is None:
+        raise InputError(". ".join(map(str, failed))) from failed[-1]
     return statistics
+
+
+def scene_folder(number: int | str) -> str:
+    """The folder of a further scene within a result; of group `number`, counted from 0 for the result itself."""
+    return f"scene_{number}"
+
+
+def _write_part(
+    part: ResultPart,
+    folder: Path,
+    shown: Path,
+    exports: Sequence[ExportFormat],
+    photos: PhotoOptions,
+    report: bool,
+) -> tuple[SceneStatistics | None, list[InputError]]:
+    """Writes one scene with all that belongs to it, and says what could not be written.
+
+    shown  where the folder will be
+    """
+    scene, options, run = part.scene, part.options, part.run
+    failed: list[InputError] = []
+    statistics = None
+    _keep_frames(scene, folder / FRAMES)
+    save_reconstruction(scene, folder / STORE)
+    write_depth_maps(scene, folder)
+    write_cameras(scene, folder / CAMERAS, options)
+    write_matches(scene, folder / "matches.npz")
+    try:
+        statistics = write_glb(scene, folder / SCENE, options)
+        section = _scene_section(options, statistics)
+    except InputError as error:
+        failed.append(InputError(_with_cure(error, shown)))
+        section = {**dataclasses.asdict(options), "error": str(error)}
+    for kind in exports:
+        try:
+            exporter_of(kind)(scene, folder / kind.entry, options, photos, run)
+        except InputError as error:
+            again = f"{_TOOL} export {shown} --export {kind}"
+            failed.append(InputError(f"{error}. Everything but the {kind} export is in {shown}; for it run: {again}"))
+    if report and ExportFormat.REPORT not in exports:
+        write_report(scene, folder / ExportFormat.REPORT.entry, options, run)
+    write_run(folder, {**run, "scene": section})
+    return statistics, failed
 
 
 def _keep_frames(reconstruction: ReconstructedScene, folder: Path) -> None:
@@ -262,12 +300,25 @@ def _check_replaceable(output: Path, overwrite: bool) -> None:
         raise InputError(
             f"`output={output}` already holds a result: name another folder, or replace it by `overwrite=True`"
         )
-    foreign = sorted(name for name in entries if not _OWN_ENTRY.fullmatch(name))
-    if ExportFormat.COLMAP in entries and (below := foreign_entry(output / ExportFormat.COLMAP)) is not None:
-        foreign.append(f"{ExportFormat.COLMAP}/{below}")
-    foreign += [f"{FRAMES}/{path.name}" for path in (output / FRAMES).glob("*") if not _FRAME.fullmatch(path.name)]
+    foreign = _foreign_entry(output, entries)
     if foreign:
         raise InputError(
-            f"`output={output}` holds a result and also {foreign[0]}, which `overwrite=True` would delete: "
+            f"`output={output}` holds a result and also {foreign}, which `overwrite=True` would delete: "
             "move it elsewhere, or name another folder"
         )
+
+
+def _foreign_entry(result: Path, entries: Collection[str]) -> str | None:
+    """The first file or folder in a result that is not its own, named from there; None if there is none.
+
+    entries  names in the folder that are looked at
+    """
+    foreign = sorted(name for name in entries if not _OWN_ENTRY.fullmatch(name))
+    if ExportFormat.COLMAP in entries and (below := foreign_entry(result / ExportFormat.COLMAP)) is not None:
+        foreign.append(f"{ExportFormat.COLMAP}/{below}")
+    foreign += [f"{FRAMES}/{path.name}" for path in (result / FRAMES).glob("*") if not _FRAME.fullmatch(path.name)]
+    for scene in sorted(result.glob(scene_folder("*"))):
+        own = {entry.name for entry in scene.iterdir()} - DESKTOP_LITTER
+        if (below := _foreign_entry(scene, own)) is not None:
+            foreign.append(f"{scene.name}/{below}")
+    return foreign[0] if foreign else None

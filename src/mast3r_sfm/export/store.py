@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -13,7 +14,16 @@ import numpy as np
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.files import write_npz
 from mast3r_sfm.export.matches import pack_matches, unpack_matches
-from mast3r_sfm.types import Frame, ImageTransform, ReconstructedScene, ReconstructedView, Tracks
+from mast3r_sfm.types import (
+    Frame,
+    ImageTransform,
+    Level,
+    ReconstructedScene,
+    ReconstructedView,
+    SceneVerdict,
+    Tracks,
+    Verdict,
+)
 
 FORMAT_VERSION = 3
 """Format 2 has no tracks, format 1 no distortion and nothing else of a refinement; both are read."""
@@ -44,6 +54,8 @@ def save_reconstruction(reconstruction: ReconstructedScene, path: Path) -> None:
         "clip": np.array([view.frame.clip if view.frame else "" for view in views], dtype=np.str_),
         "clip_time_s": np.array([view.frame.time_s if view.frame else 0.0 for view in views], dtype=np.float64),
         "sample_bits": np.array([view.sample_bits for view in views], dtype=np.int64),
+        "group": np.array([_or_none(reconstruction.group_of(view.index)) for view in views], dtype=np.int64),
+        "verdict": np.array(_verdict_text(reconstruction.verdict), dtype=np.str_),
         **{f"match_{key}": array for key, array in pack_matches(reconstruction.matches).items()},
     }
     for number, view in enumerate(views):
@@ -80,6 +92,8 @@ def load_reconstruction(path: Path) -> ReconstructedScene:
             # earlier formats do not have all of them
             columns |= {key: file.get(key, np.full(count, usual)) for key, usual in _LATER_COLUMNS.items()}
             views = tuple(_view(file, columns, number, path.parent) for number in range(len(columns["index"])))
+            groups = _groups(columns["index"], columns["group"])
+            verdict = _verdict(str(file["verdict"])) if "verdict" in file else None
             tracks = Tracks(**{key: file[f"track_{key}"] for key in _TRACKS}) if "track_points" in file else None
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: name the output folder of a finished reconstruction") from error
@@ -87,7 +101,7 @@ def load_reconstruction(path: Path) -> ReconstructedScene:
         raise InputError(
             f"{path} cannot be read ({type(error).__name__}: {error}): run the reconstruction again"
         ) from error
-    return ReconstructedScene(views, matches, tracks)
+    return ReconstructedScene(views, matches, tracks, groups, verdict)
 
 
 _COLUMNS = (
@@ -110,11 +124,36 @@ _LATER_COLUMNS: dict[str, float | str] = {
     "apart_error_px": np.nan,
     "num_confirmed": 0,
     "num_explained": 0,
+    "group": -1,
     "clip": "",
     "clip_time_s": 0.0,
     "sample_bits": 16,
 }
 _TRACKS = tuple(field.name for field in dataclasses.fields(Tracks))
+
+
+def _or_none(number: int | None) -> int:
+    """-1 stands for None."""
+    return -1 if number is None else number
+
+
+def _groups(index: np.ndarray, group: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    """Indices of the views of each group; none if the groups are not known."""
+    return tuple(tuple(index[group == number].tolist()) for number in range(int(group.max(initial=-1)) + 1))
+
+
+def _verdict_text(verdict: SceneVerdict | None) -> str:
+    """A verdict as JSON; "" without one."""
+    if verdict is None:
+        return ""
+    return json.dumps([[str(one.level), *one.reasons] for one in (verdict.overall, *verdict.views)])
+
+
+def _verdict(text: str) -> SceneVerdict | None:
+    if not text:
+        return None
+    overall, *views = (Verdict(Level(level), tuple(reasons)) for level, *reasons in json.loads(text))
+    return SceneVerdict(overall, tuple(views))
 
 
 def _cleaned(conf: np.ndarray, cleaned: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@
 `mast3r-sfm view` serves the same page with all points and large pictures (`app.viewer`).
 """
 
-from mast3r_sfm.export.report.document import Verdict, Verdicts
 from mast3r_sfm.export.report.writing import MAX_BYTES, write_report
 
-__all__ = ["MAX_BYTES", "Verdict", "Verdicts", "write_report"]
+__all__ = ["MAX_BYTES", "write_report"]

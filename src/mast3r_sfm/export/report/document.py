@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mast3r_sfm._version import __version__
+from mast3r_sfm.export.cameras import verdict_entry
 from mast3r_sfm.export.frusta import default_camera_size, frustum_corners
 from mast3r_sfm.export.orientation import SceneFrame
 from mast3r_sfm.export.report.points import PointCloud
 from mast3r_sfm.export.surface import kept_pixels
 from mast3r_sfm.options import SceneOptions
 from mast3r_sfm.quality import doubts
-from mast3r_sfm.types import ReconstructedScene, ReconstructedView
+from mast3r_sfm.types import ReconstructedScene, ReconstructedView, Verdict
 
 MAX_PAIRS = 40_000
 """Pairs in the matrix, those with the most matches: all pairs of 283 photos."""
@@ -27,48 +27,27 @@ _SIGNIFICANT = 7
 """Digits of numbers on the page; more would be longer, and tell nothing."""
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """How far something is to be relied on.
-
-    level    "good", "doubtful" or "poor"
-    reasons  in plain words, the gravest first
-    """
-
-    level: str
-    reasons: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """Of a result as a whole, and of its views by `ReconstructedView.index`."""
-
-    result: Verdict
-    views: Mapping[int, Verdict]
-
-
 def report_document(
     scene: ReconstructedScene,
     options: SceneOptions,
     run: Mapping[str, Any],
     cloud: PointCloud | None,
-    verdicts: Verdicts | None = None,
 ) -> dict[str, Any]:
     """What the page shows besides points and pictures, as values for JSON.
 
-    run       content of `run.json`; what it lacks, the page leaves out
-    cloud     the points of the page; None if no view is registered
-    verdicts  None: the page shows the doubts (`quality`) alone
+    run    content of `run.json`; what it lacks, the page leaves out
+    cloud  the points of the page; None if no view is registered
     """
     found = doubts(scene.views)
-    judged = {} if verdicts is None else verdicts.views
+    judged = [None] * len(scene.views) if scene.verdict is None else scene.verdict.views
     warnings = [str(warning) for warning in run.get("warnings") or ()]
     return _rounded(
         {
             "tool": f"mast3r-sfm {__version__}",
-            "verdict": None if verdicts is None else _verdict(verdicts.result),
+            "verdict": None if scene.verdict is None else verdict_entry(scene.verdict.overall),
             "views": [
-                _view_entry(view, options, cloud, found.get(view.index), judged.get(view.index)) for view in scene.views
+                _view_entry(view, options, cloud, found.get(view.index), own)
+                for view, own in zip(scene.views, judged, strict=True)
             ],
             "camera_size": None if cloud is None else _camera_size(cloud),
             "up_from": None if cloud is None else cloud.frame.up_from,
@@ -117,7 +96,7 @@ def _view_entry(
         "mean_confidence": view.mean_confidence,
         "share_kept": float(np.mean(kept_pixels(view, options.threshold, options.clean_depth))),
         "doubt": doubt,
-        "verdict": None if verdict is None else _verdict(verdict),
+        "verdict": None if verdict is None else verdict_entry(verdict),
         "camera": None if cloud is None or not view.registered else _camera(view, cloud.frame),
     }
 
@@ -167,10 +146,6 @@ def _pairs(scene: ReconstructedScene, run: Mapping[str, Any]) -> dict[str, Any]:
         "num_all": len(rows),
         "num_used": sum(bool(row[3]) for row in rows.values()),
     }
-
-
-def _verdict(verdict: Verdict) -> dict[str, Any]:
-    return {"level": verdict.level, "reasons": list(verdict.reasons)}
 
 
 def _flat(values: Any, lead: str = "") -> dict[str, str]:

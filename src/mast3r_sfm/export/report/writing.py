@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mast3r_sfm.export.report.document import Verdicts, report_document
+from mast3r_sfm.export.report.document import report_document
 from mast3r_sfm.export.report.page import base64_text, embeddable_json, page
 from mast3r_sfm.export.report.pictures import small_pictures
 from mast3r_sfm.export.report.points import BYTES_PER_POINT, PointCloud
@@ -28,15 +28,13 @@ def write_report(
     path: Path,
     options: SceneOptions,
     run: Mapping[str, Any],
-    verdicts: Verdicts | None = None,
 ) -> None:
     """Writes `report.html`: what `scene.glb` shows with `options`, as points, and what is known of every photo.
 
-    run       content of `run.json`; what it lacks, the page leaves out
-    verdicts  shown as badges and reasons; None: the doubts alone are shown
+    run  content of `run.json`; what it lacks, the page leaves out
     """
     cloud = PointCloud.of_scene(scene, options)
-    document = report_document(scene, options, run, cloud, verdicts)
+    document = report_document(scene, options, run, cloud)
     pictures = small_pictures(scene, _PICTURES_BYTES)
     blocks = {"pictures": embeddable_json(pictures)}
     taken = len(page(document, blocks, _POLICY))
