@@ -42,6 +42,7 @@ class PairEvidence:
     angle_deg     median angle under which the two cameras see the matched points; nan without
     confirmed     share of the matches first found that the pair's own geometry confirms
     covisible     share of the two views' pixels that the other shows too, at the same depth
+    num_features  matches of local features that one geometry of the two photos confirms; 0 if not looked for
     """
 
     i: int
@@ -51,6 +52,7 @@ class PairEvidence:
     angle_deg: float
     confirmed: float
     covisible: float
+    num_features: int = 0
 
     @property
     def num_explained(self) -> int:
@@ -173,7 +175,8 @@ def _pair_evidence(a: _Samples, b: _Samples, summary: PairSummary, matches: Corr
     shown = [np.abs(to.depth_ratios(of.points) - 1) < DEPTH_AGREES_WITHIN for of, to in ((a, b), (b, a))]
     shares = [one.sum() / max(1, len(of.points)) for one, of in zip(shown, (a, b), strict=True)]
     confirmed = summary.num_verified / summary.num_matches if summary.num_matches else float("nan")
-    return PairEvidence(summary.i, summary.j, count, explained, angle, confirmed, float(np.mean(shares)))
+    covisible, features = float(np.mean(shares)), summary.num_features or 0
+    return PairEvidence(summary.i, summary.j, count, explained, angle, confirmed, covisible, features)
 
 
 def _judged_matches(a: _Samples, b: _Samples, matches: Correspondences) -> tuple[float, float]:

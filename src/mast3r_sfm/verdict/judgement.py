@@ -24,6 +24,7 @@ class Limits:
     pair_explained                 a pair that the cameras explain less of is at odds with them ...
     max_pairs_at_odds              ... and a larger share of a view's, or of all, pairs must not be
     min_likeness                   of a pair that shares `covisible_pair` of its pixels: confirmed over covisible share
+    sure_features                  matches of features that say that two photos do show the same
     min_angle_deg, min_spread      of `SceneEvidence`: less, and the photos are from one place
     min_straight                   of `SceneEvidence`: less, and the cameras lie on a line
     max_doubtful                   share of the photos, below which a result is still good
@@ -38,7 +39,8 @@ class Limits:
     pair_explained: float = 0.5
     max_pairs_at_odds: float = 0.25
     covisible_pair: float = 0.4
-    min_likeness: float = 0.75
+    min_likeness: float = 0.9
+    sure_features: int = 100
     min_angle_deg: float = 2.0
     min_spread: float = 0.05
     min_straight: float = 0.01
@@ -93,10 +95,12 @@ def _judge_view(
             "moved, or it was zoomed"
         )
     if view.explained < limits.min_explained:
-        reasons.append(f"its camera explains only {view.explained:.0%} of its matches: it may stand in a wrong place")
+        reasons.append(
+            f"its camera explains only {100 * view.explained:.0f} % of its matches: it may stand in a wrong place"
+        )
     if view.contradiction > limits.max_contradiction:
         reasons.append(
-            f"in {view.contradiction:.0%} of the places that can be compared other photos see through its surfaces: "
+            f"in {100 * view.contradiction:.0f} % of the places that can be compared other photos see through its surfaces: "
             "its depth or its place is wrong, or things have moved"
         )
     alike = [pair for pair in evidence.pairs if view.index in (pair.i, pair.j) and _only_alike(pair, limits)]
@@ -116,6 +120,7 @@ def _only_alike(pair: PairEvidence, limits: Limits) -> bool:
     """Whether two views see the same according to their cameras, but not according to their matches."""
     return (
         pair.covisible >= limits.covisible_pair
+        and pair.num_features < limits.sure_features
         and np.isfinite(pair.confirmed)
         and pair.confirmed < limits.min_likeness * pair.covisible
     )
