@@ -61,7 +61,6 @@ def test_a_camera_in_a_wrong_place_is_named() -> None:
     views = views_at([*POSES[:3], wrong])
     evidence = collect_evidence(views, MATCHES, SUMMARIES)
     assert evidence.views[3].explained < 0.3 and min(view.explained for view in evidence.views[:3]) > 0.6
-    assert evidence.views[3].contradiction > 0.1
     verdict = verdict_on(views, MATCHES, SUMMARIES, GROUPS)
     assert verdict.views[3].level is not Level.GOOD and verdict.overall.level is not Level.GOOD
     assert "photo_3.jpg" in " ".join(verdict.overall.reasons)
