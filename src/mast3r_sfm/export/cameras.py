@@ -31,8 +31,9 @@ CONVENTION = (
     "all pairs of the photo with at least 30 of them, num_explained_features those that agree with the cameras. doubt "
     "says why a camera is not to be relied on, null if nothing speaks against it. scene_glb is the frame of "
     "scene.glb, a rotation and a translation away, y up: X_gltf = gltf_from_world X_world, with homogeneous points. "
-    "up_from says what told where up is: exif (gravity as the photos' EXIF has it), planes (level and upright "
-    "planes, found around the cameras' common up), cameras (their common up alone), first-camera (the first photo's top, as asked for)."
+    "up_from says what told where up is: exif (gravity as the photos' EXIF has it), planes (level and upright planes, "
+    "found around the cameras' common up), cameras (their common up alone), first-camera (the first photo's top, as "
+    "asked for)."
 )
 UNITS = "metres (approximate)"
 
