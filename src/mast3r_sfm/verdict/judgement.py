@@ -100,7 +100,7 @@ def _judge_view(
         )
     if view.contradiction > limits.max_contradiction:
         reasons.append(
-            f"other photos see through its surfaces in {100 * view.contradiction:.0f} % of the places that can be compared: "
+            f"other photos see through its surfaces in {100 * view.contradiction:.0f} % of the compared places: "
             "its depth or its place is wrong, or things have moved"
         )
     alike = [pair for pair in evidence.pairs if view.index in (pair.i, pair.j) and _only_alike(pair, limits)]
