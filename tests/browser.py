@@ -130,7 +130,7 @@ class Page:
 
 @contextlib.contextmanager
 def browser_page() -> Iterator[Page]:
-    """A page of 1400 x 900 pixels in a browser of its own that draws without a graphics card."""
+    """A page of 1000 x 700 pixels in a browser of its own that draws without a graphics card."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [
             chromium(),
@@ -141,7 +141,7 @@ def browser_page() -> Iterator[Page]:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             page = Page(_address_of_page(Path(profile), process))
-            page.size(1400, 900)
+            page.size(1000, 700)
             yield page
             page.close()
         finally:

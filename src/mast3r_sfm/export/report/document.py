@@ -58,7 +58,8 @@ def report_document(
 
     run       content of `run.json`; what it lacks, the page leaves out
     cloud     the points of the page; None if no view is registered
-    verdicts  None: the page shows the doubts (`quality`) alone
+    verdicts  None: the page shows the "verdict" of `run`, {"level", "reasons"}, if there is one, and of the views the
+              doubts (`quality`) alone
     """
     found = doubts(scene.views)
     judged = {} if verdicts is None else verdicts.views
@@ -66,7 +67,7 @@ def report_document(
     return _rounded(
         {
             "tool": f"mast3r-sfm {__version__}",
-            "verdict": None if verdicts is None else _verdict(verdicts.result),
+            "verdict": run.get("verdict") if verdicts is None else _verdict(verdicts.result),
             "views": [
                 _view_entry(view, options, cloud, found.get(view.index), judged.get(view.index)) for view in scene.views
             ],

@@ -268,8 +268,8 @@ function stored(name) {
 function toggleFullScreen() {
   const stage = byId("stage");
   if (document.fullscreenElement) return document.exitFullscreen();
-  if (stage.requestFullscreen) return stage.requestFullscreen();
-  return stage.classList.toggle("filled"); // telephones that show only films on the full screen
+  const fill = () => stage.classList.toggle("filled"); // telephones that show only films on the full screen
+  return stage.requestFullscreen ? stage.requestFullscreen().catch(fill) : fill();
 }
 
 start().catch((error) => {
