@@ -108,9 +108,10 @@ class Page:
         self.ask("Input.dispatchMouseEvent", type="mouseReleased", x=end[0], y=end[1], button="left", clickCount=1)
 
     def press(self, key: str) -> None:
-        text = {"text": key} if len(key) == 1 else {}
-        self.ask("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
-        self.ask("Input.dispatchKeyEvent", type="keyUp", key=key)
+        # the browser itself acts on codes, as in closing a dialog
+        code = {"text": key} if len(key) == 1 else {"windowsVirtualKeyCode": {"Escape": 27}.get(key, 0)}
+        self.ask("Input.dispatchKeyEvent", type="keyDown", key=key, **code)
+        self.ask("Input.dispatchKeyEvent", type="keyUp", key=key, **code)
 
     def screenshot(self, whole: bool = False) -> np.ndarray:
         """(H, W, 3) uint8 RGB of what is seen, or of the whole page."""

@@ -514,7 +514,7 @@ class TestBrowser:
         expected = float(np.linalg.norm(ends[0] - ends[1]))
         assert report.evaluate("page.viewer.distance") == pytest.approx(expected, rel=5e-3)
         assert report.evaluate("document.getElementById('distance').textContent") == f"{expected:.4g} m"
-        assert report.evaluate("document.getElementById('distance').hidden") is False
+        report.wait("!document.getElementById('distance').hidden")  # from the next frame on
         report.press("Escape")
         assert report.evaluate("page.viewer.distance") is None and report.problems == []
 
@@ -577,6 +577,7 @@ class TestBrowser:
         report.press("?")
         assert report.evaluate("document.getElementById('keys').open")
         report.press("Escape")
+        report.wait("!document.getElementById('keys').open")
 
     def test_matrix_plan_and_table_say_what_they_show(self, report: Page) -> None:
         report.evaluate("document.getElementById('matches').scrollIntoView()")
@@ -584,6 +585,7 @@ class TestBrowser:
         box = report.box("#matrix")
         x, y = box["x"] + 0.375 * box["width"], box["y"] + 0.125 * box["height"]  # row 0, column 1 of four
         report.ask("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        report.wait("document.getElementById('matrix-reading').textContent.trim()")
         reading = report.evaluate("document.getElementById('matrix-reading').textContent")
         assert reading.endswith("9 found, 5 confirmed, 4 of local features, 3 took part")
         head = "document.querySelectorAll('#table thead button')[1]"
