@@ -108,9 +108,10 @@ class Page:
         self.ask("Input.dispatchMouseEvent", type="mouseReleased", x=end[0], y=end[1], button="left", clickCount=1)
 
     def press(self, key: str) -> None:
-        text = {"text": key} if len(key) == 1 else {}
-        self.ask("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
-        self.ask("Input.dispatchKeyEvent", type="keyUp", key=key)
+        # the browser itself acts on codes, as in closing a dialog
+        code = {"text": key} if len(key) == 1 else {"windowsVirtualKeyCode": {"Escape": 27}.get(key, 0)}
+        self.ask("Input.dispatchKeyEvent", type="keyDown", key=key, **code)
+        self.ask("Input.dispatchKeyEvent", type="keyUp", key=key, **code)
 
     def screenshot(self, whole: bool = False) -> np.ndarray:
         """(H, W, 3) uint8 RGB of what is seen, or of the whole page."""
@@ -130,7 +131,7 @@ class Page:
 
 @contextlib.contextmanager
 def browser_page() -> Iterator[Page]:
-    """A page of 1400 x 900 pixels in a browser of its own that draws without a graphics card."""
+    """A page of 1000 x 700 pixels in a browser of its own that draws without a graphics card."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [
             chromium(),
@@ -141,7 +142,7 @@ def browser_page() -> Iterator[Page]:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             page = Page(_address_of_page(Path(profile), process))
-            page.size(1400, 900)
+            page.size(1000, 700)
             yield page
             page.close()
         finally:

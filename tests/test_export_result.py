@@ -328,7 +328,7 @@ class TestRewriting:
         statistics = rewrite_scene(old, SceneOptions(as_pointcloud=True, max_points=50))
         assert names(old) == FILES
         changed = {name for name, data in content(old).items() if data != before[name]}
-        assert changed == {"scene.glb", "run.json"}
+        assert changed == {"scene.glb", "run.json", "report.html"}
         assert statistics.num_vertices == 50 == len(read_glb(old / "scene.glb").primitives("points")[0]["POSITION"])
         assert run_of(old)["seed"] == 1
         assert run_of(old)["scene"]["as_pointcloud"] is True and run_of(old)["scene"]["num_vertices"] == 50

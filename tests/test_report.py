@@ -420,15 +420,21 @@ def browser() -> Iterator[Page]:
         yield page
 
 
-@pytest.fixture
-def report(browser: Page, tmp_path: Path) -> Page:
-    """The report of `scene`, opened as a file."""
-    path = tmp_path / "a folder & more" / "report.html"
-    path.parent.mkdir()
+@pytest.fixture(scope="module")
+def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("a folder & more") / "report.html"
     write_report(scene(), path, OPTIONS, RUN)
-    browser.problems.clear()
-    browser.size(1400, 900)
-    browser.open(path.as_uri())
+    return path
+
+
+@pytest.fixture
+def report(browser: Page, report_file: Path) -> Page:
+    """The report of `scene`, opened as a file; opened once, as that takes seconds, and as it was then."""
+    browser.size(1000, 700)
+    if browser.evaluate("location.href") != report_file.as_uri():
+        browser.problems.clear()
+        browser.open(report_file.as_uri())
+    browser.evaluate("document.getElementById('reset').click(); scrollTo(0, 0)")
     browser.settle()
     return browser
 
@@ -510,7 +516,7 @@ class TestBrowser:
         expected = float(np.linalg.norm(ends[0] - ends[1]))
         assert report.evaluate("page.viewer.distance") == pytest.approx(expected, rel=5e-3)
         assert report.evaluate("document.getElementById('distance').textContent") == f"{expected:.4g} m"
-        assert report.evaluate("document.getElementById('distance').hidden") is False
+        report.wait("!document.getElementById('distance').hidden")  # from the next frame on
         report.press("Escape")
         assert report.evaluate("page.viewer.distance") is None and report.problems == []
 
@@ -542,7 +548,7 @@ class TestBrowser:
     def test_dragging_turns_the_scene_and_reset_undoes_it(self, report: Page) -> None:
         place = "page.viewer.camera.position.toArray()"
         first = report.evaluate(place)
-        report.drag((500, 500), (700, 520))
+        report.drag((400, 400), (600, 420))
         report.settle()
         assert not np.allclose(report.evaluate(place), first, rtol=1e-3)
         report.evaluate("document.getElementById('reset').click()")
@@ -559,7 +565,7 @@ class TestBrowser:
         report.press("t")  # which switches to light
         assert report.evaluate("document.documentElement.dataset.theme") == "light"
         assert canvas(report)[0, 0].sum() == light
-        report.evaluate("localStorage.clear()")
+        report.evaluate("localStorage.clear(); delete document.documentElement.dataset.theme")
         report.dark(False)
 
     def test_on_a_telephone_nothing_is_wider_than_the_screen(self, report: Page) -> None:
@@ -573,6 +579,7 @@ class TestBrowser:
         report.press("?")
         assert report.evaluate("document.getElementById('keys').open")
         report.press("Escape")
+        report.wait("!document.getElementById('keys').open")
 
     def test_matrix_plan_and_table_say_what_they_show(self, report: Page) -> None:
         report.evaluate("document.getElementById('matches').scrollIntoView()")
@@ -580,6 +587,7 @@ class TestBrowser:
         box = report.box("#matrix")
         x, y = box["x"] + 0.375 * box["width"], box["y"] + 0.125 * box["height"]  # row 0, column 1 of four
         report.ask("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        report.wait("document.getElementById('matrix-reading').textContent.trim()")
         reading = report.evaluate("document.getElementById('matrix-reading').textContent")
         assert reading.endswith("9 found, 5 confirmed, 4 of local features, 3 took part")
         head = "document.querySelectorAll('#table thead button')[1]"
@@ -610,7 +618,7 @@ class TestBrowser:
 
     def test_the_server_shows_the_same(self, browser: Page, server: ResultServer) -> None:
         browser.problems.clear()
-        browser.size(1400, 900)
+        browser.size(1000, 700)
         browser.open(server.url)
         assert browser.evaluate("page.viewer.numDrawn") == 3 * 96 * 128 and 0.05 < shown_share(browser) < 0.95
         browser.evaluate("page.viewer.choose(page.viewer.placed[1])")

@@ -75,7 +75,7 @@ async function start() {
         byId("walk").setAttribute("aria-pressed", walking);
         byId("step").hidden = !walking;
       },
-      framed: placeLabel,
+      framed: placeRuler,
     });
   } catch (error) {
     // without WebGL everything else still works
@@ -89,10 +89,21 @@ async function start() {
     }
   }
 
-  function placeLabel() {
-    const place = viewer && viewer.labelPlace();
-    byId("distance").hidden = !place;
-    if (place) byId("distance").style.transform = `translate(-50%, -130%) translate(${place[0]}px, ${place[1]}px)`;
+  function placeRuler() {
+    const ends = viewer ? viewer.endsInView() : [];
+    const [a, b = a] = ends;
+    byId("distance").hidden = ends.length < 2;
+    byId("ruler").toggleAttribute("hidden", !ends.length);
+    if (!ends.length) return;
+    for (const line of byId("ruler").querySelectorAll("line")) {
+      for (const [name, value] of [["x1", a[0]], ["y1", a[1]], ["x2", b[0]], ["y2", b[1]]]) line.setAttribute(name, value);
+    }
+    [a, b].forEach(([x, y], k) => {
+      byId("ruler").querySelectorAll("circle")[k].setAttribute("cx", x);
+      byId("ruler").querySelectorAll("circle")[k].setAttribute("cy", y);
+    });
+    const [x, y] = [(a[0] + b[0]) / 2, (a[1] + b[1]) / 2];
+    byId("distance").style.transform = `translate(-50%, -130%) translate(${x}px, ${y}px)`;
   }
 
   function measure(on) {
@@ -187,7 +198,6 @@ async function start() {
     viewer.setColours({
       background: colour("--sky"), camera: colour("--accent"), doubtful: colour("--doubtful"), chosen: colour("--chosen"),
     });
-    for (const item of [viewer.line, viewer.dots]) item.material.color.set(colour("--chosen"));
   }
 
   repaint();
@@ -268,8 +278,8 @@ function stored(name) {
 function toggleFullScreen() {
   const stage = byId("stage");
   if (document.fullscreenElement) return document.exitFullscreen();
-  if (stage.requestFullscreen) return stage.requestFullscreen();
-  return stage.classList.toggle("filled"); // telephones that show only films on the full screen
+  const fill = () => stage.classList.toggle("filled"); // telephones that show only films on the full screen
+  return stage.requestFullscreen ? stage.requestFullscreen().catch(fill) : fill();
 }
 
 start().catch((error) => {

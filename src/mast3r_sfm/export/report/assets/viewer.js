@@ -28,7 +28,6 @@ class Viewer {
     this.orbit.addEventListener("change", () => this.redraw());
     this.walk = new WalkControls(this.camera, this.canvas, () => this.redraw());
     this.addCameras();
-    this.addMeasure();
     this.addPointer();
     this.setBounds();
     this.reset();
@@ -237,23 +236,6 @@ class Viewer {
     });
   }
 
-  addMeasure() {
-    this.line = new THREE.Line(new THREE.BufferGeometry(), new THREE.LineBasicMaterial({ depthTest: false }));
-    this.line.geometry.setAttribute("position", new THREE.Float32BufferAttribute(new Float32Array(6), 3));
-    this.line.renderOrder = 2;
-    this.line.visible = false;
-    this.line.frustumCulled = false;
-    this.dots = new THREE.Points(
-      new THREE.BufferGeometry(),
-      new THREE.PointsMaterial({ size: 9, sizeAttenuation: false, depthTest: false }),
-    );
-    this.dots.geometry.setAttribute("position", this.line.geometry.getAttribute("position"));
-    this.dots.renderOrder = 3;
-    this.dots.visible = false;
-    this.dots.frustumCulled = false;
-    this.scene.add(this.line, this.dots);
-  }
-
   setMeasuring(measuring) {
     this.measuring = measuring;
     if (!measuring) this.clearMeasure();
@@ -293,23 +275,15 @@ class Viewer {
   }
 
   showMeasure() {
-    const places = this.line.geometry.getAttribute("position");
-    this.ends.forEach((end, k) => places.setXYZ(k, end.x, end.y, end.z));
-    places.needsUpdate = true;
-    this.dots.geometry.setDrawRange(0, this.ends.length);
-    this.dots.visible = this.ends.length > 0;
-    this.line.visible = this.ends.length === 2;
     this.distance = this.ends.length === 2 ? this.ends[0].distanceTo(this.ends[1]) : null;
     this.callbacks.measured(this.distance, this.ends.length);
     this.redraw();
   }
 
-  // Where the label of the distance belongs, in pixels; null if that is not in the view.
-  labelPlace() {
-    if (this.distance === null) return null;
-    const middle = this.ends[0].clone().add(this.ends[1]).multiplyScalar(0.5).project(this.camera);
-    if (middle.z > 1 || Math.abs(middle.x) > 1 || Math.abs(middle.y) > 1) return null;
-    return this.toPixels(middle);
+  // Where the measured points are in the view, in pixels; none if one is behind the camera.
+  endsInView() {
+    const places = this.ends.map((end) => end.clone().project(this.camera));
+    return places.every((place) => place.z < 1) ? places.map((place) => this.toPixels(place)) : [];
   }
 
   toPixels({ x, y }) {
