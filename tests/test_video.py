@@ -470,6 +470,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rendered = render_orbit(900_100, 4, (128, 96), 45, effects=0)
     path = write_clip(folder / "orbit.mp4", [image.numpy() for image in rendered.rgb], fps=2, options={"crf": "4"})
     arguments = ["reconstruct", "--input", str(path), "--output", str(folder / "made"), "--model-name", "small"]
+    arguments += ["--image-size", "128"]
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--device", "cpu", "--niter", "40", "--no-refine-cameras", "--export", "colmap"])
     assert ended.value.code == 0
