@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,10 @@ from mast3r_sfm import pipeline
 from mast3r_sfm.alignment import AlignmentConfig
 from mast3r_sfm.errors import InputError, ReconstructionError
 from mast3r_sfm.model.checkpoint import Model, load_model
-from mast3r_sfm.options import ReconstructionOptions, SceneGraph
+from mast3r_sfm.options import ReconstructionOptions, SceneGraph, SceneOptions
 from mast3r_sfm.pipeline import reconstruct
 from mast3r_sfm.reconstruction import Reconstruction
-from mast3r_sfm.types import ImageTransform, PairSummary, View
+from mast3r_sfm.types import ImageTransform, Level, PairSummary, View
 from synthetic import RenderedScene, render_orbit
 
 FAST = ReconstructionOptions(alignment=AlignmentConfig(niter_coarse=60, niter_fine=60))
@@ -128,6 +129,33 @@ def test_image_that_does_not_connect_is_named_and_kept(
     assert found.groups == ((0, 1), (2,)) and "view_2.png" in caplog.text
     assert all({m.i, m.j} == {0, 1} for m in found.matches)
     assert found.views[2].depth.shape == (96, 128) and found.views[2].num_matches == 0
+
+
+def test_a_second_group_is_a_scene_of_its_own(model: Model, views: list[View], tmp_path: Path) -> None:
+    other = [view_of(image.numpy(), 4 + k) for k, image in enumerate(render_orbit(900_103, 3, (128, 96), 24).rgb)]
+    result = reconstruct([*views, *other], model, FAST)
+    assert result.groups == ((0, 1, 2, 3), (4, 5, 6)) and [view.index for view in result.registered] == [0, 1, 2, 3]
+    assert result.verdict is not None and result.verdict.overall.level is not Level.GOOD
+    assert all(verdict.level is Level.POOR for verdict in result.verdict.views[4:])
+    (further,) = result.others
+    assert [Path(view.file).name for view in further.registered] == ["view_4.png", "view_5.png", "view_6.png"]
+    alone = reconstruct(other, model, FAST)
+    for one, same in zip(further.views, alone.views, strict=True):
+        np.testing.assert_allclose(one.world_from_cam, same.world_from_cam, atol=2e-3)
+
+    result.save(tmp_path / "out", SceneOptions(min_conf_thr=0.5))
+    listed = json.loads((tmp_path / "out" / "cameras.json").read_text())["images"]
+    assert [one["group"] for one in listed] == [0, 0, 0, 0, 1, 1, 1]
+    assert [one["scene"] for one in listed] == [None] * 4 + ["scene_1"] * 3
+    assert listed[5]["verdict"]["level"] == "poor" and not listed[5]["registered"]
+    stored = Reconstruction.load(tmp_path / "out" / "scene_1")
+    assert len(stored.registered) == 3 and stored.groups == ((0, 1, 2),) and stored.verdict == further.verdict
+    for name in ("scene.glb", "report.html", "run.json", "matches.npz"):
+        assert (tmp_path / "out" / "scene_1" / name).stat().st_size > 100
+    assert Reconstruction.load(tmp_path / "out").groups == result.groups
+    (tmp_path / "out" / "scene_1" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"scene_1/thesis\.txt"):
+        result.save(tmp_path / "out", SceneOptions(min_conf_thr=0.5), overwrite=True)
 
 
 def test_nothing_connects(model: Model, views: list[View]) -> None:
