@@ -66,7 +66,9 @@ def densify_views(
             error = float("nan")
             refined = {}
         result.append(
-            ReconstructedView(*common, *placed, *_known_maps(*maps), error, int(counts[view.index]), mask, **refined)
+            ReconstructedView(
+                *common, *placed, *_known_maps(*maps), error, int(counts[view.index]), mask, gps=view.gps, **refined
+            )
         )
     return tuple(result)
 

@@ -17,6 +17,7 @@ import torch
 from mast3r_sfm._version import __version__
 from mast3r_sfm.export.folders import explained_writing
 from mast3r_sfm.export.formats import exporter_of
+from mast3r_sfm.export.georeference import georeference_of
 from mast3r_sfm.export.glb import SceneStatistics
 from mast3r_sfm.export.result import STORE, stored_threshold, write_result
 from mast3r_sfm.export.store import load_reconstruction
@@ -58,7 +59,21 @@ class Reconstruction(ReconstructedScene):
     def load(cls, folder: str | Path) -> Reconstruction:
         """The result in a folder that `save` wrote, without its history. Raises InputError if there is none."""
         scene = load_reconstruction(Path(folder) / STORE)
-        return cls(scene.views, scene.matches, scene.tracks, default_min_conf_thr=stored_threshold(Path(folder)))
+        return cls(
+            scene.views,
+            scene.matches,
+            scene.tracks,
+            georeference=scene.georeference,
+            default_min_conf_thr=stored_threshold(Path(folder)),
+        )
+
+    def georeferenced(self, scene: SceneOptions | None = None, seed: int = 0) -> Reconstruction:
+        """The same with its place on the earth by the photos' GPS positions; exports are in its metres then.
+
+        Raises InputError if fewer than three photos have one, or if they do not settle the place.
+        """
+        place = georeference_of(self, self._with_threshold(scene), seed)
+        return dataclasses.replace(self, georeference=place)
 
     def save(
         self,
@@ -88,10 +103,10 @@ class Reconstruction(ReconstructedScene):
     def export(
         self, kind: str, path: str | Path, scene: SceneOptions | None = None, photos: PhotoOptions | None = None
     ) -> None:
-        """Writes one format (see `export.formats`) to `path`: "glb", "cameras", "depth", "matches", "colmap".
+        """Writes one format (see `export.formats`) to `path`: "glb", "cameras", "colmap", "nerfstudio", ...
 
         scene   what goes into a GLB file
-        photos  how photos are written beside the cameras of "colmap"
+        photos  how photos are written beside the cameras of "colmap", "nerfstudio" and "realityscan"
 
         Raises InputError for a format that is not known, for a scene that would be empty, and for photos that are gone.
         """

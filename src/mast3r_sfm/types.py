@@ -7,7 +7,7 @@ and maps are indexed [y, x]. Lengths are in scene units (metres, approximately, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +88,46 @@ class CameraIdentity:
         return self.focal_mm is not None or self.focal_35mm is not None
 
 
+@dataclass(frozen=True)
+class GpsFix:
+    """Where a photo was taken, as its EXIF says (WGS 84).
+
+    latitude_deg, longitude_deg  degrees, north and east are positive
+    altitude_m           above sea level, metres, None if unknown
+    horizontal_error_m   metres, None if unknown
+    """
+
+    latitude_deg: float
+    longitude_deg: float
+    altitude_m: float | None = None
+    horizontal_error_m: float | None = None
+
+
+@dataclass(frozen=True)
+class Georeference:
+    """Where the scene lies on the earth, by the GPS fixes of its photos.
+
+    latitude_deg, longitude_deg, altitude_m   the origin (WGS 84), metres above what the fixes count from; 0 without any
+                     altitude
+    enu_from_world   (4, 4) float64, a similarity: metres east, north and up of the origin from scene units
+    residuals_m      (n, 3) float64 east, north, up of every view's camera minus its fix; nan without a fix, up also
+                     without an altitude
+    inliers          (n,) bool, the fixes that agree with the similarity
+    """
+
+    latitude_deg: float
+    longitude_deg: float
+    altitude_m: float
+    enu_from_world: np.ndarray
+    residuals_m: np.ndarray
+    inliers: np.ndarray
+
+    @property
+    def scale(self) -> float:
+        """Metres per unit of the scene."""
+        return float(np.cbrt(np.linalg.det(self.enu_from_world[:3, :3])))
+
+
 def network_input(rgb: torch.Tensor) -> torch.Tensor:
     """(..., H, W, 3) uint8 pixels -> (..., 3, H, W) float32 in [-1, 1]."""
     return rgb.movedim(-1, -3).contiguous().to(torch.float32).div_(255).sub_(0.5).div_(0.5)
@@ -104,6 +144,7 @@ class View:
     sha256   hex digest of the file's bytes
     focal_exif_px  focal length of the original image in pixels from EXIF, or None if it names none
     camera   what EXIF says of the camera, None if it names neither a camera nor a focal length
+    gps      where EXIF says that it was taken, None if it does not
     """
 
     index: int
@@ -114,6 +155,7 @@ class View:
     sha256: str = ""
     focal_exif_px: float | None = None
     camera: CameraIdentity | None = None
+    gps: GpsFix | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -244,6 +286,7 @@ class ReconstructedView:
     focal_std_px, position_std
                     standard deviations by the covariance of that adjustment: of the focal length in pixels of the
                     original photo, of the camera's centre in scene units; nan where unknown (see `Refinement`)
+    gps             where EXIF says that the photo was taken, None if it does not
     """
 
     index: int
@@ -266,6 +309,7 @@ class ReconstructedView:
     focal_std_px: float = float("nan")
     position_std: float = float("nan")
     apart_error_px: float = float("nan")
+    gps: GpsFix | None = None
 
     @property
     def K_original(self) -> np.ndarray:
@@ -343,11 +387,13 @@ class ReconstructedScene:
 
     matches  that entered the alignment
     tracks   of local features; None if the cameras were not refined
+    georeference   None unless it was asked for
     """
 
     views: tuple[ReconstructedView, ...]
     matches: tuple[Correspondences, ...]
     tracks: Tracks | None = None
+    georeference: Georeference | None = field(default=None, kw_only=True)
 
     @property
     def registered(self) -> tuple[ReconstructedView, ...]:

@@ -71,9 +71,12 @@ class ReconstructRequest:
     options: ReconstructionOptions = field(default_factory=ReconstructionOptions)
     scene: SceneOptions = field(default_factory=SceneOptions)
     exports: tuple[ExportFormat, ...] = choice(
-        (), "Also write this format, into OUTPUT/colmap or OUTPUT/scene.*; may be given several times."
+        (), "Also write these formats, separated by commas, each into OUTPUT/NAME or OUTPUT/scene.NAME."
     )
     photos: PhotoOptions = field(default_factory=PhotoOptions)
+    georeference: bool = choice(
+        False, "Place the scene on the earth by the photos' GPS positions; exports are in metres east, north and up."
+    )
     display: Display = field(default_factory=Display)
     flags: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
@@ -102,9 +105,12 @@ class ExportRequest:
     folder: Path
     changes: Mapping[str, Any] = field(default_factory=dict)
     exports: tuple[ExportFormat, ...] = choice(
-        (), "Write this format, into OUTDIR/colmap or OUTDIR/scene.*, not scene.glb; may be given several times."
+        (), "Write these formats, separated by commas, into OUTDIR/NAME or OUTDIR/scene.NAME, not scene.glb."
     )
     photos: PhotoOptions = field(default_factory=PhotoOptions)
+    georeference: bool = choice(
+        False, "Place the result on the earth by the photos' GPS positions; exports, also later ones, are in metres."
+    )
     display: Display = field(default_factory=Display)
 
 

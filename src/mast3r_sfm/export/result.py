@@ -17,22 +17,29 @@ from typing import Any
 
 from mast3r_sfm.errors import EmptySceneError, InputError
 from mast3r_sfm.export.cameras import write_cameras
-from mast3r_sfm.export.colmap import foreign_entry
 from mast3r_sfm.export.depth import write_depth_maps
 from mast3r_sfm.export.files import write_json
-from mast3r_sfm.export.folders import DESKTOP_LITTER, explained_writing, is_mount_point, replaced_folder, sibling
-from mast3r_sfm.export.formats import exporter_of
+from mast3r_sfm.export.folders import (
+    DESKTOP_LITTER,
+    explained_writing,
+    foreign_entry,
+    is_mount_point,
+    replaced_folder,
+    sibling,
+)
+from mast3r_sfm.export.formats import OWN_ENTRIES, exporter_of
+from mast3r_sfm.export.georeference import georeference_of
 from mast3r_sfm.export.glb import SceneStatistics, write_glb
 from mast3r_sfm.export.matches import write_matches
 from mast3r_sfm.export.store import load_reconstruction, save_reconstruction
 from mast3r_sfm.options import ExportFormat, PhotoOptions, SceneOptions
-from mast3r_sfm.types import ReconstructedScene
+from mast3r_sfm.types import Georeference, ReconstructedScene
 
 SCENE, STORE, RUN, CAMERAS = "scene.glb", "reconstruction.npz", "run.json", "cameras.json"
 _TOOL = "mast3r-sfm"
 _OWN_ENTRY = re.compile(
-    r"scene\.(glb|ply|usdz)|reconstruction\.npz|run\.json|cameras\.json|matches\.(npz|png)|(depth|confidence)_\d{3,}\.(npy|png)"
-    r"|colmap"
+    r"reconstruction\.npz|run\.json|cameras\.json|matches\.(npz|png)|(depth|confidence)_\d{3,}\.(npy|png)|scene\.glb|"
+    + "|".join(re.escape(kind.entry) for kind in ExportFormat)
 )
 
 
@@ -187,6 +194,30 @@ def write_exports(output: Path, exports: Sequence[ExportFormat], photos: PhotoOp
             exporter_of(kind)(reconstruction, output / kind.entry, options, photos)
 
 
+def georeference_result(output: Path, seed: int = 0) -> Georeference:
+    """Georeferences an existing result: writes its `reconstruction.npz` and `cameras.json` anew.
+
+    Raises InputError if `output` is not a result or cannot be written to, and as `georeference_of` does; it stays as it
+    was then.
+    """
+    output = output.resolve()
+    options = read_scene_options(output)
+    scene = load_reconstruction(output / STORE)
+    place = georeference_of(scene, options, seed)
+    placed = dataclasses.replace(scene, georeference=place)
+    new = {name: sibling(output / name, "new") for name in (STORE, CAMERAS)}
+    with explained_writing(output):
+        try:
+            save_reconstruction(placed, new[STORE])
+            write_cameras(placed, new[CAMERAS], options)
+            for name, path in new.items():
+                path.replace(output / name)
+        finally:
+            for path in new.values():
+                path.unlink(missing_ok=True)
+    return place
+
+
 def _scene_section(options: SceneOptions, statistics: SceneStatistics) -> dict[str, Any]:
     return {**dataclasses.asdict(options), **dataclasses.asdict(statistics), "share_kept": statistics.share_kept}
 
@@ -229,8 +260,9 @@ def _check_replaceable(output: Path, overwrite: bool) -> None:
             f"`output={output}` already holds a result: name another folder, or replace it by `overwrite=True`"
         )
     foreign = sorted(name for name in entries if not _OWN_ENTRY.fullmatch(name))
-    if ExportFormat.COLMAP in entries and (below := foreign_entry(output / ExportFormat.COLMAP)) is not None:
-        foreign.append(f"{ExportFormat.COLMAP}/{below}")
+    for kind, own in OWN_ENTRIES.items():
+        if kind.entry in entries and (below := foreign_entry(output / kind.entry, own)) is not None:
+            foreign.append(f"{kind.entry}/{below}")
     if foreign:
         raise InputError(
             f"`output={output}` holds a result and also {foreign[0]}, which `overwrite=True` would delete: "

@@ -13,7 +13,7 @@ import numpy as np
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.files import write_npz
 from mast3r_sfm.export.matches import pack_matches, unpack_matches
-from mast3r_sfm.types import ImageTransform, ReconstructedScene, ReconstructedView, Tracks
+from mast3r_sfm.types import Georeference, GpsFix, ImageTransform, ReconstructedScene, ReconstructedView, Tracks
 
 FORMAT_VERSION = 3
 """Format 2 has no tracks, format 1 no distortion and nothing else of a refinement; both are read."""
@@ -39,6 +39,7 @@ def save_reconstruction(reconstruction: ReconstructedScene, path: Path) -> None:
         "focal_std_px": np.array([view.focal_std_px for view in views], dtype=np.float64),
         "position_std": np.array([view.position_std for view in views], dtype=np.float64),
         "apart_error_px": np.array([view.apart_error_px for view in views], dtype=np.float64),
+        "gps": np.array([_packed_fix(view.gps) for view in views], dtype=np.float64).reshape(-1, 4),
         **{f"match_{key}": array for key, array in pack_matches(reconstruction.matches).items()},
     }
     for number, view in enumerate(views):
@@ -53,6 +54,13 @@ def save_reconstruction(reconstruction: ReconstructedScene, path: Path) -> None:
             arrays[f"mask_{number:03d}"] = view.mask
     if reconstruction.tracks is not None:
         arrays |= {f"track_{key}": getattr(reconstruction.tracks, key) for key in _TRACKS}
+    if (place := reconstruction.georeference) is not None:
+        arrays |= {
+            "georeference_origin": np.array([place.latitude_deg, place.longitude_deg, place.altitude_m]),
+            "georeference_enu_from_world": place.enu_from_world,
+            "georeference_residuals_m": place.residuals_m,
+            "georeference_inliers": place.inliers,
+        }
     write_npz(path, arrays)
 
 
@@ -74,15 +82,17 @@ def load_reconstruction(path: Path) -> ReconstructedScene:
             count = len(columns["index"])
             # earlier formats do not have all of them
             columns |= {key: file.get(key, np.full(count, usual)) for key, usual in _COLUMNS_OF_REFINEMENT.items()}
+            columns["gps"] = file.get("gps", np.full((count, 4), np.nan))
             views = tuple(_view(file, columns, number) for number in range(len(columns["index"])))
             tracks = Tracks(**{key: file[f"track_{key}"] for key in _TRACKS}) if "track_points" in file else None
+            place = _georeference(file) if "georeference_origin" in file else None
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: name the output folder of a finished reconstruction") from error
     except (OSError, EOFError, KeyError, IndexError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"{path} cannot be read ({type(error).__name__}: {error}): run the reconstruction again"
         ) from error
-    return ReconstructedScene(views, matches, tracks)
+    return ReconstructedScene(views, matches, tracks, georeference=place)
 
 
 _COLUMNS = (
@@ -105,6 +115,25 @@ _COLUMNS_OF_REFINEMENT = {
     "apart_error_px": np.nan,
 }
 _TRACKS = tuple(field.name for field in dataclasses.fields(Tracks))
+
+
+def _packed_fix(fix: GpsFix | None) -> tuple[float, ...]:
+    """Four numbers, nan for what is not known."""
+    values = (
+        (None,) * 4 if fix is None else (fix.latitude_deg, fix.longitude_deg, fix.altitude_m, fix.horizontal_error_m)
+    )
+    return tuple(np.nan if value is None else value for value in values)
+
+
+def _fix(packed: np.ndarray) -> GpsFix | None:
+    latitude, longitude, altitude, error = (None if np.isnan(value) else float(value) for value in packed)
+    return None if latitude is None or longitude is None else GpsFix(latitude, longitude, altitude, error)
+
+
+def _georeference(file: Mapping[str, np.ndarray]) -> Georeference:
+    names = ("enu_from_world", "residuals_m", "inliers")
+    latitude, longitude, altitude = (float(value) for value in file["georeference_origin"])
+    return Georeference(latitude, longitude, altitude, **{name: file[f"georeference_{name}"] for name in names})
 
 
 def _cleaned(conf: np.ndarray, cleaned: np.ndarray) -> np.ndarray:
@@ -139,4 +168,5 @@ def _view(file: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray], num
         focal_std_px=float(columns["focal_std_px"][number]),
         position_std=float(columns["position_std"][number]),
         apart_error_px=float(columns["apart_error_px"][number]),
+        gps=_fix(columns["gps"][number]),
     )

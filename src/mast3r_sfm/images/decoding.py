@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image, features
 
 from mast3r_sfm.errors import InputError
+from mast3r_sfm.images.gps import gps_from_exif
 from mast3r_sfm.text import byte_count
-from mast3r_sfm.types import CameraIdentity
+from mast3r_sfm.types import CameraIdentity, GpsFix
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC = 262
 _EXIF_IFD = 0x8769
+_GPS_IFD = 0x8825
 _FOCAL_LENGTH_MM = 0x920A
 _FOCAL_LENGTH_35MM = 0xA405
 _FOCAL_PLANE_X_RESOLUTION = 0xA20E
@@ -71,12 +73,14 @@ class DecodedImage:
     alpha  mode L opacity of the same size, None if the image is opaque everywhere
     focal_exif_px  focal length in pixels of this image, None if EXIF states none
     camera         what EXIF says of the camera, None if it names neither a camera nor a focal length
+    gps            where EXIF says that the photo was taken
     """
 
     rgb: Image.Image
     alpha: Image.Image | None
     focal_exif_px: float | None
     camera: CameraIdentity | None = None
+    gps: GpsFix | None = None
 
 
 def decode_image(data: bytes, name: str) -> DecodedImage:
@@ -116,8 +120,10 @@ def decode_image(data: bytes, name: str) -> DecodedImage:
     if transposition is not None:
         rgb = rgb.transpose(transposition)
         alpha = None if alpha is None else alpha.transpose(transposition)
-    details = _exif_ifd(exif, name)
-    return DecodedImage(rgb, alpha, focal_px_from_exif(details, rgb.size), camera_from_exif(exif, details))
+    details, gps = (_exif_ifd(exif, tag, name) for tag in (_EXIF_IFD, _GPS_IFD))
+    return DecodedImage(
+        rgb, alpha, focal_px_from_exif(details, rgb.size), camera_from_exif(exif, details), gps_from_exif(gps)
+    )
 
 
 @dataclass(frozen=True)
@@ -304,9 +310,9 @@ def _read_exif(image: Image.Image, name: str) -> Image.Exif:
         return Image.Exif()
 
 
-def _exif_ifd(exif: Image.Exif, name: str) -> Mapping[int, Any]:
+def _exif_ifd(exif: Image.Exif, tag: int, name: str) -> Mapping[int, Any]:
     try:
-        return exif.get_ifd(_EXIF_IFD)
+        return exif.get_ifd(tag)
     except Exception as error:
         logger.warning("%s: the EXIF block is damaged and ignored (%s)", name, " ".join(str(error).split()))
         return {}

@@ -241,6 +241,7 @@ def _load(path: Path, index: int, sizing: ImageSizing) -> View:
         sha256=hashlib.sha256(data).hexdigest(),
         focal_exif_px=decoded.focal_exif_px,
         camera=decoded.camera,
+        gps=decoded.gps,
     )
 
 
