@@ -41,7 +41,9 @@ def mixed_scene(folder: Path, distortion: float = -0.1) -> Reconstruction:
         transform=transform,
         K=transform.K_to_network(K),
         distortion=0.05,
-        **{name: np.full((160, 112), value, np.float32) for name, value in maps_of(4.0, 10.0).items()},
+        depth=np.full((160, 112), 4, np.float32),
+        conf=np.full((160, 112), 10, np.float32),
+        conf_clean=np.full((160, 112), 10, np.float32),
         rgb=np.zeros((160, 112, 3), np.uint8),
     )
     picture = picture_of_dots(project(PictureCamera.of_photo(upright), upright.world_from_cam, POINTS[:6]), UPRIGHT)
@@ -60,12 +62,8 @@ def mixed_scene(folder: Path, distortion: float = -0.1) -> Reconstruction:
     return Reconstruction(tuple(views), (), scene.tracks)
 
 
-def maps_of(depth: float, conf: float) -> dict[str, float]:
-    return {"depth": depth, "conf": conf, "conf_clean": conf}
-
-
 def expected(view: ReconstructedView, camera: PictureCamera) -> np.ndarray:
-    """Pixels (N, 2) of the points in the exported picture by the result alone: into the photo, then into the picture."""
+    """Pixels (N, 2) of the points in the exported picture by the result: into the photo, then into the picture."""
     seen = project(PictureCamera.of_photo(view), view.world_from_cam, POINTS)
     return map_pixels(seen, PictureCamera.of_photo(view), camera)
 

@@ -29,7 +29,7 @@ class _Parsed(click.ParamType):
         return self.kind.parse(value)
 
 
-class _ListOf(click.Choice):  # type: ignore[type-arg]  # not generic before click 8.2
+class _ListOf(click.Choice):
     """Some of the choices, separated by commas, as a tuple."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:

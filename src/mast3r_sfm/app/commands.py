@@ -173,10 +173,12 @@ def _residual_rows(place: Georeference, files: Sequence[str]) -> dict[str, str]:
         "GPS positions": f"{len(found)} of {int(np.isfinite(place.residuals_m[:, 0]).sum())} agree, root mean square "
         f"{np.sqrt(np.nanmean(found[:, :2] ** 2) * 2):.2f} m horizontally",
     }
-    for file, off, agrees in zip(files, place.residuals_m, place.inliers, strict=True):
+    names = [Path(file).name for file in files]
+    labels = files if len(set(names)) < len(names) else names
+    for label, off, agrees in zip(labels, place.residuals_m, place.inliers, strict=True):
         if np.isfinite(off[0]):
             up = "" if np.isnan(off[2]) else f", up {off[2]:+.2f}"
-            rows[file] = f"east {off[0]:+.2f}, north {off[1]:+.2f}{up} m" + ("" if agrees else " (does not agree)")
+            rows[label] = f"east {off[0]:+.2f}, north {off[1]:+.2f}{up} m" + ("" if agrees else " (does not agree)")
     return rows
 
 

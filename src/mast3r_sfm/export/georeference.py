@@ -179,7 +179,8 @@ def utm_from_enu(place: Georeference, enu: np.ndarray) -> np.ndarray:
     import pyproj
 
     to_geodetic = _enu_from_geodetic(place.latitude_deg, place.longitude_deg, place.altitude_m)
-    longitude, latitude, height = to_geodetic.transform(*enu.T, direction=pyproj.enums.TransformDirection.INVERSE)
+    east, north, up = enu.T
+    longitude, latitude, height = to_geodetic.transform(east, north, up, direction="INVERSE")
     to_utm = pyproj.Transformer.from_crs(pyproj.CRS.from_epsg(4326), utm_crs(place), always_xy=True)
     easting, northing = to_utm.transform(longitude, latitude)
     return np.stack([easting, northing, height], axis=1)
@@ -191,7 +192,8 @@ def _enu_from_geodetic(latitude_deg: float, longitude_deg: float, altitude_m: fl
 
     return pyproj.Transformer.from_pipeline(
         "+proj=pipeline +step +proj=unitconvert +xy_in=deg +xy_out=rad +step +proj=cart +ellps=WGS84 "
-        f"+step +proj=topocentric +ellps=WGS84 +lon_0={longitude_deg!r} +lat_0={latitude_deg!r} +h_0={altitude_m!r}"
+        f"+step +proj=topocentric +ellps=WGS84 +lon_0={longitude_deg:.17g} +lat_0={latitude_deg:.17g} "
+        f"+h_0={altitude_m:.17g}"
     )
 
 
@@ -199,7 +201,7 @@ def _origin(fixes: Sequence[GpsFix]) -> tuple[float, float, float]:
     """Median latitude, longitude and altitude; 0 for the altitude if none is known."""
     first = fixes[0].longitude_deg
     east = np.median([(fix.longitude_deg - first + 180) % 360 - 180 for fix in fixes])  # also across the date line
-    longitude = (first + float(east) + 180) % 360 - 180
+    longitude = float((first + east + 180) % 360 - 180)
     altitudes = [fix.altitude_m for fix in fixes if fix.altitude_m is not None]
     altitude = float(np.median(altitudes)) if altitudes else 0.0
     return float(np.median([fix.latitude_deg for fix in fixes])), longitude, altitude

@@ -2,9 +2,9 @@
 
 The table is RealityScan's "Internal/External camera parameters". Its world has z up. Of a camera whose axes are x
 right, y up, z backward, the rotation world from camera is Rz(-heading) Rx(pitch) Ry(roll): looking down with the top of
-the picture to the north, all three are 0. f is in millimetres of a sensor whose long edge has 36; px and py are how far the
-principal point lies from the middle of the picture, in units of its long edge (as nerfstudio's and Brush's readers of
-this table take them). k1 is the lens in units of the focal length.
+the picture to the north, all three are 0. f is in millimetres of a sensor whose long edge has 36; px and py are how far
+the principal point lies from the middle of the picture, in units of its long edge (as nerfstudio's and Brush's readers
+of this table take them). k1 is the lens in units of the focal length.
 """
 
 from __future__ import annotations
