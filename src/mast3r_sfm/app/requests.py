@@ -71,7 +71,7 @@ class ReconstructRequest:
     options: ReconstructionOptions = field(default_factory=ReconstructionOptions)
     scene: SceneOptions = field(default_factory=SceneOptions)
     exports: tuple[ExportFormat, ...] = choice(
-        (), "Also write these formats, separated by commas, each into OUTPUT/NAME or OUTPUT/scene.NAME."
+        (), f"Also write these formats, separated by commas, into OUTPUT: {', '.join(ExportFormat)}."
     )
     photos: PhotoOptions = field(default_factory=PhotoOptions)
     georeference: bool = choice(
@@ -105,7 +105,7 @@ class ExportRequest:
     folder: Path
     changes: Mapping[str, Any] = field(default_factory=dict)
     exports: tuple[ExportFormat, ...] = choice(
-        (), "Write these formats, separated by commas, into OUTDIR/NAME or OUTDIR/scene.NAME, not scene.glb."
+        (), f"Write these formats, separated by commas, into OUTDIR, not scene.glb: {', '.join(ExportFormat)}."
     )
     photos: PhotoOptions = field(default_factory=PhotoOptions)
     georeference: bool = choice(
