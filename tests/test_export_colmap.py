@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -12,7 +11,7 @@ import numpy as np
 import pillow_heif
 import pycolmap
 import pytest
-from export_scene import pose, view
+from photo_scene import POINTS, SIZE, TRANSFORM, K, camera_view, picture_of_dots, scene_of
 from PIL import Image
 
 from mast3r_sfm.app.cli import main
@@ -23,78 +22,7 @@ from mast3r_sfm.geometry import distort, undistort
 from mast3r_sfm.options import ExportFormat, PhotoOptions, SceneOptions
 from mast3r_sfm.reconstruction import Reconstruction
 from mast3r_sfm.text import unique_stems
-from mast3r_sfm.types import ImageTransform, ReconstructedView, Tracks
-
-SIZE = (320, 240)
-K = np.array([[250.0, 0, 163.25], [0, 250, 116.5], [0, 0, 1]])
-POINTS = np.random.default_rng(5).uniform([-1.6, -1.2, 3], [1.6, 1.2, 5], (200, 3))
-TRANSFORM = ImageTransform(SIZE, (160, 120), (0, 8), (160, 104))
-
-
-def project(camera: PictureCamera, world_from_cam: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Pixels (N, 2) of points (N, 3), centres at integers."""
-    inside = (points - world_from_cam[:3, 3]) @ world_from_cam[:3, :3]
-    return distort(inside[:, :2] / inside[:, 2:], camera.distortion) * camera.focal_xy + camera.centre
-
-
-def picture_of_dots(xy: np.ndarray, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """Soft white dots on black."""
-    x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
-    light = np.zeros(x.shape)
-    for cx, cy in xy:
-        light = np.maximum(light, np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * 2.0**2)))
-    return np.repeat((255 * light).astype(np.uint8)[..., None], 3, -1)
-
-
-def camera_view(index: int, file: Path | str, distortion: float = 0.0, **changes: object) -> ReconstructedView:
-    """A view of the points near z = 4, half a unit from its neighbour."""
-    made = view(np.full((104, 160), 4.0), index=index, pose=pose(4.0 * (index - 2), [0.5 * (2 - index), 0, 0]))
-    made = dataclasses.replace(
-        made,
-        file=str(file),
-        transform=TRANSFORM,
-        K=TRANSFORM.K_to_network(K),
-        distortion=distortion,
-        refined=True,
-    )
-    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
-
-
-def tracks_of(views: Sequence[ReconstructedView], noise_px: float = 0.3) -> Tracks:
-    """Every point in every view that shows it, with some noise."""
-    rng = np.random.default_rng(1)
-    point_of, view_of, xy, errors = [], [], [], []
-    for one in views:
-        exact = project(PictureCamera.of_photo(one), one.world_from_cam, POINTS)
-        seen = exact + rng.normal(0, noise_px, exact.shape)
-        inside = np.flatnonzero(((seen > 0) & (seen < np.array(SIZE) - 1)).all(1))
-        point_of.append(inside)
-        view_of.append(np.full(len(inside), one.index))
-        xy.append(seen[inside])
-        errors.append(np.linalg.norm(seen - exact, axis=1)[inside])
-    points = np.concatenate(point_of)
-    order = np.argsort(points, kind="stable")
-    sums = np.bincount(points, np.concatenate(errors), len(POINTS))
-    return Tracks(
-        points=POINTS,
-        colours=rng.integers(0, 256, (len(POINTS), 3)).astype(np.uint8),
-        errors_px=(sums / np.maximum(np.bincount(points, minlength=len(POINTS)), 1)).astype(np.float32),
-        point_of=points[order],
-        view_of=np.concatenate(view_of)[order],
-        xy=np.concatenate(xy)[order],
-    )
-
-
-def scene_of(folder: Path, distortion: float = 0.0, count: int = 5) -> Reconstruction:
-    """Views of one camera with dots for photos, and their tracks."""
-    folder.mkdir(parents=True, exist_ok=True)
-    views = []
-    for k in range(count):
-        one = camera_view(k, folder / f"photo {k}.png", distortion)
-        picture = picture_of_dots(project(PictureCamera.of_photo(one), one.world_from_cam, POINTS[:6]))
-        Image.fromarray(picture).save(one.file)
-        views.append(one)
-    return Reconstruction(tuple(views), (), tracks_of(views))
+from mast3r_sfm.types import ReconstructedView
 
 
 def read(folder: Path) -> pycolmap.Reconstruction:
@@ -448,7 +376,10 @@ class TestInAResult:
 
     def test_formats_that_are_not_known(self, tmp_path: Path) -> None:
         scene = scene_of(tmp_path / "photos")
-        with pytest.raises(InputError, match="`export` obj: unknown; allowed: colmap, ply, usdz"):
+        with pytest.raises(
+            InputError,
+            match="`export` obj: unknown; allowed: colmap, nerfstudio, realityscan, ply",
+        ):
             scene.save(tmp_path / "out", exports=["obj"])
         with pytest.raises(InputError, match="allowed: glb, cameras, depth, matches, colmap"):
             scene.export("obj", tmp_path / "out")
@@ -484,7 +415,7 @@ class TestCommandLine:
         scene = scene_of(tmp_path / "photos")
         scene.save(output, SceneOptions(min_conf_thr=1))
         assert self.run("export", output, "--export", "obj") == 2
-        assert "'obj' is not one of 'colmap', 'ply', 'usdz'" in capsys.readouterr().err
+        assert "'obj' is not one of 'colmap', 'nerfstudio', 'realityscan', 'ply', 'las'" in capsys.readouterr().err
         assert self.run("export", output, "--undistort") == 2
         assert "add --export colmap" in capsys.readouterr().err
         assert self.run("reconstruct", "--input", tmp_path, "--max-image-size", 100) == 2

@@ -1,7 +1,6 @@
 """The surfaces of a scene file: photos on them, each place once, one mesh from all, small files."""
 
 import dataclasses
-import importlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from mast3r_sfm.errors import EmptySceneError, InputError
-from mast3r_sfm.export import compression, surface
+from mast3r_sfm.export import surface
 from mast3r_sfm.export.fusion import fused_meshes
 from mast3r_sfm.export.glb import write_glb
 from mast3r_sfm.export.ply import write_ply
@@ -328,13 +327,12 @@ class TestCompression:
         assert all("extensions" in view for view in glb.document["bufferViews"])
 
     def test_a_missing_library_is_named_with_its_cure(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(compression, "find_spec", lambda name: None)
+        monkeypatch.setattr("mast3r_sfm.export.extras.find_spec", lambda name: None)
         with pytest.raises(
             InputError, match=r"`compress=draco` needs the package DracoPy: pip install 'mast3r-sfm\[draco\]'"
         ):
             packed(tmp_path, Compression.DRACO)
         assert not list(tmp_path.iterdir())
-        monkeypatch.setattr(importlib.import_module("mast3r_sfm.export.usdz"), "find_spec", lambda name: None)
         with pytest.raises(InputError, match="needs the package usd-core"):
             write_usdz(walls(), tmp_path / "s.usdz", OPTIONS)
 

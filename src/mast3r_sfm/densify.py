@@ -73,6 +73,7 @@ def densify_views(
                 error,
                 int(counts[view.index]),
                 mask,
+                gps=view.gps,
                 frame=view.frame,
                 sample_bits=view.sample_bits,
                 **of_features,

@@ -503,21 +503,41 @@ class ExportFormat(StrEnum):
     """What a result can hold besides its usual files; the report is one of those, unless it was not wanted."""
 
     COLMAP = "colmap"
+    NERFSTUDIO = "nerfstudio"
+    REALITYSCAN = "realityscan"
     PLY = "ply"
+    LAS = "las"
+    E57 = "e57"
     USDZ = "usdz"
+    PNG16 = "png16"
+    EXR = "exr"
     REPORT = "report"
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the export is a folder of several files."""
+        return self in _FOLDERS
 
     @property
     def entry(self) -> str:
         """Name of the file or folder in the result."""
         if self is ExportFormat.REPORT:
             return "report.html"
-        return self if self is ExportFormat.COLMAP else f"scene.{self}"
+        return _FOLDERS.get(self, f"scene.{self}")
 
     @classmethod
     def parse(cls, value: str) -> ExportFormat:
         """Raises InputError that lists what is allowed."""
         return _named(cls, "export", value)
+
+
+_FOLDERS = {
+    ExportFormat.COLMAP: "colmap",
+    ExportFormat.NERFSTUDIO: "nerfstudio",
+    ExportFormat.REALITYSCAN: "realityscan",
+    ExportFormat.PNG16: "depth_png16",
+    ExportFormat.EXR: "depth_exr",
+}
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,13 @@ import numpy as np
 import torch
 
 from mast3r_sfm._version import __version__
+from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.cameras import verdict_entry
 from mast3r_sfm.export.folders import explained_writing
 from mast3r_sfm.export.formats import exporter_of
+from mast3r_sfm.export.georeference import georeference_of
 from mast3r_sfm.export.glb import SceneStatistics
-from mast3r_sfm.export.result import STORE, ResultPart, stored_threshold, write_result
+from mast3r_sfm.export.result import STORE, ResultPart, scene_folder, stored_threshold, write_result
 from mast3r_sfm.export.store import load_reconstruction
 from mast3r_sfm.options import ExportFormat, PhotoOptions, ReconstructionOptions, SceneOptions
 from mast3r_sfm.types import ModelDescription, PairSummary, ReconstructedScene
@@ -63,6 +65,29 @@ class Reconstruction(ReconstructedScene):
         own = {one.name: getattr(scene, one.name) for one in dataclasses.fields(ReconstructedScene)}
         return cls(**own, default_min_conf_thr=stored_threshold(Path(folder)))
 
+    def georeferenced(self, scene: SceneOptions | None = None, seed: int = 0) -> Reconstruction:
+        """The same with its place on the earth by the photos' GPS positions; exports are in its metres then.
+
+        Further scenes are placed as well (`with_others_georeferenced`). Raises InputError if fewer than three photos
+        have a position, or if they do not settle the place.
+        """
+        place = georeference_of(self, self._with_threshold(scene), seed)
+        return dataclasses.replace(self.with_others_georeferenced(scene, seed), georeference=place)
+
+    def with_others_georeferenced(self, scene: SceneOptions | None = None, seed: int = 0) -> Reconstruction:
+        """The same with the further scenes placed, each by the GPS positions of its own photos.
+
+        One whose photos do not settle its place stays without, with a warning.
+        """
+        others = []
+        for number, other in enumerate(self.others, start=1):
+            try:
+                others.append(other.georeferenced(scene, seed))
+            except InputError as error:
+                logger.warning("%s has no place on the earth: %s", scene_folder(number), error)
+                others.append(other)
+        return dataclasses.replace(self, others=tuple(others))
+
     def save(
         self,
         output: str | Path,
@@ -96,10 +121,10 @@ class Reconstruction(ReconstructedScene):
     def export(
         self, kind: str, path: str | Path, scene: SceneOptions | None = None, photos: PhotoOptions | None = None
     ) -> None:
-        """Writes one format (see `export.formats`) to `path`: "glb", "cameras", "depth", "matches", "colmap", "report".
+        """Writes one format (see `export.formats`) to `path`: "glb", "cameras", "colmap", "nerfstudio", "report", ...
 
         scene   what goes into a GLB file
-        photos  how photos are written beside the cameras of "colmap"
+        photos  how photos are written beside the cameras of "colmap", "nerfstudio" and "realityscan"
 
         Raises InputError for a format that is not known, for a scene that would be empty, and for photos that are gone.
         """

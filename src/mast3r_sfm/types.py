@@ -7,7 +7,7 @@ and maps are indexed [y, x]. Lengths are in scene units (metres, approximately, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -118,6 +118,31 @@ class GpsFix:
     longitude_deg: float
     altitude_m: float | None = None
     horizontal_error_m: float | None = None
+
+
+@dataclass(frozen=True)
+class Georeference:
+    """Where the scene lies on the earth, by the GPS fixes of its photos.
+
+    latitude_deg, longitude_deg, altitude_m   the origin (WGS 84), metres above what the fixes count from; 0 without any
+                     altitude
+    enu_from_world   (4, 4) float64, a similarity: metres east, north and up of the origin from scene units
+    residuals_m      (n, 3) float64 east, north, up of every view's camera minus its fix; nan without a fix, up also
+                     without an altitude
+    inliers          (n,) bool, the fixes that agree with the similarity
+    """
+
+    latitude_deg: float
+    longitude_deg: float
+    altitude_m: float
+    enu_from_world: np.ndarray
+    residuals_m: np.ndarray
+    inliers: np.ndarray
+
+    @property
+    def scale(self) -> float:
+        """Metres per unit of the scene."""
+        return float(np.cbrt(np.linalg.det(self.enu_from_world[:3, :3])))
 
 
 def network_input(rgb: torch.Tensor) -> torch.Tensor:
@@ -281,6 +306,7 @@ class ReconstructedView:
     focal_std_px, position_std
                     standard deviations by the covariance of that adjustment: of the focal length in pixels of the
                     original photo, of the camera's centre in scene units; nan where unknown (see `Refinement`)
+    gps             where EXIF says that the photo was taken, None if it does not
     frame           the clip that the photo is a frame of, None for a photo
     sample_bits     bits that the samples of a 16-bit file fill; 16 for all other files
     """
@@ -305,6 +331,7 @@ class ReconstructedView:
     focal_std_px: float = float("nan")
     position_std: float = float("nan")
     apart_error_px: float = float("nan")
+    gps: GpsFix | None = None
     num_confirmed: int = 0
     num_explained: int = 0
     frame: Frame | None = None
@@ -440,6 +467,7 @@ class ReconstructedScene:
     tracks   of local features; None if the cameras were not refined
     groups   indices of the images that connect, the largest group first, which is the registered one; may be empty
     verdict  None if it was not judged
+    georeference   None unless it was asked for
     """
 
     views: tuple[ReconstructedView, ...]
@@ -447,6 +475,7 @@ class ReconstructedScene:
     tracks: Tracks | None = None
     groups: tuple[tuple[int, ...], ...] = ()
     verdict: SceneVerdict | None = None
+    georeference: Georeference | None = field(default=None, kw_only=True)
 
     def group_of(self, index: int) -> int | None:
         """The number of the group of a view, 0 for the registered one; None if groups are not known."""

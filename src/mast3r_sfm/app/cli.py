@@ -177,7 +177,8 @@ def cli() -> None:
 @option(SceneOptions, "up")
 @option(SceneOptions, "texture_size", metavar="PIXELS")
 @option(SceneOptions, "compress")
-@option(ReconstructRequest, "exports", "--export", "exports")
+@option(ReconstructRequest, "exports", "--export", "exports", metavar="LIST")
+@option(ReconstructRequest, "georeference")
 @photo_options
 @option(ReconstructRequest, "report")
 @option(ReconstructionOptions, "batch_size", metavar="N")
@@ -219,6 +220,7 @@ def reconstruct(**flags: Any) -> int:
         scene=SceneOptions(**{name: flags[name] for name in SCENE_FLAGS}),
         exports=_exports(flags),
         photos=_photos(flags),
+        georeference=flags["georeference"],
         report=flags["report"],
         display=_display(flags),
         flags={name: value for name, value in flags.items() if name not in ("inputs", "output")},
@@ -267,7 +269,8 @@ OF_THE_RUN = {"default": None, "show_default": False}
 @option(SceneOptions, "up", help="[default: that of the run]", **OF_THE_RUN)
 @option(SceneOptions, "texture_size", metavar="PIXELS", help="[default: that of the run]", **OF_THE_RUN)
 @option(SceneOptions, "compress", help="[default: that of the run]", **OF_THE_RUN)
-@option(ExportRequest, "exports", "--export", "exports")
+@option(ExportRequest, "exports", "--export", "exports", metavar="LIST")
+@option(ExportRequest, "georeference")
 @photo_options
 @display_options
 def export(folder: Path, **flags: Any) -> None:
@@ -275,7 +278,9 @@ def export(folder: Path, **flags: Any) -> None:
     from mast3r_sfm.app import commands
 
     changes = {name: flags[name] for name in SCENE_FLAGS if flags[name] is not None}
-    commands.export(ExportRequest(folder, changes, _exports(flags), _photos(flags), _display(flags)))
+    commands.export(
+        ExportRequest(folder, changes, _exports(flags), _photos(flags), flags["georeference"], _display(flags))
+    )
 
 
 @cli.command()
@@ -386,7 +391,7 @@ def _refinement(flags: dict[str, Any]) -> RefinementOptions | None:
 
 
 def _exports(flags: dict[str, Any]) -> tuple[ExportFormat, ...]:
-    return tuple(dict.fromkeys(ExportFormat(value) for value in flags["exports"]))
+    return tuple(ExportFormat(value) for value in flags["exports"])
 
 
 def _photos(flags: dict[str, Any]) -> PhotoOptions:

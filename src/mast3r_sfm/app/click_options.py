@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import typing
 from collections.abc import Callable
 from enum import StrEnum
@@ -28,6 +29,19 @@ class _Parsed(click.ParamType):
         return self.kind.parse(value)
 
 
+class _ListOf(click.Choice):
+    """Some of the choices, separated by commas, as a tuple."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(super(_ListOf, self).convert(part.strip(), param, ctx) for part in parts)
+
+
+def _joined(ctx: click.Context, param: click.Parameter, value: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+    """All of an option that was given several times, each once."""
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(value)))
+
+
 def option(owner: type, name: str, *flags: str, **changes: Any) -> Callable[[Command], Command]:
     """The field `name` of `owner` as an option; `changes` replace what click would be told.
 
@@ -46,7 +60,7 @@ def option(owner: type, name: str, *flags: str, **changes: Any) -> Callable[[Com
         settings |= {"type": _Parsed(kind, metavar), "metavar": metavar, "default": str(one.default)}
     elif typing.get_origin(kind) is tuple:
         (item, _) = typing.get_args(kind)  # tuple[Format, ...]
-        settings |= {"type": click.Choice([str(value) for value in item]), "multiple": True}
+        settings |= {"type": _ListOf([str(value) for value in item]), "multiple": True, "callback": _joined}
     elif issubclass(kind, StrEnum):
         settings |= {"type": click.Choice([str(value) for value in kind]), "default": str(one.default)}
     elif kind is Path:

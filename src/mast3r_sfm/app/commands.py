@@ -32,19 +32,22 @@ from mast3r_sfm.evaluation import Evaluation, evaluate_views, read_true_depth, r
 from mast3r_sfm.export.compression import check_compression
 from mast3r_sfm.export.files import write_json
 from mast3r_sfm.export.folders import explained_writing, scratch_folder
+from mast3r_sfm.export.formats import check_extras
+from mast3r_sfm.export.georeference import check_fixes, check_georeference
 from mast3r_sfm.export.glb import SceneStatistics
 from mast3r_sfm.export.match_result import write_match_result
 from mast3r_sfm.export.result import (
     STORE,
     check_output,
     expected_bytes,
+    georeference_result,
     read_run,
     read_scene_options,
     rewrite_scene,
+    scene_folder,
     write_exports,
 )
 from mast3r_sfm.export.store import load_reconstruction
-from mast3r_sfm.export.usdz import check_usd
 from mast3r_sfm.images.finding import find_footage, find_images, is_clip
 from mast3r_sfm.model.checkpoint import Model, load_model
 from mast3r_sfm.options import DEFAULT_MODEL, Engine, ExportFormat, SceneOptions
@@ -52,7 +55,7 @@ from mast3r_sfm.pipeline import load_images, match_images, plan_pairs, read_clip
 from mast3r_sfm.pipeline import reconstruct as run_pipeline
 from mast3r_sfm.reconstruction import Reconstruction, plain, versions
 from mast3r_sfm.text import byte_count, counted
-from mast3r_sfm.types import View
+from mast3r_sfm.types import Georeference, View
 
 _OVERLAPPING = 10  # images that one shows the same part of a scene with, at a guess
 
@@ -61,12 +64,14 @@ def reconstruct(request: ReconstructRequest) -> bool:
     """The `reconstruct` command. Returns whether some images could not be registered."""
     quiet = request.display.quiet
     start = time.perf_counter()
+    misplaced: InputError | None = None
     with logging_to_console(request.display.debug) as log, contextlib.ExitStack() as work:
         output = _free_output(request.inputs) if request.output is None else request.output
         check_output(output, request.overwrite)
         check_compression(request.scene.compress)  # what is missing should be told before the work, not after it
-        if ExportFormat.USDZ in request.exports:
-            check_usd()
+        check_extras(request.exports)
+        if request.georeference:
+            check_georeference()
         paths = find_footage(request.inputs, request.footage.recursive)
         if any(map(is_clip, paths)):
             frames = work.enter_context(scratch_folder(output, "frames"))
@@ -78,6 +83,8 @@ def reconstruct(request: ReconstructRequest) -> bool:
             result = _reconstruct_upstream(paths, pairs, request)
         else:
             result = _reconstruct_native(paths, pairs, request, output)
+        if request.georeference:
+            result, misplaced = _placed(result, request)
         writing = time.perf_counter()
         seconds = {"Set up and read images": writing - start - sum(result.seconds.values()), **result.seconds}
         statistics = result.save(
@@ -98,7 +105,21 @@ def reconstruct(request: ReconstructRequest) -> bool:
         )
         seconds["Write files"] = time.perf_counter() - writing
         show_table(_summary(result, statistics, seconds, output), quiet)
+        for number, one in enumerate((result, *result.others)):
+            if one.georeference is not None:
+                heading = {"Place of": scene_folder(number)} if number else {}
+                show_table(heading | _residual_rows(one.georeference, [view.file for view in one.views]), quiet)
+        if misplaced is not None:
+            raise InputError(f"{misplaced}. Everything but the georeference is in {output}") from misplaced
     return len(result.registered) < len(result.views)
+
+
+def _placed(result: Reconstruction, request: ReconstructRequest) -> tuple[Reconstruction, InputError | None]:
+    """The georeferenced result; or what speaks against it, and the result as it was, which is not lost for that."""
+    try:
+        return result.georeferenced(request.scene, request.options.seed), None
+    except InputError as error:
+        return result.with_others_georeferenced(request.scene, request.options.seed), error
 
 
 def match(request: MatchRequest) -> None:
@@ -136,7 +157,12 @@ def match(request: MatchRequest) -> None:
 def export(request: ExportRequest) -> None:
     """The `export` command."""
     with logging_to_console(request.display.debug):
-        if request.changes or not request.exports:
+        check_extras(request.exports)
+        if request.georeference:
+            place = georeference_result(request.folder)
+            files = [view.file for view in Reconstruction.load(request.folder).views]
+            show_table(_residual_rows(place, files), request.display.quiet)
+        if request.changes or not (request.exports or request.georeference):
             scene = dataclasses.replace(read_scene_options(request.folder), **request.changes)
             statistics = rewrite_scene(request.folder, scene)
             say(_scene_line(statistics, scene), request.display.quiet)
@@ -173,6 +199,24 @@ def evaluate(request: EvaluateRequest) -> None:
             with explained_writing(request.json_file):
                 write_json(request.json_file, dataclasses.asdict(found))
         show_table(_evaluation_rows(found), request.display.quiet)
+
+
+def _residual_rows(place: Georeference, files: Sequence[str]) -> dict[str, str]:
+    """What is shown of a georeference: its origin, and how far every camera is off its GPS position."""
+    found = place.residuals_m[place.inliers]
+    rows = {
+        "Origin": f"{place.latitude_deg:.7f} {place.longitude_deg:.7f}, {place.altitude_m:.1f} m",
+        "Scale": f"{place.scale:.4f} metres per unit of the scene",
+        "GPS positions": f"{len(found)} of {int(np.isfinite(place.residuals_m[:, 0]).sum())} agree, root mean square "
+        f"{np.sqrt(np.nanmean(found[:, :2] ** 2) * 2):.2f} m horizontally",
+    }
+    names = [Path(file).name for file in files]
+    labels = files if len(set(names)) < len(names) else names
+    for label, off, agrees in zip(labels, place.residuals_m, place.inliers, strict=True):
+        if np.isfinite(off[0]):
+            up = "" if np.isnan(off[2]) else f", up {off[2]:+.2f}"
+            rows[label] = f"east {off[0]:+.2f}, north {off[1]:+.2f}{up} m" + ("" if agrees else " (does not agree)")
+    return rows
 
 
 def _evaluation_rows(found: Evaluation) -> dict[str, str]:
@@ -225,6 +269,8 @@ def _reconstruct_native(
     model = _load_model(request.model, quiet)
     with ProgressDisplay(quiet) as display:
         views = load_images(paths, model, request.model.image_size, display)
+        if request.georeference:
+            check_fixes([view.gps for view in views], [str(view.path) for view in views])
         overlapping = _OVERLAPPING * len(views)
         num_pairs = overlapping if pairs is None else len(pairs)
         subsample = request.options.alignment.subsample

@@ -73,9 +73,12 @@ class ReconstructRequest:
     options: ReconstructionOptions = field(default_factory=ReconstructionOptions)
     scene: SceneOptions = field(default_factory=SceneOptions)
     exports: tuple[ExportFormat, ...] = choice(
-        (), "Also write this format, into OUTPUT/colmap, scene.* or report.html; may be given several times."
+        (), f"Also write these formats, separated by commas, into OUTPUT: {', '.join(ExportFormat)}."
     )
     photos: PhotoOptions = field(default_factory=PhotoOptions)
+    georeference: bool = choice(
+        False, "Place the scene on the earth by the photos' GPS positions; exports are in metres east, north and up."
+    )
     report: bool = choice(True, "Write report.html, the result in one file for a browser.")
     display: Display = field(default_factory=Display)
     flags: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -105,10 +108,12 @@ class ExportRequest:
     folder: Path
     changes: Mapping[str, Any] = field(default_factory=dict)
     exports: tuple[ExportFormat, ...] = choice(
-        (),
-        "Write this format, into OUTDIR/colmap, scene.* or report.html, not scene.glb; may be given several times.",
+        (), f"Write these formats, separated by commas, into OUTDIR, not scene.glb: {', '.join(ExportFormat)}."
     )
     photos: PhotoOptions = field(default_factory=PhotoOptions)
+    georeference: bool = choice(
+        False, "Place the result on the earth by the photos' GPS positions; exports, also later ones, are in metres."
+    )
     display: Display = field(default_factory=Display)
 
 

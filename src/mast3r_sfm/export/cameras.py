@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,10 @@ CONVENTION = (
     "frame) say where it is from; null for photos. scene_glb is the frame of scene.glb, a rotation and a translation "
     "away, y up: X_gltf = gltf_from_world X_world, with homogeneous points. up_from says what told where up is: exif "
     "(gravity as the photos' EXIF has it), planes (level and upright planes, found around the cameras' common up), "
-    "cameras (their common up alone), first-camera (the first photo's top, as asked for)."
+    "cameras (their common up alone), first-camera (the first photo's top, as asked for). georeference, null unless "
+    "asked for, says where the scene lies on the earth, by the photos' GPS: X_enu = enu_from_world X_world in metres "
+    "east, north and up of the origin, altitudes as the photos state them; residuals_m are what each camera is off "
+    "its fix then. Exports other than scene.glb and scene.usdz are in these metres."
 )
 UNITS = "metres (approximate)"
 
@@ -52,6 +56,7 @@ def cameras_document(reconstruction: ReconstructedScene, frame: SceneFrame | Non
         "convention": CONVENTION,
         "units": UNITS,
         "scene_glb": None if frame is None else _frame_entry(frame),
+        "georeference": _georeference_entry(reconstruction, frame),
         "images": [
             _image_entry(view, found.get(view.index))
             | {"verdict": None if own is None else verdict_entry(own)}
@@ -88,6 +93,31 @@ def _frame_entry(frame: SceneFrame) -> dict[str, Any]:
     }
 
 
+def _georeference_entry(reconstruction: ReconstructedScene, frame: SceneFrame | None) -> dict[str, Any] | None:
+    place = reconstruction.georeference
+    if place is None:
+        return None
+    residuals = [
+        {"file": view.file_in_result, "east_north_up": place.residuals_m[k], "inlier": bool(place.inliers[k])}
+        for k, view in enumerate(reconstruction.views)
+        if np.isfinite(place.residuals_m[k]).any()
+    ]
+    from_gltf = None if frame is None else place.enu_from_world @ np.linalg.inv(frame.gltf_from_world)
+    return {
+        "crs": "metres east, north and up of the origin, WGS 84",
+        "origin": {
+            "latitude_deg": place.latitude_deg,
+            "longitude_deg": place.longitude_deg,
+            "altitude_m": place.altitude_m,
+        },
+        "metres_per_unit": place.scale,
+        "enu_from_world": place.enu_from_world,
+        "enu_from_gltf": from_gltf,
+        "inliers": int(place.inliers.sum()),
+        "residuals_m": residuals,
+    }
+
+
 def _image_entry(view: ReconstructedView, doubt: str | None) -> dict[str, Any]:
     return {
         "index": view.index,
@@ -110,6 +140,7 @@ def _image_entry(view: ReconstructedView, doubt: str | None) -> dict[str, Any]:
         "track_error_px": view.track_error_px,
         "focal_std_px": view.focal_std_px,
         "position_std": view.position_std,
+        "gps": None if view.gps is None else dataclasses.asdict(view.gps),
         "num_confirmed_features": view.num_confirmed,
         "num_explained_features": view.num_explained,
         "doubt": doubt,

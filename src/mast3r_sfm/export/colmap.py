@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mast3r_sfm.errors import InputError
-from mast3r_sfm.export.folders import DESKTOP_LITTER, is_mount_point, replaced_folder
+from mast3r_sfm.export.folders import check_replaceable, replaced_folder
 from mast3r_sfm.export.optics import PictureCamera, map_pixels
-from mast3r_sfm.export.photos import WrittenPhoto, write_photos
+from mast3r_sfm.export.photos import WrittenPhoto, write_scene_photos
 from mast3r_sfm.options import PhotoOptions
-from mast3r_sfm.text import unique_stems
 from mast3r_sfm.types import ReconstructedScene, ReconstructedView, Tracks
 
 if TYPE_CHECKING:  # the library loads for an export only
@@ -32,7 +31,7 @@ if TYPE_CHECKING:  # the library loads for an export only
 logger = logging.getLogger(__name__)
 
 IMAGES, MASKS, MODEL = "images", "masks", "sparse/0"
-_OWN_ENTRY = re.compile(rf"({IMAGES}|{MASKS})(/[^/]+)?|sparse|{MODEL}(/(cameras|images|points3D|rigs|frames)\.bin)?")
+OWN_ENTRY = re.compile(rf"({IMAGES}|{MASKS})(/[^/]+)?|sparse|{MODEL}(/(cameras|images|points3D|rigs|frames)\.bin)?")
 _CORNER = 0.5  # COLMAP's pixels minus ours
 _MIN_OBSERVATIONS = 2
 
@@ -48,12 +47,9 @@ def write_colmap(scene: ReconstructedScene, folder: Path, options: PhotoOptions)
     views = scene.registered
     if not views:
         raise InputError("No image is registered: there is no COLMAP model to write")
-    stems = dict(
-        zip((view.index for view in scene.views), unique_stems([view.file for view in scene.views]), strict=True)
-    )
     folder = folder.resolve()
-    with replaced_folder(folder, lambda: check_replaceable(folder)) as staging:
-        photos = write_photos(views, [stems[view.index] for view in views], staging / IMAGES, staging / MASKS, options)
+    with replaced_folder(folder, lambda: check_replaceable(folder, OWN_ENTRY)) as staging:
+        photos = write_scene_photos(scene, staging / IMAGES, staging / MASKS, options)
         model = colmap_model(views, photos, scene.tracks, options.undistort)
         (staging / MODEL).mkdir(parents=True)
         model.write(staging / MODEL)
@@ -101,27 +97,6 @@ def colmap_model(
             model.add_point3D(tracks.points[point], pycolmap.Track(elements), tracks.colours[point])
         model.update_point_3d_errors()
     return model
-
-
-def check_replaceable(folder: Path) -> None:
-    """Raises InputError if `folder` exists and holds anything that is not of an export to COLMAP."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise InputError(f"{folder} is a file: name a folder")
-    if is_mount_point(folder) or Path.cwd().is_relative_to(folder):
-        raise InputError(f"{folder} is a mount point or holds the current folder: name a folder in it")
-    if (foreign := foreign_entry(folder)) is not None:
-        raise InputError(
-            f"{folder} holds {foreign}, which is not of this export and would be deleted: move it elsewhere, or export "
-            "to another folder"
-        )
-
-
-def foreign_entry(folder: Path) -> str | None:
-    """The first entry below `folder` that `write_colmap` does not write, as a path relative to it; None without one."""
-    entries = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.name not in DESKTOP_LITTER)
-    return next((entry for entry in entries if not _OWN_ENTRY.fullmatch(entry)), None)
 
 
 def _observations(

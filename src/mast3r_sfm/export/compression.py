@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
-from mast3r_sfm.errors import InputError
+from mast3r_sfm.export.extras import require
 from mast3r_sfm.options import Compression
 
 _PACKAGE = {Compression.MESHOPT: "meshopt", Compression.DRACO: "DracoPy"}
@@ -29,10 +28,8 @@ _DRACO_LEVEL = 7  # of 10; higher ones are slower and hardly smaller
 
 def check_compression(compress: Compression) -> None:
     """Raises InputError that says how to install the library, if it is not there."""
-    if (package := _PACKAGE.get(compress)) is not None and find_spec(package) is None:
-        raise InputError(
-            f"`compress={compress}` needs the package {package}: pip install 'mast3r-sfm[{compress}]' (or {package})"
-        )
+    if (package := _PACKAGE.get(compress)) is not None:
+        require(f"compress={compress}", package, package, str(compress))
 
 
 def _library(compress: Compression) -> Any:

@@ -33,6 +33,30 @@ def replaced_folder(output: Path, check: Callable[[], None]) -> Iterator[Path]:
         _move_into_place(staging, output, check)
 
 
+def check_replaceable(folder: Path, own: re.Pattern[str]) -> None:
+    """Raises InputError if `folder` exists and holds anything that an export of several files does not write.
+
+    own  matches the paths, relative to the folder, that the export writes
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file: name a folder")
+    if is_mount_point(folder) or Path.cwd().is_relative_to(folder):
+        raise InputError(f"{folder} is a mount point or holds the current folder: name a folder in it")
+    if (foreign := foreign_entry(folder, own)) is not None:
+        raise InputError(
+            f"{folder} holds {foreign}, which is not of this export and would be deleted: move it elsewhere, or export "
+            "to another folder"
+        )
+
+
+def foreign_entry(folder: Path, own: re.Pattern[str]) -> str | None:
+    """The first entry below `folder` that `own` does not match, as a path relative to it; None without one."""
+    entries = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.name not in DESKTOP_LITTER)
+    return next((entry for entry in entries if not own.fullmatch(entry)), None)
+
+
 @contextlib.contextmanager
 def scratch_folder(output: Path, role: str) -> Iterator[Path]:
     """A hidden folder beside `output`, on the same disk, that is gone afterwards, whatever happens."""

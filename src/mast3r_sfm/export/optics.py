@@ -99,9 +99,20 @@ def map_pixels(xy: np.ndarray, source: PictureCamera, target: PictureCamera) -> 
     return seen * target.focal_xy + target.centre
 
 
+def original_pixels(xy: np.ndarray, view: ReconstructedView, camera: PictureCamera) -> np.ndarray:
+    """Where the photo of the view shows what `camera`, of that photo straightened or reduced, shows at (..., 2)."""
+    photo = PictureCamera.of_photo(view)
+    rays = (xy - camera.centre) / camera.focal_xy
+    if camera.distortion != photo.distortion:
+        assert not camera.distortion
+        rays = distort(rays, photo.distortion)
+    return rays * photo.focal_xy + photo.centre
+
+
 def straightened_picture(rgb: np.ndarray, camera: PictureCamera, straight: PictureCamera) -> np.ndarray:
-    """The picture (H, W[, 3]) uint8 of `camera` as `straight`, that camera without distortion, shows it."""
-    if not camera.distortion:
+    """The picture (H, W[, 3]) uint8 of `camera` as `straight`, that camera without distortion, shows it; or as it
+    is, if the two have the same distortion."""
+    if camera.distortion == straight.distortion:
         return rgb
     import cv2
 

@@ -19,6 +19,7 @@ from mast3r_sfm.options import SceneOptions, Up
 from mast3r_sfm.types import ReconstructedScene, ReconstructedView
 
 _GLTF_FROM_OPENCV = np.diag([-1.0, -1.0, 1.0])  # half a turn about z: x left, y up, still looking along +z
+_Z_UP_FROM_GLTF = np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
 _FIRST_CAMERAS = 3
 _ROLL_DEG, _PITCH_DEG = 3.0, 20.0
 """How far people turn a camera about its line of sight and tilt it: standard deviations, at a guess."""
@@ -66,6 +67,16 @@ class SceneFrame:
 def frame_of_scene(scene: ReconstructedScene, options: SceneOptions) -> SceneFrame | None:
     """The frame of the file that `options` ask for; None if no view is registered."""
     return scene_frame(placed_views(scene.registered, options), options.up) if scene.registered else None
+
+
+def z_up_from_world(scene: ReconstructedScene, options: SceneOptions) -> np.ndarray:
+    """(4, 4) from the world to a frame with z up: that of the scene file turned, x to the right of who looks along y.
+
+    A georeferenced scene in metres has z up already, and stays as it is. At least one view is registered.
+    """
+    if scene.georeference is not None:
+        return np.eye(4)
+    return _Z_UP_FROM_GLTF @ scene_frame(placed_views(scene.registered, options), options.up).gltf_from_world
 
 
 def scene_frame(placed: Sequence[PlacedView], up: Up) -> SceneFrame:

@@ -22,7 +22,8 @@ from mast3r_sfm.export.optics import (
 )
 from mast3r_sfm.images.decoding import DecodedImage, decode_image, plain_file, quiet_pillow
 from mast3r_sfm.options import PhotoOptions
-from mast3r_sfm.types import ReconstructedView
+from mast3r_sfm.text import unique_stems
+from mast3r_sfm.types import ReconstructedScene, ReconstructedView
 
 _LOSSLESS = (".png", ".tif", ".tiff", ".bmp")
 _QUALITY = 95
@@ -38,6 +39,15 @@ class WrittenPhoto:
 
     name: str
     camera: PictureCamera
+
+
+def write_scene_photos(
+    scene: ReconstructedScene, folder: Path, masks: Path, options: PhotoOptions
+) -> list[WrittenPhoto]:
+    """Writes the photos of the registered views, in their order, as `write_photos` does."""
+    stems = unique_stems([view.file for view in scene.views])
+    own = [stem for view, stem in zip(scene.views, stems, strict=True) if view.registered]
+    return write_photos(scene.registered, own, folder, masks, options)
 
 
 def write_photos(

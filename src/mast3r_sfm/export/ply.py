@@ -1,23 +1,18 @@
-"""The points of the scene as one binary PLY file, in the frame of `cameras.json`."""
+"""Points of the scene as one binary PLY file."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from mast3r_sfm._version import __version__
-from mast3r_sfm.errors import EmptySceneError
-from mast3r_sfm.export.surface import chosen_pixels, placed_views
+from mast3r_sfm.export.points import scene_points
 from mast3r_sfm.options import SceneOptions
 from mast3r_sfm.types import ReconstructedScene
 
-_POINT = np.dtype(
-    [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")]
-    + [(name, "u1") for name in ("red", "green", "blue")]
-    + [("confidence", "<f4")]
-)
-_NAMES = _POINT.names or ()
+_XYZ, _NORMAL, _RGB = ("x", "y", "z"), ("nx", "ny", "nz"), ("red", "green", "blue")
 _TYPE_NAMES = {"f": "float", "u": "uchar"}
 
 
@@ -29,23 +24,29 @@ def write_ply(scene: ReconstructedScene, path: Path, options: SceneOptions) -> N
 
     Raises EmptySceneError (an InputError) if no point is left; nothing is written then.
     """
-    placed = placed_views(scene.registered, options)
-    if not any(one.kept.any() for one in placed):
-        raise EmptySceneError(f"`min_conf_thr={options.threshold:g}` keeps no point", None)
-    parts = []
-    for one, pixels in zip(placed, chosen_pixels(placed, options.max_points), strict=True):
-        part = np.zeros(len(pixels), dtype=_POINT)
-        values = [
-            *one.points.reshape(-1, 3)[pixels].T,
-            *np.nan_to_num(one.normals.reshape(-1, 3)[pixels]).T,
-            *one.view.rgb.reshape(-1, 3)[pixels].T,
-            one.view.conf.reshape(-1)[pixels],
-        ]
-        for name, column in zip(_NAMES, values, strict=True):
-            part[name] = column
-        parts.append(part)
-    points = np.concatenate(parts)
-    properties = [f"property {_TYPE_NAMES[_POINT[name].kind]} {name}" for name in _NAMES]
-    header = ["ply", "format binary_little_endian 1.0", f"comment mast3r-sfm {__version__}, frame of cameras.json"]
-    header += [f"element vertex {len(points)}", *properties, "end_header"]
-    path.write_bytes("\n".join(header).encode("ascii") + b"\n" + points.tobytes())
+    points = scene_points(scene, options)
+    columns = {
+        **dict(zip(_XYZ, points.xyz.T, strict=True)),
+        **dict(zip(_NORMAL, points.normals.T, strict=True)),
+        **dict(zip(_RGB, points.rgb.T, strict=True)),
+        "confidence": points.confidence,
+    }
+    write_vertices(path, columns, "frame of cameras.json" if scene.georeference is None else "metres east, north, up")
+
+
+def write_coloured_points(path: Path, xyz: np.ndarray, rgb: np.ndarray, frame: str) -> None:
+    """Writes points (N, 3) with colours (N, 3) uint8 and nothing else, which every reader knows."""
+    columns = {**dict(zip(_XYZ, xyz.T, strict=True)), **dict(zip(_RGB, rgb.T, strict=True))}
+    write_vertices(path, columns, frame)
+
+
+def write_vertices(path: Path, columns: Mapping[str, np.ndarray], frame: str) -> None:
+    """Writes properties (N,) by name, those of uint8 as bytes and all others as float32; `frame` is a comment."""
+    kinds = {name: "u1" if values.dtype == np.uint8 else "<f4" for name, values in columns.items()}
+    table = np.zeros(len(next(iter(columns.values()))), dtype=list(kinds.items()))
+    for name, values in columns.items():
+        table[name] = values
+    properties = [f"property {_TYPE_NAMES[table.dtype[name].kind]} {name}" for name in columns]
+    header = ["ply", "format binary_little_endian 1.0", f"comment mast3r-sfm {__version__}, {frame}"]
+    header += [f"element vertex {len(table)}", *properties, "end_header"]
+    path.write_bytes("\n".join(header).encode("ascii") + b"\n" + table.tobytes())

@@ -19,25 +19,32 @@ from typing import Any
 
 from mast3r_sfm.errors import EmptySceneError, InputError
 from mast3r_sfm.export.cameras import write_cameras
-from mast3r_sfm.export.colmap import foreign_entry
 from mast3r_sfm.export.depth import write_depth_maps
 from mast3r_sfm.export.files import write_json
-from mast3r_sfm.export.folders import DESKTOP_LITTER, explained_writing, is_mount_point, replaced_folder, sibling
-from mast3r_sfm.export.formats import exporter_of
+from mast3r_sfm.export.folders import (
+    DESKTOP_LITTER,
+    explained_writing,
+    foreign_entry,
+    is_mount_point,
+    replaced_folder,
+    sibling,
+)
+from mast3r_sfm.export.formats import OWN_ENTRIES, exporter_of
+from mast3r_sfm.export.georeference import georeference_of
 from mast3r_sfm.export.glb import SceneStatistics, write_glb
 from mast3r_sfm.export.matches import write_matches
 from mast3r_sfm.export.report import MAX_BYTES, write_report
 from mast3r_sfm.export.store import load_reconstruction, save_reconstruction
 from mast3r_sfm.options import ExportFormat, PhotoOptions, SceneOptions
-from mast3r_sfm.types import FRAMES, ReconstructedScene
+from mast3r_sfm.types import FRAMES, Georeference, ReconstructedScene
 
 logger = logging.getLogger(__name__)
 
 SCENE, STORE, RUN, CAMERAS = "scene.glb", "reconstruction.npz", "run.json", "cameras.json"
 _TOOL = "mast3r-sfm"
 _OWN_ENTRY = re.compile(
-    r"scene\.(glb|ply|usdz)|report\.html|reconstruction\.npz|run\.json|cameras\.json|matches\.(npz|png)|(depth|confidence)_\d{3,}\.(npy|png)"
-    r"|colmap|frames|scene_\d+"
+    r"reconstruction\.npz|run\.json|cameras\.json|matches\.(npz|png)|(depth|confidence)_\d{3,}\.(npy|png)|scene\.glb|"
+    r"frames|scene_\d+|" + "|".join(re.escape(kind.entry) for kind in ExportFormat)
 )
 
 _FRAME = re.compile(r".*_\d{6,}\.jpg|\.DS_Store|Thumbs\.db|desktop\.ini")
@@ -259,6 +266,30 @@ def write_exports(output: Path, exports: Sequence[ExportFormat], photos: PhotoOp
             exporter_of(kind)(reconstruction, output / kind.entry, options, photos, run)
 
 
+def georeference_result(output: Path, seed: int = 0) -> Georeference:
+    """Georeferences an existing result: writes its `reconstruction.npz` and `cameras.json` anew.
+
+    Raises InputError if `output` is not a result or cannot be written to, and as `georeference_of` does; it stays as it
+    was then.
+    """
+    output = output.resolve()
+    options = read_scene_options(output)
+    scene = load_reconstruction(output / STORE)
+    place = georeference_of(scene, options, seed)
+    placed = dataclasses.replace(scene, georeference=place)
+    new = {name: sibling(output / name, "new") for name in (STORE, CAMERAS)}
+    with explained_writing(output):
+        try:
+            save_reconstruction(placed, new[STORE])
+            write_cameras(placed, new[CAMERAS], options)
+            for name, path in new.items():
+                path.replace(output / name)
+        finally:
+            for path in new.values():
+                path.unlink(missing_ok=True)
+    return place
+
+
 def _scene_section(options: SceneOptions, statistics: SceneStatistics) -> dict[str, Any]:
     return {**dataclasses.asdict(options), **dataclasses.asdict(statistics), "share_kept": statistics.share_kept}
 
@@ -314,11 +345,12 @@ def _foreign_entry(result: Path, entries: Collection[str]) -> str | None:
     entries  names in the folder that are looked at
     """
     foreign = sorted(name for name in entries if not _OWN_ENTRY.fullmatch(name))
-    if ExportFormat.COLMAP in entries and (below := foreign_entry(result / ExportFormat.COLMAP)) is not None:
-        foreign.append(f"{ExportFormat.COLMAP}/{below}")
+    for kind, own in OWN_ENTRIES.items():
+        if kind.entry in entries and (below := foreign_entry(result / kind.entry, own)) is not None:
+            foreign.append(f"{kind.entry}/{below}")
     foreign += [f"{FRAMES}/{path.name}" for path in (result / FRAMES).glob("*") if not _FRAME.fullmatch(path.name)]
     for scene in sorted(result.glob(scene_folder("*"))):
-        own = {entry.name for entry in scene.iterdir()} - DESKTOP_LITTER
-        if (below := _foreign_entry(scene, own)) is not None:
+        inside = {entry.name for entry in scene.iterdir()} - DESKTOP_LITTER
+        if (below := _foreign_entry(scene, inside)) is not None:
             foreign.append(f"{scene.name}/{below}")
     return foreign[0] if foreign else None

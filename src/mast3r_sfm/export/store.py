@@ -16,6 +16,8 @@ from mast3r_sfm.export.files import write_npz
 from mast3r_sfm.export.matches import pack_matches, unpack_matches
 from mast3r_sfm.types import (
     Frame,
+    Georeference,
+    GpsFix,
     ImageTransform,
     Level,
     ReconstructedScene,
@@ -49,6 +51,7 @@ def save_reconstruction(reconstruction: ReconstructedScene, path: Path) -> None:
         "focal_std_px": np.array([view.focal_std_px for view in views], dtype=np.float64),
         "position_std": np.array([view.position_std for view in views], dtype=np.float64),
         "apart_error_px": np.array([view.apart_error_px for view in views], dtype=np.float64),
+        "gps": np.array([_packed_fix(view.gps) for view in views], dtype=np.float64).reshape(-1, 4),
         "num_confirmed": np.array([view.num_confirmed for view in views], dtype=np.int64),
         "num_explained": np.array([view.num_explained for view in views], dtype=np.int64),
         "clip": np.array([view.frame.clip if view.frame else "" for view in views], dtype=np.str_),
@@ -70,6 +73,13 @@ def save_reconstruction(reconstruction: ReconstructedScene, path: Path) -> None:
             arrays[f"mask_{number:03d}"] = view.mask
     if reconstruction.tracks is not None:
         arrays |= {f"track_{key}": getattr(reconstruction.tracks, key) for key in _TRACKS}
+    if (place := reconstruction.georeference) is not None:
+        arrays |= {
+            "georeference_origin": np.array([place.latitude_deg, place.longitude_deg, place.altitude_m]),
+            "georeference_enu_from_world": place.enu_from_world,
+            "georeference_residuals_m": place.residuals_m,
+            "georeference_inliers": place.inliers,
+        }
     write_npz(path, arrays)
 
 
@@ -91,17 +101,19 @@ def load_reconstruction(path: Path) -> ReconstructedScene:
             count = len(columns["index"])
             # earlier formats do not have all of them
             columns |= {key: file.get(key, np.full(count, usual)) for key, usual in _LATER_COLUMNS.items()}
+            columns["gps"] = file.get("gps", np.full((count, 4), np.nan))
             views = tuple(_view(file, columns, number, path.parent) for number in range(len(columns["index"])))
             groups = _groups(columns["index"], columns["group"])
             verdict = _verdict(str(file["verdict"])) if "verdict" in file else None
             tracks = Tracks(**{key: file[f"track_{key}"] for key in _TRACKS}) if "track_points" in file else None
+            place = _georeference(file) if "georeference_origin" in file else None
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: name the output folder of a finished reconstruction") from error
     except (OSError, EOFError, KeyError, IndexError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"{path} cannot be read ({type(error).__name__}: {error}): run the reconstruction again"
         ) from error
-    return ReconstructedScene(views, matches, tracks, groups, verdict)
+    return ReconstructedScene(views, matches, tracks, groups, verdict, georeference=place)
 
 
 _COLUMNS = (
@@ -156,6 +168,25 @@ def _verdict(text: str) -> SceneVerdict | None:
     return SceneVerdict(overall, tuple(views))
 
 
+def _packed_fix(fix: GpsFix | None) -> tuple[float, ...]:
+    """Four numbers, nan for what is not known."""
+    values = (
+        (None,) * 4 if fix is None else (fix.latitude_deg, fix.longitude_deg, fix.altitude_m, fix.horizontal_error_m)
+    )
+    return tuple(np.nan if value is None else value for value in values)
+
+
+def _fix(packed: np.ndarray) -> GpsFix | None:
+    latitude, longitude, altitude, error = (None if np.isnan(value) else float(value) for value in packed)
+    return None if latitude is None or longitude is None else GpsFix(latitude, longitude, altitude, error)
+
+
+def _georeference(file: Mapping[str, np.ndarray]) -> Georeference:
+    names = ("enu_from_world", "residuals_m", "inliers")
+    latitude, longitude, altitude = (float(value) for value in file["georeference_origin"])
+    return Georeference(latitude, longitude, altitude, **{name: file[f"georeference_{name}"] for name in names})
+
+
 def _cleaned(conf: np.ndarray, cleaned: np.ndarray) -> np.ndarray:
     return np.where(cleaned, np.float32(0), conf)
 
@@ -191,6 +222,7 @@ def _view(
         focal_std_px=float(columns["focal_std_px"][number]),
         position_std=float(columns["position_std"][number]),
         apart_error_px=float(columns["apart_error_px"][number]),
+        gps=_fix(columns["gps"][number]),
         num_confirmed=int(columns["num_confirmed"][number]),
         num_explained=int(columns["num_explained"][number]),
         frame=Frame(clip, float(columns["clip_time_s"][number])) if clip else None,

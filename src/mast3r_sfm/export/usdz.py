@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mast3r_sfm.errors import InputError
+from mast3r_sfm.export.extras import require
 from mast3r_sfm.export.meshes import scene_meshes
 from mast3r_sfm.export.orientation import SceneFrame, scene_frame
 from mast3r_sfm.export.surface import PhotoMesh, PlacedView, placed_views
@@ -19,18 +19,12 @@ from mast3r_sfm.options import SceneOptions
 from mast3r_sfm.types import ReconstructedScene
 
 
-def check_usd() -> None:
-    """Raises InputError that says how to install the library, if it is not there."""
-    if find_spec("pxr") is None:
-        raise InputError("`export=usdz` needs the package usd-core: pip install 'mast3r-sfm[usd]' (or usd-core)")
-
-
 def write_usdz(scene: ReconstructedScene, path: Path, options: SceneOptions) -> None:
     """Writes the meshes with their photos, in the frame of the scene file, in metres and with y up; no cameras.
 
     Raises InputError if the library is missing, or if there is no triangle.
     """
-    check_usd()
+    require("export=usdz", "pxr", "usd-core", "usd")
     from pxr import Sdf, Usd, UsdGeom
 
     placed = placed_views(scene.registered, options)

@@ -126,6 +126,7 @@ def to_reconstruction(scene: Any, views: Sequence[View], clean_depth: bool) -> R
                 median_reprojection_error_px=float("nan"),
                 num_matches=0,
                 mask=None if view.alpha is None else view.alpha >= 128,
+                gps=view.gps,
                 frame=view.frame,
                 sample_bits=view.sample_bits,
             )
