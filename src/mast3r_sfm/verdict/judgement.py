@@ -12,7 +12,7 @@ import numpy as np
 
 from mast3r_sfm.types import Level, PairSummary, SceneVerdict, Verdict
 from mast3r_sfm.verdict.evidence import PARTNER_MATCHES, PairEvidence, SceneEvidence, ViewEvidence
-from mast3r_sfm.verdict.rift import find_rift
+from mast3r_sfm.verdict.rift import cuts_of, find_bridge, find_rift
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Limits:
     rift_covisible, rift_apart_deg pairs that share fewer pixels, or look further apart, have no say about a rift
     rift_coverage                  sum of the covisible shares of pairs across that a rift needs
     min_rift_likeness              of `Rift`: pairs across agree less, and the two sets may be two places
+    bridge_pairs                   pairs that were looked at between two sets of photos which only one connects
     min_angle_deg, min_spread      of `SceneEvidence`: less, and the photos are from one place
     min_straight                   of `SceneEvidence`: less, and the cameras lie on a line
     max_doubtful                   share of the photos, below which a result is still good
@@ -51,6 +52,7 @@ class Limits:
     rift_apart_deg: float = 90.0
     rift_coverage: float = 0.3
     min_rift_likeness: float = 0.82
+    bridge_pairs: int = 3
     min_angle_deg: float = 2.0
     min_spread: float = 0.05
     min_straight: float = 0.01
@@ -188,15 +190,7 @@ def _judge_scene(
             f"{len(at_odds)} of {len(odd)} pairs of photos are at odds with the cameras, for example "
             f"{' and '.join(names[k] for k in _worst(at_odds))}: places may look alike"
         )
-    rift = find_rift(
-        evidence.pairs, limits.rift_covisible, limits.rift_apart_deg, limits.rift_coverage, limits.sure_features
-    )
-    if rift is not None and rift.likeness < limits.min_rift_likeness:
-        doubtful.append(
-            f"{_listed(names[k] for k in rift.side)} agree{'s' if len(rift.side) == 1 else ''} with the other photos "
-            f"only {100 * rift.likeness:.0f} % as well as photos do among themselves: these may be two places that look "
-            "alike, or much has changed"
-        )
+    doubtful += _cut_apart(evidence.pairs, names, limits)
     weak = {level: [k for k in registered if own[k].level is level] for level in (Level.DOUBTFUL, Level.POOR)}
     flawed = weak[Level.DOUBTFUL] + weak[Level.POOR]
     if len(flawed) > limits.max_doubtful * len(registered):
@@ -204,6 +198,26 @@ def _judge_scene(
         (poor if 2 * len(weak[Level.POOR]) > len(registered) else doubtful).append(text)
     level = Level.POOR if poor else Level.DOUBTFUL if doubtful else Level.GOOD
     return Verdict(level, (*poor, *doubtful))
+
+
+def _cut_apart(pairs: Sequence[PairEvidence], names: Sequence[str], limits: Limits) -> list[str]:
+    """Reasons to doubt that two sets of the photos belong together as they stand."""
+    cuts, reasons = cuts_of(pairs), []
+    rift = find_rift(
+        pairs, cuts, limits.rift_covisible, limits.rift_apart_deg, limits.rift_coverage, limits.sure_features
+    )
+    if rift is not None and rift.likeness < limits.min_rift_likeness:
+        reasons.append(
+            f"{_listed(names[k] for k in rift.side)} agree with the other photos only {100 * rift.likeness:.0f} % as "
+            "well as photos do within the two sets: these may be two places that look alike, or much has changed"
+        )
+    bridge = find_bridge(pairs, cuts, limits.bridge_pairs)
+    if bridge is not None:
+        reasons.append(
+            f"at most one pair of photos connects {_listed(names[k] for k in bridge.side)} with the others: add photos "
+            "between them"
+        )
+    return reasons
 
 
 def _worst(pairs: Sequence[PairEvidence]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The cut that divides the photos of a scene into two sets that agree least with each other.
+"""Cuts through a scene: two sets of its photos that agree little with each other, or that a single pair holds together.
 
 Two rooms with the same furniture connect as if they were one, and every photo agrees with those of its own room. What
 tells them apart is that pairs across agree less, for what they should share, than pairs within.
@@ -13,7 +13,19 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
-from mast3r_sfm.verdict.evidence import PairEvidence
+from mast3r_sfm.verdict.evidence import PARTNER_MATCHES, PairEvidence
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Two sets of views, of at least two each, that hang together by one link of the tree of the best confirmed pairs.
+
+    side    indices of the smaller set
+    across  (number of pairs,) bool: one view is of this set, the other is not
+    """
+
+    side: tuple[int, ...]
+    across: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -27,47 +39,62 @@ class Rift:
     likeness: float
 
 
-def find_rift(
-    pairs: Sequence[PairEvidence], min_covisible: float, max_apart_deg: float, least: float, sure_features: int
-) -> Rift | None:
-    """The least like of the cuts that take one link out of the tree of the best confirmed pairs; None without any.
-
-    min_covisible, max_apart_deg  pairs that share fewer of their pixels, or look further apart, say nothing
-    least                         sum of the covisible shares of the pairs across that a cut needs to be judged
-    sure_features                 a pair across with as many matches of features proves that a cut is none
-    """
+def cuts_of(pairs: Sequence[PairEvidence]) -> list[Cut]:
+    """Every cut that takes one link out of the tree of the best confirmed pairs; those that leave one view are not."""
     views, places = np.unique([(p.i, p.j) for p in pairs], return_inverse=True)
     places = places.reshape(-1, 2)
-    telling = np.array(
-        [p.covisible >= min_covisible and p.apart_deg <= max_apart_deg and np.isfinite(p.confirmed) for p in pairs],
-        dtype=bool,
-    )
-    confirmed, covisible = (np.array([getattr(p, name) for p in pairs])[telling] for name in ("confirmed", "covisible"))
-    sure = np.array([p.num_features >= sure_features for p in pairs], dtype=bool)
-    found: Rift | None = None
-    for second in _sides(pairs, places, len(views)):
-        across = second[places[:, 0]] != second[places[:, 1]]
-        out = across[telling]
-        if min(second.sum(), (~second).sum()) < 2 or (across & sure).any() or not (~out).any() or covisible[out].sum() < least:
-            continue
-        within = confirmed[~out].sum() / covisible[~out].sum()
-        likeness = float(confirmed[out].sum() / covisible[out].sum() / within) if within > 0 else np.inf
-        if found is None or likeness < found.likeness:
-            smaller = second if 2 * second.sum() <= len(second) else ~second
-            found = Rift(tuple(views[smaller].tolist()), likeness)
-    return found
-
-
-def _sides(pairs: Sequence[PairEvidence], places: np.ndarray, num_views: int) -> list[np.ndarray]:
-    """For every link of the tree of the best confirmed pairs: (num_views,) bool, what hangs on one end of it."""
     took_part = [k for k, p in enumerate(pairs) if p.num_matches]
-    weights = [2.0 - float(np.nan_to_num(pairs[k].confirmed)) for k in took_part]
-    first, second = places[took_part].T if took_part else np.zeros((2, 0), dtype=int)
-    tree = minimum_spanning_tree(coo_matrix((weights, (first, second)), shape=(num_views, num_views))).tocoo()
-    sides = []
+    weights = [2.0 - float(np.nan_to_num(pairs[k].confirmed)) for k in took_part]  # none is 0, which would be no link
+    first, second = places[took_part].T
+    tree = minimum_spanning_tree(coo_matrix((weights, (first, second)), shape=(len(views),) * 2)).tocoo()
+    cuts = []
     for link in range(tree.nnz):
         rest = np.arange(tree.nnz) != link
         left = coo_matrix((tree.data[rest], (tree.row[rest], tree.col[rest])), shape=tree.shape)
         part = connected_components(left, directed=False)[1]
-        sides.append(part == part[tree.row[link]])
-    return sides
+        side = part == part[tree.row[link]]
+        if 2 * side.sum() > len(side):
+            side = ~side
+        if side.sum() >= 2:
+            cuts.append(Cut(tuple(views[side].tolist()), side[places[:, 0]] != side[places[:, 1]]))
+    return cuts
+
+
+def find_rift(
+    pairs: Sequence[PairEvidence],
+    cuts: Sequence[Cut],
+    min_covisible: float,
+    max_apart_deg: float,
+    coverage: float,
+    sure_features: int,
+) -> Rift | None:
+    """The cut whose pairs across are the least like; None if no cut can be judged.
+
+    min_covisible, max_apart_deg  pairs that share fewer of their pixels, or look further apart, say nothing
+    coverage                      sum of the covisible shares of the pairs across that a cut needs to be judged
+    sure_features                 a pair across with as many matches of features proves that there is no rift
+    """
+    telling = np.array(
+        [p.covisible >= min_covisible and p.apart_deg <= max_apart_deg and np.isfinite(p.confirmed) for p in pairs],
+        dtype=bool,
+    )
+    confirmed, covisible = (np.array([getattr(p, name) for p in pairs]) for name in ("confirmed", "covisible"))
+    sure = np.array([p.num_features >= sure_features for p in pairs], dtype=bool)
+    rifts = []
+    for cut in cuts:
+        across, within = telling & cut.across, telling & ~cut.across
+        if (sure & cut.across).any() or covisible[across].sum() < coverage or not confirmed[within].sum() > 0:
+            continue
+        inside = confirmed[within].sum() / covisible[within].sum()
+        rifts.append(Rift(cut.side, float(confirmed[across].sum() / covisible[across].sum() / inside)))
+    return min(rifts, key=lambda rift: rift.likeness, default=None)
+
+
+def find_bridge(pairs: Sequence[PairEvidence], cuts: Sequence[Cut], least_looked_at: int) -> Cut | None:
+    """A cut with at most one pair of `PARTNER_MATCHES` explained matches across, of `least_looked_at` pairs or more.
+
+    Of several the one that leaves most photos on its smaller side.
+    """
+    partners = np.array([p.num_explained >= PARTNER_MATCHES for p in pairs], dtype=bool)
+    found = [c for c in cuts if (partners & c.across).sum() <= 1 and c.across.sum() >= least_looked_at]
+    return max(found, key=lambda cut: len(cut.side), default=None)
