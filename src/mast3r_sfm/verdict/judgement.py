@@ -1,6 +1,6 @@
 """From evidence to words: whether photos and results are good, doubtful or poor, why, and what one can do.
 
-The limits were set on 300 rendered scenes, 150 of them spoiled on purpose (`benchmarks.verdicts`, docs/method.md).
+The limits were set on rendered scenes, half of them spoiled on purpose (`benchmarks.verdicts`; docs/method.md, Verdict).
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ def _judge_view(
     alike = [pair for pair in evidence.pairs if view.index in (pair.i, pair.j) and _only_alike(pair, limits)]
     if alike:
         reasons.append(
-            f"it should show the same as {_listed(_partners(view.index, alike, names))}, but too few of their matches agree: places may look alike, "
-            "or much has changed between the photos"
+            f"it should show the same as {_listed(_partners(view.index, alike, names))}, but too few of "
+            "their matches agree: places may look alike, or much has changed between the photos"
         )
     torn = [pair for pair in evidence.pairs if view.index in (pair.i, pair.j) and _torn(pair, limits)]
     if torn:

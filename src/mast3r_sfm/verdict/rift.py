@@ -44,6 +44,8 @@ def cuts_of(pairs: Sequence[PairEvidence]) -> list[Cut]:
     views, places = np.unique([(p.i, p.j) for p in pairs], return_inverse=True)
     places = places.reshape(-1, 2)
     took_part = [k for k, p in enumerate(pairs) if p.num_matches]
+    if not took_part:
+        return []
     weights = [2.0 - float(np.nan_to_num(pairs[k].confirmed)) for k in took_part]  # none is 0, which would be no link
     first, second = places[took_part].T
     tree = minimum_spanning_tree(coo_matrix((weights, (first, second)), shape=(len(views),) * 2)).tocoo()
