@@ -1,6 +1,6 @@
 """From evidence to words: whether photos and results are good, doubtful or poor, why, and what one can do.
 
-The limits were set on rendered scenes, half of them spoiled on purpose (`benchmarks.verdicts`; docs/method.md, Verdict).
+The limits were set on rendered scenes, half of them spoiled on purpose (`benchmarks.verdicts`, docs/method.md).
 """
 
 from __future__ import annotations

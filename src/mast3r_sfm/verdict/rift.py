@@ -6,12 +6,12 @@ tells them apart is that pairs across agree less, for what they should share, th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
+from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse.csgraph import depth_first_order, minimum_spanning_tree
 
 from mast3r_sfm.verdict.evidence import PARTNER_MATCHES, PairEvidence
 
@@ -48,18 +48,31 @@ def cuts_of(pairs: Sequence[PairEvidence]) -> list[Cut]:
         return []
     weights = [2.0 - float(np.nan_to_num(pairs[k].confirmed)) for k in took_part]  # none is 0, which would be no link
     first, second = places[took_part].T
-    tree = minimum_spanning_tree(coo_matrix((weights, (first, second)), shape=(len(views),) * 2)).tocoo()
+    tree = minimum_spanning_tree(coo_matrix((weights, (first, second)), shape=(len(views),) * 2))
     cuts = []
-    for link in range(tree.nnz):
-        rest = np.arange(tree.nnz) != link
-        left = coo_matrix((tree.data[rest], (tree.row[rest], tree.col[rest])), shape=tree.shape)
-        part = connected_components(left, directed=False)[1]
-        side = part == part[tree.row[link]]
-        if 2 * side.sum() > len(side):
-            side = ~side
-        if side.sum() >= 2:
-            cuts.append(Cut(tuple(views[side].tolist()), side[places[:, 0]] != side[places[:, 1]]))
+    for side in _branches(tree):
+        smaller = side if 2 * side.sum() <= len(side) else ~side
+        if smaller.sum() >= 2:
+            cuts.append(Cut(tuple(views[smaller].tolist()), smaller[places[:, 0]] != smaller[places[:, 1]]))
     return cuts
+
+
+def _branches(tree: csr_matrix) -> Iterator[np.ndarray]:
+    """For every link of a forest of n nodes: (n,) bool, what hangs on its end away from the root."""
+    num_nodes = tree.shape[0]
+    reached = np.zeros(num_nodes, dtype=bool)
+    for root in range(num_nodes):
+        if reached[root]:
+            continue
+        order, parent = depth_first_order(tree, root, directed=False)
+        reached[order] = True
+        sizes = np.ones(num_nodes, dtype=int)
+        for place in range(len(order) - 1, 0, -1):  # a branch stands in one piece in this order, its first node ahead
+            sizes[parent[order[place]]] += sizes[order[place]]
+        for place in range(1, len(order)):
+            branch = np.zeros(num_nodes, dtype=bool)
+            branch[order[place : place + sizes[order[place]]]] = True
+            yield branch
 
 
 def find_rift(
