@@ -12,7 +12,8 @@ from wall_scene import H, K, W, pose_of, views_of_wall
 from mast3r_sfm.types import ImageTransform, Level, PairSummary, ReconstructedView, Verdict
 from mast3r_sfm.verdict import verdict_on
 from mast3r_sfm.verdict.evidence import PairEvidence, SceneEvidence, ViewEvidence, collect_evidence
-from mast3r_sfm.verdict.judgement import judge
+from mast3r_sfm.verdict.judgement import LIMITS, judge
+from mast3r_sfm.verdict.rift import cuts_of, find_bridge, find_rift
 
 POSES = (np.eye(4), pose_of(-8, (0.8, 0.05, 0.1)), pose_of(6, (-0.7, 0.3, -0.1)), pose_of(-4, (0.3, -0.4, 0)))
 CANONICAL, MATCHES = views_of_wall(POSES)
@@ -156,3 +157,87 @@ def test_photos_left_out_are_told_why() -> None:
     assert "at best 30 of 200" in verdict.views[7].reasons[0] and "view_02.jpg" in verdict.views[7].reasons[0]
     assert verdict.overall.level is Level.DOUBTFUL
     assert any("group 2: view_04.jpg, view_05.jpg, view_06.jpg" in reason for reason in verdict.overall.reasons)
+
+
+# ------------------------------------------------------------------ cuts
+def two_rooms(across: float, num_features: int = 0) -> tuple[PairEvidence, ...]:
+    """Photos 0 to 3 and 4 to 7, all pairs; those across share as much as those within and confirm `across` of it."""
+    return tuple(
+        PairEvidence(i, j, 400, 0.8, 20.0, 0.6, 0.5, 0, 30.0)
+        if (i < 4) == (j < 4)
+        else PairEvidence(i, j, 200, 0.8, 20.0, across * 0.6, 0.5, num_features, 30.0)
+        for i in range(8)
+        for j in range(i + 1, 8)
+    )
+
+
+def test_a_rift_is_where_pairs_across_agree_less() -> None:
+    pairs = two_rooms(0.78)
+    rift = find_rift(pairs, cuts_of(pairs), 0.15, 90, 0.3, 100)
+    assert rift is not None and rift.likeness == pytest.approx(0.78) and set(rift.side) in ({0, 1, 2, 3}, {4, 5, 6, 7})
+    overall, views = judged(scene_evidence(pairs=pairs))
+    assert overall.level is Level.DOUBTFUL and "78 %" in overall.reasons[0] and "look alike" in overall.reasons[0]
+    assert all(view.level is Level.GOOD for view in views)
+
+
+def test_pairs_that_agree_about_as_well_across_make_no_rift() -> None:
+    assert judged(scene_evidence(pairs=two_rooms(0.9)))[0] == Verdict(Level.GOOD)
+
+
+def test_features_across_prove_that_there_is_no_rift() -> None:
+    pairs = two_rooms(0.5, num_features=LIMITS.sure_features)
+    assert find_rift(pairs, cuts_of(pairs), 0.15, 90, 0.3, LIMITS.sure_features) is None
+    assert judged(scene_evidence(pairs=pairs))[0] == Verdict(Level.GOOD)
+
+
+def test_pairs_that_look_another_way_say_nothing_of_a_rift() -> None:
+    pairs = tuple(
+        dataclasses.replace(pair, apart_deg=120.0) if (pair.i < 4) != (pair.j < 4) else pair for pair in two_rooms(0.4)
+    )
+    assert find_rift(pairs, cuts_of(pairs), 0.15, 90, 0.3, 100) is None
+
+
+def test_one_pair_that_holds_two_sets_together_is_told() -> None:
+    pairs = tuple(
+        pair
+        if (pair.i < 4) == (pair.j < 4) or (pair.i, pair.j) == (3, 4)
+        else dataclasses.replace(pair, num_matches=0, explained=float("nan"), covisible=0.05)
+        for pair in two_rooms(1.0)
+    )
+    bridge = find_bridge(pairs, cuts_of(pairs), 3)
+    assert bridge is not None and len(bridge.side) == 4 and bridge.across.sum() == 16
+    overall, _ = judged(scene_evidence(pairs=pairs))
+    assert overall.level is Level.DOUBTFUL and "at most one pair" in overall.reasons[0]
+
+
+def test_a_chain_whose_other_pairs_were_not_looked_at_is_no_bridge() -> None:
+    pairs = scene_evidence().pairs[:7]
+    assert find_bridge(pairs, cuts_of(pairs), 3) is None
+
+
+def test_scenes_without_pairs_have_no_cuts() -> None:
+    denied = PairEvidence(0, 1, 0, float("nan"), float("nan"), 0.1, 0.0)
+    assert cuts_of(()) == [] and cuts_of((denied,)) == []
+
+
+def test_pairs_at_odds_count_by_what_they_share() -> None:
+    """Opposite sides of a circle see little in common, and their matches mean little."""
+    odd = [PairEvidence(k, k + 4, 40, 0.2, 90.0, 0.1, 0.05, 0, 170.0) for k in range(4)]
+    assert judged(scene_evidence(pairs=(*scene_evidence().pairs, *odd)))[0] == Verdict(Level.GOOD)
+    odd = [dataclasses.replace(pair, covisible=0.39) for pair in odd]
+    overall, _ = judged(scene_evidence(pairs=(*scene_evidence().pairs[:6], *odd)))
+    assert overall.level is Level.DOUBTFUL and "at odds" in overall.reasons[0]
+
+
+def test_a_pair_that_shares_much_and_is_at_odds_makes_both_photos_doubtful() -> None:
+    pairs = list(scene_evidence().pairs)
+    pairs[2] = dataclasses.replace(pairs[2], explained=0.4)
+    _, views = judged(scene_evidence(pairs=tuple(pairs)))
+    assert "view_03.jpg" in views[2].reasons[0] and "view_02.jpg" in views[3].reasons[0]
+    assert all(view.level is Level.GOOD for k, view in enumerate(views) if k not in (2, 3))
+
+
+def test_the_angle_between_cameras_is_that_of_their_directions() -> None:
+    pair = next(p for p in collect_evidence(views_at(POSES), MATCHES, SUMMARIES).pairs if (p.i, p.j) == (0, 1))
+    cosine = POSES[0][:3, 2] @ POSES[1][:3, 2]
+    assert pair.apart_deg == pytest.approx(np.degrees(np.arccos(cosine)))

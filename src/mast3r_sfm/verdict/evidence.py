@@ -43,6 +43,7 @@ class PairEvidence:
     confirmed     share of the matches first found that the pair's own geometry confirms
     covisible     share of the two views' pixels that the other shows too, at the same depth
     num_features  matches of local features that one geometry of the two photos confirms; 0 if not looked for
+    apart_deg     angle between the directions in which the two cameras look
     """
 
     i: int
@@ -53,6 +54,7 @@ class PairEvidence:
     confirmed: float
     covisible: float
     num_features: int = 0
+    apart_deg: float = 0.0
 
     @property
     def num_explained(self) -> int:
@@ -176,7 +178,9 @@ def _pair_evidence(a: _Samples, b: _Samples, summary: PairSummary, matches: Corr
     shares = [one.sum() / max(1, len(of.points)) for one, of in zip(shown, (a, b), strict=True)]
     confirmed = summary.num_verified / summary.num_matches if summary.num_matches else float("nan")
     covisible, features = float(np.mean(shares)), summary.num_features or 0
-    return PairEvidence(summary.i, summary.j, count, explained, angle, confirmed, covisible, features)
+    ahead = [one.view.world_from_cam[:3, 2] for one in (a, b)]
+    apart = float(np.degrees(np.arccos(np.clip(ahead[0] @ ahead[1], -1, 1))))
+    return PairEvidence(summary.i, summary.j, count, explained, angle, confirmed, covisible, features, apart)
 
 
 def _judged_matches(a: _Samples, b: _Samples, matches: Correspondences) -> tuple[float, float]:

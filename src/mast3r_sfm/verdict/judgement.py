@@ -1,6 +1,6 @@
 """From evidence to words: whether photos and results are good, doubtful or poor, why, and what one can do.
 
-The limits were set on 300 rendered scenes, 150 of them spoiled on purpose (`benchmarks.verdicts`, docs/method.md).
+The limits were set on rendered scenes, half of them spoiled on purpose (`benchmarks.verdicts`, docs/method.md).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 
 from mast3r_sfm.types import Level, PairSummary, SceneVerdict, Verdict
 from mast3r_sfm.verdict.evidence import PARTNER_MATCHES, PairEvidence, SceneEvidence, ViewEvidence
+from mast3r_sfm.verdict.rift import cuts_of, find_bridge, find_rift
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,14 @@ class Limits:
     min_explained, poor_explained  of `ViewEvidence.explained`
     max_contradiction              of `ViewEvidence.contradiction`
     pair_explained                 a pair that the cameras explain less of is at odds with them ...
-    max_pairs_at_odds              ... and a larger share of a view's, or of all, pairs must not be
+    max_pairs_at_odds              ... and a larger share of all pairs, weighed by their covisible share, must not be
     min_likeness                   of a pair that shares `covisible_pair` of its pixels: confirmed over covisible share
     sure_features                  matches of features that say that two photos do show the same
+    max_pair_at_odds               covisible share from which on a single pair at odds makes its two photos doubtful
+    rift_covisible, rift_apart_deg pairs that share fewer pixels, or look further apart, have no say about a rift
+    rift_coverage                  sum of the covisible shares of pairs across that a rift needs
+    min_rift_likeness              of `Rift`: pairs across agree less, and the two sets may be two places
+    bridge_pairs                   pairs that were looked at between two sets of photos which only one connects
     min_angle_deg, min_spread      of `SceneEvidence`: less, and the photos are from one place
     min_straight                   of `SceneEvidence`: less, and the cameras lie on a line
     max_doubtful                   share of the photos, below which a result is still good
@@ -35,12 +41,18 @@ class Limits:
     poor_error: float = 0.03
     min_explained: float = 0.5
     poor_explained: float = 0.25
-    max_contradiction: float = 0.3
+    max_contradiction: float = 0.35
     pair_explained: float = 0.5
     max_pairs_at_odds: float = 0.25
     covisible_pair: float = 0.4
     min_likeness: float = 0.9
     sure_features: int = 100
+    max_pair_at_odds: float = 0.4
+    rift_covisible: float = 0.15
+    rift_apart_deg: float = 90.0
+    rift_coverage: float = 0.3
+    min_rift_likeness: float = 0.82
+    bridge_pairs: int = 3
     min_angle_deg: float = 2.0
     min_spread: float = 0.05
     min_straight: float = 0.01
@@ -105,10 +117,15 @@ def _judge_view(
         )
     alike = [pair for pair in evidence.pairs if view.index in (pair.i, pair.j) and _only_alike(pair, limits)]
     if alike:
-        others = [names[pair.j if pair.i == view.index else pair.i] for pair in alike]
         reasons.append(
-            f"it should show the same as {_listed(others)}, but too few of their matches agree: places may look alike, "
-            "or much has changed between the photos"
+            f"it should show the same as {_listed(_partners(view.index, alike, names))}, but too few of "
+            "their matches agree: places may look alike, or much has changed between the photos"
+        )
+    torn = [pair for pair in evidence.pairs if view.index in (pair.i, pair.j) and _torn(pair, limits)]
+    if torn:
+        reasons.append(
+            f"it should show the same as {_listed(_partners(view.index, torn, names))}, but the two cameras explain "
+            "less than half of what matches: it may stand in a wrong place, or was zoomed"
         )
     if doubt is not None and not reasons:
         reasons.append(doubt)
@@ -124,6 +141,19 @@ def _only_alike(pair: PairEvidence, limits: Limits) -> bool:
         and np.isfinite(pair.confirmed)
         and pair.confirmed < limits.min_likeness * pair.covisible
     )
+
+
+def _torn(pair: PairEvidence, limits: Limits) -> bool:
+    """Whether two views that share much are at odds with their cameras."""
+    return (
+        pair.covisible >= limits.max_pair_at_odds
+        and pair.num_matches >= PARTNER_MATCHES
+        and pair.explained < limits.pair_explained
+    )
+
+
+def _partners(index: int, pairs: Sequence[PairEvidence], names: Sequence[str]) -> list[str]:
+    return [names[pair.j if pair.i == index else pair.i] for pair in pairs]
 
 
 def _judge_scene(
@@ -155,11 +185,12 @@ def _judge_scene(
         doubtful.append("all cameras lie on a line: scale and tilt across it are weak; add photos from its sides")
     odd = [pair for pair in evidence.pairs if pair.num_matches >= PARTNER_MATCHES]
     at_odds = [pair for pair in odd if pair.explained < limits.pair_explained]
-    if len(at_odds) > limits.max_pairs_at_odds * max(1, len(odd)):
+    if sum(pair.covisible for pair in at_odds) > limits.max_pairs_at_odds * sum(pair.covisible for pair in odd):
         doubtful.append(
             f"{len(at_odds)} of {len(odd)} pairs of photos are at odds with the cameras, for example "
             f"{' and '.join(names[k] for k in _worst(at_odds))}: places may look alike"
         )
+    doubtful += _cut_apart(evidence.pairs, names, limits)
     weak = {level: [k for k in registered if own[k].level is level] for level in (Level.DOUBTFUL, Level.POOR)}
     flawed = weak[Level.DOUBTFUL] + weak[Level.POOR]
     if len(flawed) > limits.max_doubtful * len(registered):
@@ -167,6 +198,26 @@ def _judge_scene(
         (poor if 2 * len(weak[Level.POOR]) > len(registered) else doubtful).append(text)
     level = Level.POOR if poor else Level.DOUBTFUL if doubtful else Level.GOOD
     return Verdict(level, (*poor, *doubtful))
+
+
+def _cut_apart(pairs: Sequence[PairEvidence], names: Sequence[str], limits: Limits) -> list[str]:
+    """Reasons to doubt that two sets of the photos belong together as they stand."""
+    cuts, reasons = cuts_of(pairs), []
+    rift = find_rift(
+        pairs, cuts, limits.rift_covisible, limits.rift_apart_deg, limits.rift_coverage, limits.sure_features
+    )
+    if rift is not None and rift.likeness < limits.min_rift_likeness:
+        reasons.append(
+            f"{_listed(names[k] for k in rift.side)} agree with the other photos only {100 * rift.likeness:.0f} % as "
+            "well as photos do within the two sets: these may be two places that look alike, or much has changed"
+        )
+    bridge = find_bridge(pairs, cuts, limits.bridge_pairs)
+    if bridge is not None:
+        reasons.append(
+            f"at most one pair of photos connects {_listed(names[k] for k in bridge.side)} with the others: add photos "
+            "between them"
+        )
+    return reasons
 
 
 def _worst(pairs: Sequence[PairEvidence]) -> tuple[int, int]:
