@@ -271,7 +271,8 @@ def test_interrupt(photos: Path, tmp_path: Path) -> None:
     # a shell that runs the tests in the background lets its children ignore SIGINT; a person's does not
     listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
-    time.sleep(8)
+    assert process.stderr is not None and "Model small" in process.stderr.readline()  # the work has begun
+    time.sleep(2)
     process.send_signal(signal.SIGINT)
     _, shown = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in shown and "Traceback" not in shown
