@@ -8,8 +8,9 @@ result = reconstruct(images, model)
     group_cameras                          -> photos of one camera, one zoom     camera_groups
     align_group                            -> cameras and depths of the anchors  alignment/
     refine_group                           -> cameras exact to part of a pixel   refine, placing, tracks/
-    densify_views                          -> depth and confidence of all pixels densify
-result.save("result")                      -> GLB, depth, cameras, matches       export/
+    densify_views                          -> depth and confidence of all pixels densify, dense/
+    verdict_on                             -> good, doubtful or poor, and why    verdict/
+result.save("result")                      -> GLB, report, depth, cameras, ...   export/
 """
 
 from __future__ import annotations
@@ -160,7 +161,10 @@ def _reconstruct(
     for group in result.groups[1:]:
         if len(group) >= LEAST_OF_ANOTHER_SCENE:
             members = [replace(images[index], index=k) for k, index in enumerate(group)]
-            others.append(_reconstruct_group(members, seen.of(group), model, options, timer))
+            try:
+                others.append(_reconstruct_group(members, seen.of(group), model, options, timer))
+            except ReconstructionError as error:  # which is no reason to lose the first
+                logger.warning("%d further images make no scene of their own: %s", len(group), error)
     return replace(result, others=tuple(others), seconds=timer.seconds)
 
 
