@@ -157,7 +157,7 @@ def _reconstruct(
     seen = look_at_pairs(images, model, options, timer, pairs)
     result = _reconstruct_group(images, seen, model, options, timer)
     _warn_of_left_out(images, result.groups, seen.data.summaries)
-    others = []
+    groups, others = [result.groups[0]], []
     for group in result.groups[1:]:
         if len(group) >= LEAST_OF_ANOTHER_SCENE:
             members = [replace(images[index], index=k) for k, index in enumerate(group)]
@@ -165,7 +165,10 @@ def _reconstruct(
                 others.append(_reconstruct_group(members, seen.of(group), model, options, timer))
             except ReconstructionError as error:  # which is no reason to lose the first
                 logger.warning("%d further images make no scene of their own: %s", len(group), error)
-    return replace(result, others=tuple(others), seconds=timer.seconds)
+                continue
+        groups.append(group)
+    groups += [(index,) for group in result.groups if group not in groups for index in group]  # number k is scene_k
+    return replace(result, groups=tuple(groups), others=tuple(others), seconds=timer.seconds)
 
 
 def _reconstruct_group(
