@@ -50,7 +50,6 @@ def densify_views(
 
     result = []
     for view in views:
-        mask = None if view.alpha is None else view.alpha >= 128
         common = (view.index, str(view.path), view.transform, view.rgb)
         if view.index in position_of:
             k = position_of[view.index]
@@ -72,10 +71,11 @@ def densify_views(
                 *_known_maps(*maps),
                 error,
                 int(counts[view.index]),
-                mask,
+                view.mask,
                 gps=view.gps,
                 frame=view.frame,
                 sample_bits=view.sample_bits,
+                mask_file=None if view.mask_file is None else str(view.mask_file),
                 **of_features,
             )
         )

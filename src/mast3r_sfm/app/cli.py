@@ -107,7 +107,7 @@ SCENE_FLAGS = (
 )
 """Fields of `SceneOptions` that the command line offers."""
 
-FOOTAGE_FLAGS = ("recursive", "fps", "max_frames")
+FOOTAGE_FLAGS = ("recursive", "fps", "max_frames", "masks")
 """Fields of `FootageOptions`."""
 
 input_option = click.option(
@@ -145,7 +145,8 @@ def cli() -> None:
 @cli.command()
 @input_option
 @option(ReconstructRequest, "output")
-@options(*(option(FootageOptions, name) for name in FOOTAGE_FLAGS))
+@options(*(option(FootageOptions, name) for name in FOOTAGE_FLAGS[:-1]))
+@option(FootageOptions, "masks", metavar="DIR")
 @model_options
 @option(ReconstructionOptions, "scene_graph")
 @niter_option
