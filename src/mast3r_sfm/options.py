@@ -380,6 +380,7 @@ class ReconstructionOptions:
                   `alignment.shared_intrinsics`
     refinement    of the aligned cameras by features at the photos' resolution, None: they stay as aligned
     dense         how depth and confidence of all pixels are made, None: as published
+    sky           the sky has no confidence (`dense.sky`)
     seed          of all random choices: the same input, seed and device give the same result
     """
 
@@ -394,6 +395,7 @@ class ReconstructionOptions:
     )
     refinement: RefinementOptions | None = field(default_factory=RefinementOptions)
     dense: DenseOptions | None = field(default_factory=DenseOptions)
+    sky: bool = choice(False, "Leave out the sky: far, never confirmed, smooth, at the upper border of a photo.")
     seed: int = choice(0, "Of all random choices.")
 
     def __post_init__(self) -> None:

@@ -167,6 +167,7 @@ def cli() -> None:
     show_default=True,
     help="Smooth depth that the views agree on, and confidence by that; the published method has neither.",
 )
+@option(ReconstructionOptions, "sky")
 @option(AlignmentConfig, "subsample")
 @option(AlignmentConfig, "matching_conf_thr")
 @verify_option
@@ -216,6 +217,7 @@ def reconstruct(**flags: Any) -> int:
             intrinsics_groups=_intrinsics_groups(flags),
             refinement=_refinement(flags),
             dense=DenseOptions() if flags["agree_depth"] else None,
+            sky=flags["sky"],
             seed=flags["seed"],
         ),
         scene=SceneOptions(**{name: flags[name] for name in SCENE_FLAGS}),
