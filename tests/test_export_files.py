@@ -64,14 +64,14 @@ class TestCameras:
 
     def test_the_fields_are_those_promised(self, tmp_path: Path) -> None:
         document = self.read(tmp_path, two_views().views)
-        assert set(document) == {"convention", "units", "scene_glb", "images"}
+        assert set(document) == {"convention", "units", "scene_glb", "georeference", "images"}
         assert set(document["scene_glb"]) == {"up_from", "up_in_world", "gltf_from_world", "world_from_gltf"}
         assert document["units"] == "metres (approximate)"
         for words in ("OpenCV", "camera-to-world", "Pixel centres lie at integers", "z-depth"):
             assert words in document["convention"]
         assert [set(image) for image in document["images"]] == 2 * [
             {
-                *("clip", "clip_time_s"),
+                *("clip", "clip_time_s", "gps", "verdict", "group", "scene"),
                 *("index", "file", "original_size", "network_size", "network_from_original", "K_network", "K_original"),
                 *("world_from_cam", "registered", "median_reprojection_error_px", "num_matches", "mean_confidence"),
                 *("distortion_k1", "refined", "num_track_observations", "track_error_px"),

@@ -280,6 +280,25 @@ class TestInAResult:
                 other.world_from_cam[:3, :3] @ other.world_from_cam[:3, :3].T, np.eye(3), atol=1e-9
             )
 
+    def test_further_scenes_are_placed_each_for_itself(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        further, without = scene_at(around(8, 20.0)), changed(scene_at(around(6)), dict.fromkeys(range(1, 6)))
+        scene = dataclasses.replace(scene_at(around()), others=(further, without)).georeferenced(OPTIONS)
+        assert scene.georeference is not None
+        assert "scene_2 has no place on the earth: `georeference=True`: only photos/0.jpg" in caplog.text
+        scene.save(tmp_path / "out", OPTIONS, report=False)
+        kept = [Reconstruction.load(tmp_path / "out" / name).georeference for name in (".", "scene_1", "scene_2")]
+        assert [None if one is None else len(one.inliers) for one in kept] == [24, 8, None]
+        found, true = placed(scene.others[0])
+        assert np.linalg.norm(found - true, axis=1).max() < 5
+
+    def test_the_result_keeps_groups_and_fixes(self, tmp_path: Path) -> None:
+        groups = (tuple(range(20)), (20, 21, 22, 23))
+        scene = dataclasses.replace(scene_at(around()), groups=groups).georeferenced(OPTIONS)
+        scene.save(tmp_path / "out", OPTIONS, report=False)
+        again = Reconstruction.load(tmp_path / "out")
+        assert again.groups == groups and again.georeference is not None
+        assert [one.gps for one in again.views] == [one.gps for one in scene.views]
+
     def test_later_by_the_command_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         output = tmp_path / "out"
         photos_with_gps(tmp_path / "photos").save(output, OPTIONS)

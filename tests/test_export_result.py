@@ -152,6 +152,14 @@ class TestRefusals:
         refused(old, True, r"also notes\.txt, which `overwrite=True` would delete")
         assert (old / "notes.txt").read_text() == "mine"
 
+    def test_files_that_the_user_put_into_an_export_are_not_deleted(self, old: Path, refused: Refusal) -> None:
+        for entry in ("nerfstudio", "scene_1/depth_exr"):
+            (old / entry).mkdir(parents=True)
+            (old / entry / "notes.txt").write_text("mine")
+            refused(old, True, rf"also {entry}/notes\.txt, which `overwrite=True` would delete")
+            (old / entry / "notes.txt").unlink()
+        write(old, overwrite=True)
+
     def test_a_file(self, tmp_path: Path, refused: Refusal) -> None:
         (tmp_path / "out").write_text("mine")
         refused(tmp_path / "out", True, "is a file: name a folder")
