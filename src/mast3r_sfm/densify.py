@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from mast3r_sfm.alignment import AlignedGroup
-from mast3r_sfm.canonical import block_centres, spread_blocks
-from mast3r_sfm.dense import DenseResult, DenseView, agreed_depth, observe, sightings_of_matches, tracked_pixels
+from mast3r_sfm.canonical import block_centres, nearest_pixels, spread_blocks
+from mast3r_sfm.dense import DenseResult, DenseView, agreed_depth, observe, sightings_of_matches, sky_of, tracked_pixels
 from mast3r_sfm.device import matmul_precision
 from mast3r_sfm.geometry import invert, pixels_without_distortion
 from mast3r_sfm.graphs import strongest_neighbours
@@ -50,18 +50,20 @@ def densify_views(
 
     result = []
     for view in views:
-        mask = None if view.alpha is None else view.alpha >= 128
         common = (view.index, str(view.path), view.transform, view.rgb)
         if view.index in position_of:
             k = position_of[view.index]
-            maps = (made.depths[k], made.confs[k], made.clean[k])
+            maps = _known_maps(made.depths[k], made.confs[k], made.clean[k])
+            if options.sky:
+                maps = _without_sky(maps, view, aligned)
             placed = (True, K[k], world_from_cam[k])
             error = float(aligned.errors_px[k])
             of_features = {} if aligned.refinement is None else _refined_fields(aligned.refinement, k)
             if aligned.support is not None:
                 of_features |= _support_fields(aligned.support, k)
         else:
-            maps, own_K = _alone_maps(view, data.canonical[view.index], subsample)
+            alone, own_K = _alone_maps(view, data.canonical[view.index], subsample)
+            maps = _known_maps(*alone)
             placed = (False, own_K, np.eye(4))
             error = float("nan")
             of_features = {}
@@ -69,17 +71,33 @@ def densify_views(
             ReconstructedView(
                 *common,
                 *placed,
-                *_known_maps(*maps),
+                *maps,
                 error,
                 int(counts[view.index]),
-                mask,
+                view.mask,
                 gps=view.gps,
                 frame=view.frame,
                 sample_bits=view.sample_bits,
+                mask_file=None if view.mask_file is None else str(view.mask_file),
                 **of_features,
             )
         )
     return tuple(result)
+
+
+def _without_sky(
+    maps: tuple[np.ndarray, np.ndarray, np.ndarray], view: View, aligned: AlignedGroup
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Depth, confidence and cleaned confidence of a view, the last two 0 in the sky."""
+    depth, conf, clean = maps
+    nothing = torch.zeros(0, 2, dtype=torch.int64)
+    matched = torch.cat(
+        [nothing]
+        + [nearest_pixels(m.xy_i) for m in aligned.matches if m.i == view.index]
+        + [nearest_pixels(m.xy_j) for m in aligned.matches if m.j == view.index]
+    )
+    sky = sky_of(depth, conf, view.rgb, matched.cpu().numpy())
+    return depth, np.where(sky, np.float32(0), conf), np.where(sky, np.float32(0), clean)
 
 
 def _agreed_maps(

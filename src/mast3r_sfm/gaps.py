@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class _Photo:
     scale   (2,) its pixels per pixel of the original
     corners (rows, columns, 2) pixels of the original: the best place in every block of the network's image
     depth   (H, W) of the network's image
+    mask    (height, width) bool of the original, True where it is used; None: everywhere
     """
 
     grey: np.ndarray
@@ -43,12 +44,24 @@ class _Photo:
     scale: np.ndarray
     corners: np.ndarray
     depth: np.ndarray
+    mask: np.ndarray | None
 
     def to_small(self, xy: np.ndarray) -> np.ndarray:
         return (xy + 0.5) * self.scale - 0.5
 
     def to_original(self, xy: np.ndarray) -> np.ndarray:
         return (xy + 0.5) / self.scale - 0.5
+
+    def shows(self, xy: np.ndarray) -> np.ndarray:
+        """(..., ) bool: pixels (..., 2) of the original are known and used."""
+        known = np.isfinite(xy).all(-1)
+        if self.mask is None:
+            return known
+        height, width = self.mask.shape
+        x, y = np.moveaxis(
+            np.clip(np.rint(np.where(known[..., None], xy, 0)).astype(int), 0, [width - 1, height - 1]), -1, 0
+        )
+        return known & self.mask[y, x]
 
 
 def fill_gaps(
@@ -139,12 +152,9 @@ def _read(
     cell = subsample * (image.transform.to_original(np.array([1.0, 1.0])) - image.transform.to_original(np.zeros(2)))
     cell *= factor
     found = corners(grey, (cell[0], cell[1]), (first[0], first[1]), grid)
-    original = (found + 0.5) / factor - 0.5
-    if mask is not None:
-        known = np.isfinite(original).all(-1)
-        column, row = np.rint(np.where(known[..., None], original, 0)).astype(int).reshape(-1, 2).T
-        original[~mask[row, column].reshape(grid)] = np.nan
-    return _Photo(grey, np.asarray(small), factor, original, depth)
+    photo_of_all = _Photo(grey, np.asarray(small), factor, (found + 0.5) / factor - 0.5, depth, mask)
+    used = photo_of_all.shows(photo_of_all.corners)
+    return replace(photo_of_all, corners=np.where(used[..., None], photo_of_all.corners, np.nan))
 
 
 def _follow(
@@ -190,7 +200,9 @@ def _follow(
         in_small,
         _MAX_SHIFT * float(zoom_b.mean()),
     )
-    return block[good], second.to_original(found[good])
+    place = second.to_original(found)
+    good &= second.shows(place)
+    return block[good], place[good]
 
 
 def _affine(start: Start, a: int, b: int, depth: np.ndarray, pixel: np.ndarray) -> np.ndarray:

@@ -184,7 +184,9 @@ def _in_network_pixels(
         sides.append(xy)
     xy_i, xy_j = (torch.from_numpy(side[inside]).float() for side in sides)
     order = np.lexsort((xy_j[:, 0], xy_j[:, 1], xy_i[:, 0], xy_i[:, 1]))
-    return Correspondences(pair.i, pair.j, xy_i[order], xy_j[order], torch.full((len(order),), conf))
+    matches = Correspondences(pair.i, pair.j, xy_i[order], xy_j[order], torch.full((len(order),), conf))
+    masks = (images[view].mask for view in (pair.i, pair.j))
+    return matches.within(*(None if mask is None else torch.from_numpy(mask) for mask in masks))
 
 
 def _features_of(image: View, options: RefinementOptions) -> LocalFeatures:

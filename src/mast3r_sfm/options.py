@@ -218,11 +218,15 @@ class FootageOptions:
     recursive   photos in subfolders of a folder as well
     fps         frames a second that are taken of clips: of each interval the sharpest
     max_frames  most frames of all clips together; the intervals become longer then
+    masks       folder of pictures that say what of the photos and frames is used (`images.masks`), None: all of them
     """
 
     recursive: bool = choice(False, "Also the photos in subfolders.")
     fps: float = choice(2.0, "Frames per second of clips: the sharpest of each interval, none while nothing moves.")
     max_frames: int = choice(300, "Most frames of all clips together; longer intervals then.", minimum=2)
+    masks: str | None = choice(
+        None, "Folder of masks, named as the photos (photo.png or photo.jpg.png): white is used, black is not."
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.fps <= 1000:
@@ -376,6 +380,7 @@ class ReconstructionOptions:
                   `alignment.shared_intrinsics`
     refinement    of the aligned cameras by features at the photos' resolution, None: they stay as aligned
     dense         how depth and confidence of all pixels are made, None: as published
+    sky           the sky has no confidence (`dense.sky`)
     seed          of all random choices: the same input, seed and device give the same result
     """
 
@@ -390,6 +395,7 @@ class ReconstructionOptions:
     )
     refinement: RefinementOptions | None = field(default_factory=RefinementOptions)
     dense: DenseOptions | None = field(default_factory=DenseOptions)
+    sky: bool = choice(False, "Leave out the sky: far, never confirmed, smooth, at the upper border of a photo.")
     seed: int = choice(0, "Of all random choices.")
 
     def __post_init__(self) -> None:

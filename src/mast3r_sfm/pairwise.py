@@ -109,7 +109,7 @@ def predict_pairwise(
         options.alignment.subsample,
         options.verification,
         options.alignment.matching_conf_thr,
-        [None if view.alpha is None else torch.from_numpy(view.alpha >= 128) for view in views],
+        [None if view.mask is None else torch.from_numpy(view.mask) for view in views],
     )
     with timer.stage("Predict and match pairs", max(1, len(pairs))) as advance, torch.inference_mode():
         for prediction in predict_pairs(model, encoded, alone, options.batch_size):
@@ -137,7 +137,7 @@ class PairwiseCollector:
         masks: Sequence[torch.Tensor | None] | None = None,
         match: Matcher = match_pairs,
     ) -> None:
-        """`shapes` (H, W), `names` for messages and `masks` (H, W) bool (False: transparent) are per image.
+        """`shapes` (H, W), `names` for messages and `masks` (H, W) bool (False: not used) are per image.
 
         match  what finds the matches of a batch of predictions
         """
@@ -161,9 +161,12 @@ class PairwiseCollector:
         """Matches pairs, verifies them, and adds their own maps to the canonical views of their images.
 
         The pairs of a batch agree in the shapes of their views. What the host must know of the matches it asks for
-        once per batch, not once per pair (but for photos with transparent pixels).
+        once per batch, not once per pair (but for photos with masks).
         """
-        found = [self._opaque(matches) for matches in self._match(batch, self._subsample)]
+        found = [
+            matches.within(self._masks[matches.i], self._masks[matches.j])
+            for matches in self._match(batch, self._subsample)
+        ]
         if self._verification is None:
             verified = [(matches, len(matches) > 0) for matches in found]
         else:
@@ -181,7 +184,9 @@ class PairwiseCollector:
         if believed:
             self._correspondences[pair] = kept
             if best_conf <= self._matching_conf_thr:
-                self._fallback |= sample_fallback(prediction, self._subsample)
+                self._fallback |= sample_fallback(
+                    prediction, self._subsample, self._masks[prediction.i], self._masks[prediction.j]
+                )
         self._add_own(prediction.i, prediction.i_in_i, pair, believed)
         self._add_own(prediction.j, prediction.j_in_j, pair, believed)
 
@@ -202,14 +207,6 @@ class PairwiseCollector:
             tuple(self._summaries[pair] for pair in in_order),
         )
 
-    def _opaque(self, matches: Correspondences) -> Correspondences:
-        """Drops matches on transparent pixels, whose colours mean nothing."""
-        for mask, side in ((self._masks[matches.i], "xy_i"), (self._masks[matches.j], "xy_j")):
-            if mask is not None:
-                x, y = getattr(matches, side).long().unbind(-1)
-                matches = matches.select(mask.to(x.device)[y, x])
-        return matches
-
     def _add_own(self, index: int, view: ViewPrediction, pair: tuple[int, int], believed: bool) -> None:
         group = self._believed if believed else self._denied
         if believed:
@@ -222,21 +219,35 @@ class PairwiseCollector:
         if not self._left[index]:
             sums = self._believed.pop(index, None) or self._denied.pop(index)
             try:
-                self._canonical[index] = sums.finish(index, self._names[index])
+                merged = sums.finish(index, self._names[index])
             except ReconstructionError as error:  # one bad image must not end the run
                 logger.warning("%s It is left out.", error)
+                return
+            mask = self._masks[index]
+            self._canonical[index] = merged if mask is None else replace(merged, conf=_masked(merged.conf, mask))
 
 
-def sample_fallback(pair: PairPrediction, subsample: int) -> dict[tuple[int, int], FallbackPrediction]:
-    """What the fallback loss needs of a pair: key (r, v) holds view v's points in the camera of view r."""
+def sample_fallback(
+    pair: PairPrediction, subsample: int, mask_i: torch.Tensor | None = None, mask_j: torch.Tensor | None = None
+) -> dict[tuple[int, int], FallbackPrediction]:
+    """What the fallback loss needs of a pair: key (r, v) holds view v's points in the camera of view r.
 
-    def corners(prediction: ViewPrediction) -> FallbackPrediction:
+    mask_i, mask_j  (H, W) bool of the views; points of pixels outside of them have no confidence, and so no weight
+    """
+
+    def corners(prediction: ViewPrediction, mask: torch.Tensor | None) -> FallbackPrediction:
+        conf = prediction.conf if mask is None else _masked(prediction.conf, mask)
         return FallbackPrediction(
             points=prediction.points[::subsample, ::subsample].float().reshape(-1, 3),
-            conf=prediction.conf[::subsample, ::subsample].float().reshape(-1),
+            conf=conf[::subsample, ::subsample].float().reshape(-1),
         )
 
-    return {(pair.i, pair.j): corners(pair.j_in_i), (pair.j, pair.i): corners(pair.i_in_j)}
+    return {(pair.i, pair.j): corners(pair.j_in_i, mask_j), (pair.j, pair.i): corners(pair.i_in_j, mask_i)}
+
+
+def _masked(conf: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Confidences (H, W) that are 0 outside of a mask."""
+    return torch.where(mask.to(conf.device), conf, 0.0)
 
 
 def _best_confidences(matches: Sequence[Correspondences]) -> list[float]:

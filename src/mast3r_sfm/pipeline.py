@@ -31,6 +31,7 @@ from mast3r_sfm.errors import InputError, NotFiniteError, ReconstructionError
 from mast3r_sfm.images.finding import find_footage, is_clip
 from mast3r_sfm.images.frames import clips_of, extract_frames, planned_intervals, temporary_folder
 from mast3r_sfm.images.loading import ImageSizing, load_views
+from mast3r_sfm.images.masks import find_masks, warn_of_missing, without_masks
 from mast3r_sfm.inference import encode_views, predict_pairs
 from mast3r_sfm.matching import match_pair, verify_matches
 from mast3r_sfm.model.checkpoint import Model, in_bfloat16
@@ -77,7 +78,7 @@ def load_images(
     """The photos and frames of clips that `inputs` name (folders, files, globs), upright and resized for `model`.
 
     image_size  long edge of the network's images in pixels, None: the model's own
-    footage     what is taken of folders and clips
+    footage     what is taken of folders and clips, and the masks of photos and frames
     frames      folder for the frames of clips, which stay there as files: the original photos of what follows. None: a
                 temporary one, which goes when the program ends. `Reconstruction.save` keeps them in the result.
 
@@ -85,14 +86,20 @@ def load_images(
     """
     footage = footage or FootageOptions()
     paths = find_footage([inputs] if isinstance(inputs, str | Path) else inputs, footage.recursive)
+    if footage.masks is not None:
+        paths = without_masks(Path(footage.masks), paths)
     if any(map(is_clip, paths)):
         paths = read_clips(paths, footage, temporary_folder() if frames is None else Path(frames), progress)
+    masks = None
+    if footage.masks is not None:
+        masks = find_masks(Path(footage.masks), paths, clips_of(paths))
+        warn_of_missing(Path(footage.masks), paths, masks)
     config = model.config
     sizing = ImageSizing.for_model(
         config.image_size if image_size is None else image_size, config.patch_size, config.accept_squares
     )
     with StageTimer(progress, model.device).stage("Read images", len(paths)) as advance:
-        return load_views(paths, sizing, progress=advance)
+        return load_views(paths, sizing, masks=masks, progress=advance)
 
 
 def read_clips(
@@ -308,7 +315,8 @@ def match_images(first: View, second: View, model: Model, options: Reconstructio
         prediction = next(predict_pairs(usable, encode_views(usable, [first, second]), [(0, 1)]))
         if not usable.config.has_descriptors:
             return PairMatches(prediction, None, 0, usable.description())
-        found = match_pair(prediction, options.alignment.subsample)
+        masks = (None if view.mask is None else torch.from_numpy(view.mask) for view in (first, second))
+        found = match_pair(prediction, options.alignment.subsample).within(*masks)
         kept = found if options.verification is None else verify_matches(prediction, found, options.verification)[0]
         return PairMatches(prediction, kept, len(found), usable.description())
 

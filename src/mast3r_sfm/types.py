@@ -157,13 +157,15 @@ class View:
     index    position in the list of images; the identity of the view (paths may repeat)
     path     source file
     rgb      (H, W, 3) uint8
-    alpha    (H, W) uint8 opacity of an image with transparency (composited on white), else None
+    alpha    (H, W) uint8 opacity of an image with transparency (composited on white), or 0 where its mask file says
+             that it is not to be used; None: all of it is used
     sha256   hex digest of the file's bytes
     focal_exif_px  focal length of the original image in pixels from EXIF, or None if it names none
     camera   what EXIF says of the camera, None if it names neither a camera nor a focal length
     gps      where EXIF says that it was taken, None if it does not
     frame    the clip that it is a frame of, None for a photo
     sample_bits    bits that the samples of a 16-bit file fill (`images.values`); 16 for all other files
+    mask_file      picture that says what of the photo is used (`images.masks`), None without
     """
 
     index: int
@@ -177,6 +179,12 @@ class View:
     gps: GpsFix | None = None
     frame: Frame | None = None
     sample_bits: int = 16
+    mask_file: Path | None = None
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """(H, W) bool, True where the photo is used; None: everywhere."""
+        return None if self.alpha is None else self.alpha >= 128
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -238,6 +246,16 @@ class Correspondences:
         """The matches where `keep` (M,) bool is true."""
         return Correspondences(self.i, self.j, self.xy_i[keep], self.xy_j[keep], self.conf[keep])
 
+    def within(self, mask_i: torch.Tensor | None, mask_j: torch.Tensor | None) -> Correspondences:
+        """The matches whose pixels lie in the masks (H, W) bool of both images; None: all of an image."""
+        matches = self
+        for mask, side in ((mask_i, "xy_i"), (mask_j, "xy_j")):
+            if mask is not None:
+                xy = getattr(matches, side)
+                x, y = (xy.round() if xy.is_floating_point() else xy).long().unbind(-1)
+                matches = matches.select(mask.to(x.device)[y, x])
+        return matches
+
     def cpu(self) -> Correspondences:
         """The same in main memory."""
         return Correspondences(self.i, self.j, self.xy_i.cpu(), self.xy_j.cpu(), self.conf.float().cpu())
@@ -297,7 +315,7 @@ class ReconstructedView:
     median_reprojection_error_px  over the view's matches, network pixels; nan without matches
     num_matches     matches of the view that entered the alignment
     apart_error_px, num_confirmed, num_explained   see `FeatureSupport`; nan, 0 and 0 if features were not looked for
-    mask            (H, W) bool, True where the photo is opaque, None if it is everywhere
+    mask            (H, W) bool, True where the photo is opaque and its mask file lets it be used, None: everywhere
     distortion      k1 of the lens: a point at x = (X / Z, Y / Z) of the camera is seen at x (1 + k1 |x|^2)
     refined         the camera was adjusted to tracks of local features
     num_track_observations, track_error_px
@@ -309,6 +327,7 @@ class ReconstructedView:
     gps             where EXIF says that the photo was taken, None if it does not
     frame           the clip that the photo is a frame of, None for a photo
     sample_bits     bits that the samples of a 16-bit file fill; 16 for all other files
+    mask_file       picture that says what of the photo is used, as given, None without
     """
 
     index: int
@@ -336,6 +355,7 @@ class ReconstructedView:
     num_explained: int = 0
     frame: Frame | None = None
     sample_bits: int = 16
+    mask_file: str | None = None
 
     @property
     def file_in_result(self) -> str:
@@ -349,7 +369,9 @@ class ReconstructedView:
 
     @property
     def mean_confidence(self) -> float:
-        return float(self.conf.mean())
+        """Of the pixels that are used; 0 if none is."""
+        conf = self.conf if self.mask is None else self.conf[self.mask]
+        return float(conf.mean()) if conf.size else 0.0
 
     def points_world(self) -> np.ndarray:
         """(H, W, 3) float32: every pixel at its depth, in the world frame."""

@@ -107,7 +107,7 @@ SCENE_FLAGS = (
 )
 """Fields of `SceneOptions` that the command line offers."""
 
-FOOTAGE_FLAGS = ("recursive", "fps", "max_frames")
+FOOTAGE_FLAGS = ("recursive", "fps", "max_frames", "masks")
 """Fields of `FootageOptions`."""
 
 input_option = click.option(
@@ -145,7 +145,8 @@ def cli() -> None:
 @cli.command()
 @input_option
 @option(ReconstructRequest, "output")
-@options(*(option(FootageOptions, name) for name in FOOTAGE_FLAGS))
+@options(*(option(FootageOptions, name) for name in FOOTAGE_FLAGS[:-1]))
+@option(FootageOptions, "masks", metavar="DIR")
 @model_options
 @option(ReconstructionOptions, "scene_graph")
 @niter_option
@@ -166,6 +167,7 @@ def cli() -> None:
     show_default=True,
     help="Smooth depth that the views agree on, and confidence by that; the published method has neither.",
 )
+@option(ReconstructionOptions, "sky")
 @option(AlignmentConfig, "subsample")
 @option(AlignmentConfig, "matching_conf_thr")
 @verify_option
@@ -215,6 +217,7 @@ def reconstruct(**flags: Any) -> int:
             intrinsics_groups=_intrinsics_groups(flags),
             refinement=_refinement(flags),
             dense=DenseOptions() if flags["agree_depth"] else None,
+            sky=flags["sky"],
             seed=flags["seed"],
         ),
         scene=SceneOptions(**{name: flags[name] for name in SCENE_FLAGS}),

@@ -49,6 +49,8 @@ from mast3r_sfm.export.result import (
 )
 from mast3r_sfm.export.store import load_reconstruction
 from mast3r_sfm.images.finding import find_footage, find_images, is_clip
+from mast3r_sfm.images.frames import clips_of
+from mast3r_sfm.images.masks import find_masks, without_masks
 from mast3r_sfm.model.checkpoint import Model, load_model
 from mast3r_sfm.options import DEFAULT_MODEL, Engine, ExportFormat, SceneOptions
 from mast3r_sfm.pipeline import load_images, match_images, plan_pairs, read_clips
@@ -73,11 +75,17 @@ def reconstruct(request: ReconstructRequest) -> bool:
         if request.georeference:
             check_georeference()
         paths = find_footage(request.inputs, request.footage.recursive)
+        if request.footage.masks is not None:
+            paths = without_masks(Path(request.footage.masks), paths)
+            if request.engine is Engine.UPSTREAM:
+                raise InputError("`masks`: the published engine has none; leave `masks` or `engine=upstream` out")
         if any(map(is_clip, paths)):
             frames = work.enter_context(scratch_folder(output, "frames"))
             with ProgressDisplay(quiet) as display:
                 paths = read_clips(paths, request.footage, frames, display)
         graph, seed = request.options.scene_graph, request.options.seed
+        if request.footage.masks is not None:  # and neither should masks that are missing
+            find_masks(Path(request.footage.masks), paths, clips_of(paths))
         pairs = plan_pairs(graph, paths, seed)  # a pairs file that is missing should not wait for the model
         if request.engine is Engine.UPSTREAM:
             result = _reconstruct_upstream(paths, pairs, request)
@@ -268,7 +276,7 @@ def _reconstruct_native(
     quiet = request.display.quiet
     model = _load_model(request.model, quiet)
     with ProgressDisplay(quiet) as display:
-        views = load_images(paths, model, request.model.image_size, display)
+        views = load_images(paths, model, request.model.image_size, display, request.footage)
         if request.georeference:
             check_fixes([view.gps for view in views], [str(view.path) for view in views])
         overlapping = _OVERLAPPING * len(views)

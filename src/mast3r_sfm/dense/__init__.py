@@ -6,12 +6,13 @@
     edges           depth edges moved onto those of the photo
     trust           confidence by confirmation and contradiction; contradicted points removed
 
-`agreed_depth` runs them in this order (docs/method.md, Dense depth).
+`agreed_depth` runs them in this order (docs/method.md, Dense depth). `sky_of` finds the sky in what they leave.
 """
 
 from mast3r_sfm.dense.observations import observe as observe
 from mast3r_sfm.dense.observations import sightings_of_matches as sightings_of_matches
 from mast3r_sfm.dense.observations import tracked_pixels as tracked_pixels
+from mast3r_sfm.dense.sky import sky_of as sky_of
 from mast3r_sfm.dense.stage import DenseResult as DenseResult
 from mast3r_sfm.dense.stage import agreed_depth as agreed_depth
 from mast3r_sfm.dense.views import DenseView as DenseView

@@ -36,7 +36,8 @@ class Surfaces:
     @classmethod
     def of(cls, views: Sequence[DenseView], log_depths: Sequence[torch.Tensor]) -> Surfaces:
         conf = Atlas.pack([view.conf for view in views])
-        return cls(Atlas(views), Atlas.pack(log_depths), conf.clamp_max(_MOST_CONF) / conf.median().clamp_min(1e-3))
+        usual = conf[conf > 0].median() if bool((conf > 0).any()) else conf.new_ones(())
+        return cls(Atlas(views), Atlas.pack(log_depths), conf.clamp_max(_MOST_CONF) / usual.clamp_min(1e-3))
 
     def moved(self, log_depths: Sequence[torch.Tensor]) -> Surfaces:
         """The same views with other depths."""

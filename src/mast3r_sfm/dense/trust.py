@@ -50,7 +50,7 @@ class _Comparison:
 
     excess     log depth of the point over that of the surface
     tolerance  within which they agree
-    seen       the place lies in the neighbour's image
+    seen       the place lies in the neighbour's image, at a pixel that has a confidence: no mask hides it
     index      of the neighbour's pixel in packed maps
     """
 
@@ -100,7 +100,7 @@ def _compare(
     return _Comparison(
         excess=at.depth.clamp_min(1e-6).log() - surfaces.log_depth[index],
         tolerance=tolerance + _SLANT * ranges[index].clamp_max(_MOST_RANGE),
-        seen=atlas.inside(others, at),
+        seen=atlas.inside(others, at) & (surfaces.belief[index] > 0),
         index=index,
     )
 

@@ -21,7 +21,7 @@ class DenseView:
     """One registered view. H and W are those of the network's image; tensors float32 on one device.
 
     relief          (H, W) logarithm of the predicted depth, for the lens the view turned out to have
-    conf            (H, W) merged confidence of the network
+    conf            (H, W) merged confidence of the network, 0 where a mask hides the photo
     rgb             (H, W, 3) uint8
     K               (3, 3) float64 network pixels
     distortion      k1 (`geometry.rays`)

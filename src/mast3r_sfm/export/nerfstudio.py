@@ -105,7 +105,7 @@ def _complete_masks(photos: Sequence[WrittenPhoto], folder: Path) -> list[str | 
         return [None] * len(photos)
     names = []
     for photo in photos:
-        name = f"{MASKS}/{Path(photo.name).stem}.png"
+        name = f"{MASKS}/{photo.mask_name}"
         if not (folder / name).exists():
             width, height = photo.camera.size
             (folder / name).write_bytes(encode_png(np.full((height, width), 255, dtype=np.uint8)))

@@ -21,6 +21,7 @@ from mast3r_sfm.export.optics import (
     without_distortion,
 )
 from mast3r_sfm.images.decoding import DecodedImage, decode_image, plain_file, quiet_pillow
+from mast3r_sfm.images.masks import USED, opacity
 from mast3r_sfm.options import PhotoOptions
 from mast3r_sfm.text import unique_stems
 from mast3r_sfm.types import ReconstructedScene, ReconstructedView
@@ -40,6 +41,11 @@ class WrittenPhoto:
     name: str
     camera: PictureCamera
 
+    @property
+    def mask_name(self) -> str:
+        """Of its mask, if it has one, where COLMAP looks for it: the name of a PNG itself, else that and .png."""
+        return self.name if self.name.lower().endswith(".png") else f"{self.name}.png"
+
 
 def write_scene_photos(
     scene: ReconstructedScene, folder: Path, masks: Path, options: PhotoOptions
@@ -53,16 +59,17 @@ def write_scene_photos(
 def write_photos(
     views: Sequence[ReconstructedView], stems: Sequence[str], folder: Path, masks: Path, options: PhotoOptions
 ) -> list[WrittenPhoto]:
-    """Writes the photo of every view into `folder`; where it has transparency, also its mask, of the same name.
+    """Writes the photo of every view into `folder`; where it has transparency or a mask file, also its mask.
 
     stems   of the file names (`unique_stems`)
-    masks   folder that is created if there is a mask to write: 255 where the photo is opaque, else 0
+    masks   folder that is created if there is a mask to write (`WrittenPhoto.mask_name`): 255 where the photo is used,
+            else 0
 
     Upright JPEG, PNG, TIFF and BMP files of 8 bits in sRGB are copied byte for byte if they are to be neither
     straightened nor reduced. Everything else becomes an upright 8-bit PNG if it was lossless or has transparency, else
     a JPEG.
 
-    Raises InputError that names the file if a photo cannot be read, or is not the one that was reconstructed.
+    Raises InputError that names the file if a photo or mask cannot be read, or is not the one that was reconstructed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if any(view.mask is not None for view in views):
@@ -89,8 +96,9 @@ def _write_photo(view: ReconstructedView, stem: str, folder: Path, masks: Path, 
     target = reduced(straight, options.max_image_size)
     suffix = Path(view.file).suffix
     plain = plain_file(data, view.file) if target is source else None
-    if plain is not None and view.mask is not None and ".png" not in plain.suffixes:
-        plain = None  # a mask has the name of its photo and is a PNG, so the photo becomes one
+    is_transparent = view.mask is not None and view.mask_file is None
+    if plain is not None and is_transparent and ".png" not in plain.suffixes:
+        plain = None  # the mask of a transparent photo has its name and is a PNG, so the photo becomes one
     if plain is not None:
         _check_size(view, plain.size)
         name = stem + (suffix if suffix.lower() in plain.suffixes else plain.suffixes[0])
@@ -104,15 +112,27 @@ def _write_photo(view: ReconstructedView, stem: str, folder: Path, masks: Path, 
         return reduced_picture(straightened_picture(np.asarray(picture), source, straight), straight, target)
 
     if plain is None:
-        if view.mask is not None or suffix.lower() in _LOSSLESS:
+        if decoded.alpha is not None or suffix.lower() in _LOSSLESS:
             name = f"{stem}.png"
             write_png(folder / name, as_written(decoded.rgb))
         else:
             name = f"{stem}.jpg"
             (folder / name).write_bytes(encode_jpeg(as_written(decoded.rgb), _QUALITY))
-    if view.mask is not None and decoded.alpha is not None:
-        write_png(masks / name, np.where(as_written(decoded.alpha) >= 128, 255, 0).astype(np.uint8))
-    return WrittenPhoto(name, target)
+    photo = WrittenPhoto(name, target)
+    used = _opacity(view, decoded)
+    if used is not None:
+        write_png(masks / photo.mask_name, np.where(as_written(used) >= USED, 255, 0).astype(np.uint8))
+    return photo
+
+
+def _opacity(view: ReconstructedView, decoded: DecodedImage) -> Image.Image | None:
+    """What of a photo is used; None: all of it. Raises InputError if its mask file is not what it was."""
+    if view.mask is None:
+        return None
+    try:
+        return opacity(decoded.alpha, None if view.mask_file is None else Path(view.mask_file), decoded.rgb.size)
+    except InputError as error:
+        raise InputError(f"{error} (the export needs the masks where they were when they were used)") from error
 
 
 def _bytes_of(view: ReconstructedView) -> bytes:

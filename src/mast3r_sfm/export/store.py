@@ -57,6 +57,7 @@ def save_reconstruction(reconstruction: ReconstructedScene, path: Path) -> None:
         "clip": np.array([view.frame.clip if view.frame else "" for view in views], dtype=np.str_),
         "clip_time_s": np.array([view.frame.time_s if view.frame else 0.0 for view in views], dtype=np.float64),
         "sample_bits": np.array([view.sample_bits for view in views], dtype=np.int64),
+        "mask_file": np.array([view.mask_file or "" for view in views], dtype=np.str_),
         "group": np.array([_or_none(reconstruction.group_of(view.index)) for view in views], dtype=np.int64),
         "verdict": np.array(_verdict_text(reconstruction.verdict), dtype=np.str_),
         **{f"match_{key}": array for key, array in pack_matches(reconstruction.matches).items()},
@@ -140,6 +141,7 @@ _LATER_COLUMNS: dict[str, float | str] = {
     "clip": "",
     "clip_time_s": 0.0,
     "sample_bits": 16,
+    "mask_file": "",
 }
 _TRACKS = tuple(field.name for field in dataclasses.fields(Tracks))
 
@@ -227,4 +229,5 @@ def _view(
         num_explained=int(columns["num_explained"][number]),
         frame=Frame(clip, float(columns["clip_time_s"][number])) if clip else None,
         sample_bits=int(columns["sample_bits"][number]),
+        mask_file=str(columns["mask_file"][number]) or None,
     )

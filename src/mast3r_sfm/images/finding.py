@@ -124,7 +124,7 @@ def _find(item: str, recursive: bool, found: _Found) -> None:
             raise InputError(f"{item}: not an image by its suffix; accepted: {_suffixes()}")
         found.files.append(path)
     elif re.search(r"[*?\[]", item):
-        matches = sorted(map(Path, glob.glob(item, recursive=True)), key=_natural_key)  # noqa: PTH207 (absolute too)
+        matches = sorted(map(Path, glob.glob(item, recursive=True)), key=natural_key)  # noqa: PTH207 (absolute too)
         if not matches:
             raise InputError(f"{item}: no file matches this pattern; accepted: {_suffixes()}")
         folders = [path for path in matches if path.is_dir()]
@@ -144,7 +144,7 @@ def _take_folder(folder: Path, item: str, recursive: bool, found: _Found) -> Non
         files, below = files + below, []
     nested = [path for path in below if path.suffix.lower() in IMAGE_SUFFIXES + RAW_SUFFIXES]
     nested_in = len({path.parent for path in nested})
-    if not _take_among(sorted(files, key=_natural_key), found):
+    if not _take_among(sorted(files, key=natural_key), found):
         hint = "; subfolders are not searched, name one" if folders and not recursive else ""
         if nested:
             hint = f"; {len(nested)} photo(s) in {nested_in} subfolder(s): use `recursive=True`, or name one"
@@ -209,7 +209,7 @@ def _nothing_found(complaint: str, files: Sequence[Path], num_folders: int, hint
     return InputError(f"{complaint} ({holds}); accepted: {_suffixes()}{hint}")
 
 
-def _natural_key(path: Path) -> tuple[list[str | int], str]:
+def natural_key(path: Path) -> tuple[list[str | int], str]:
     """Sorts img2 before img10, without regard to case; ties by the exact name."""
     parts = re.split(r"([0-9]+)", str(path).lower())  # text and numbers take turns, text first
     return [int(part) if k % 2 else part for k, part in enumerate(parts)], str(path)

@@ -16,6 +16,7 @@ from PIL import Image
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.images.decoding import decode_image, max_pixels, quiet_pillow
 from mast3r_sfm.images.finding import unreadable
+from mast3r_sfm.images.masks import USED, opacity
 from mast3r_sfm.images.values import sample_bits_of_set
 from mast3r_sfm.text import byte_count
 from mast3r_sfm.types import ImageTransform, View
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 HEAVY_CROP = 0.25
 """Share of the resized picture that the crop may remove without a warning (a square cropped to 4:3 loses just that)."""
+
+LEAST_USED = 0.005
+"""Share of a photo's pixels that must be used: of less nothing is."""
 
 
 @dataclass(frozen=True)
@@ -61,30 +65,36 @@ def load_views(
     paths: Sequence[str | Path],
     sizing: ImageSizing | None = None,
     *,
+    masks: Sequence[Path | None] | None = None,
     progress: Callable[[int], None] | None = None,
     workers: int | None = None,
 ) -> list[View]:
     """Loads every file as a view; view k is file k. `progress(1)` is called from this thread after each.
 
     `workers` threads decode at once (default: the CPUs, at most 4, because each holds a full-size original). The
-    result does not depend on them. One warning sums up the images that lose more than `HEAVY_CROP` to the crop.
+    result does not depend on them. One warning sums up the images that lose more than `HEAVY_CROP` to the crop, another
+    those of which (almost) nothing is used: they take no part in what follows.
 
-    Raises InputError for the first file that cannot be used.
+    masks  of every file (`images.masks`), None for those without
+
+    Raises InputError for the first file that cannot be used, and if nothing of any image is.
     """
     sizing = sizing or ImageSizing()
     files = [Path(path) for path in paths]
+    mask_files = [None] * len(files) if masks is None else list(masks)
     workers = workers or min(4, os.cpu_count() or 1)
     views: list[View] = []
     with quiet_pillow(), ThreadPoolExecutor(workers) as pool:
         try:
             bits = sample_bits_of_set(files)
-            for view in pool.map(lambda k: _load(files[k], k, sizing, bits[k]), range(len(files))):
+            for view in pool.map(lambda k: _load(files[k], k, sizing, bits[k], mask_files[k]), range(len(files))):
                 views.append(view)
                 if progress is not None:
                     progress(1)
         finally:
             pool.shutdown(cancel_futures=True)  # else a bad file or Ctrl-C would wait for all the other images
     _warn_of_crops(views)
+    _warn_of_unused(views)
     return views
 
 
@@ -101,14 +111,17 @@ def load_image(path: str | Path, index: int = 0, sizing: ImageSizing | None = No
 
 
 def read_photo(view: View) -> tuple[Image.Image, np.ndarray | None]:
-    """The whole photo of a view, upright RGB, and (H, W) bool True where it is opaque (None: everywhere).
+    """The whole photo of a view, upright RGB, and (H, W) bool True where it is used (None: everywhere).
 
-    Raises InputError as `load_image`.
+    Raises InputError as `load_image`, and for a mask file that is gone or has changed its shape.
     """
     with quiet_pillow():
         decoded = decode_image(_bytes_of(view.path), str(view.path), view.sample_bits)
-    mask = None if decoded.alpha is None else np.asarray(decoded.alpha) >= 128
-    return decoded.rgb, mask
+        alpha = opacity(decoded.alpha, view.mask_file, decoded.rgb.size)
+    if alpha is None:
+        return decoded.rgb, None
+    used = np.asarray(alpha) >= USED
+    return decoded.rgb, used if _is_used(view) else np.zeros_like(used)
 
 
 def network_transform(original_size: tuple[int, int], sizing: ImageSizing, name: str = "image") -> ImageTransform:
@@ -151,12 +164,15 @@ def _bytes_of(path: Path) -> bytes:
         raise unreadable(path, error) from error
 
 
-def _load(path: Path, index: int, sizing: ImageSizing, sample_bits: int) -> View:
+def _load(path: Path, index: int, sizing: ImageSizing, sample_bits: int, mask_file: Path | None = None) -> View:
     data = _bytes_of(path)  # hashed and decoded from the same bytes: the file may change between two reads
     decoded = decode_image(data, str(path), sample_bits)
     transform = network_transform(decoded.rgb.size, sizing, f"{path} ({byte_count(len(data))})")
     rgb = _resize_and_crop(decoded.rgb, transform)
-    alpha = None if decoded.alpha is None else _resize_and_crop(decoded.alpha, transform)
+    used = opacity(decoded.alpha, mask_file, decoded.rgb.size)
+    alpha = None if used is None else _resize_and_crop(used, transform)
+    if alpha is not None and (alpha >= USED).mean() < LEAST_USED:
+        alpha = np.zeros_like(alpha)
     return View(
         index=index,
         path=path,
@@ -169,6 +185,7 @@ def _load(path: Path, index: int, sizing: ImageSizing, sample_bits: int) -> View
         gps=decoded.gps,
         frame=decoded.frame,
         sample_bits=sample_bits,
+        mask_file=mask_file,
     )
 
 
@@ -193,3 +210,22 @@ def _warn_of_crops(views: Sequence[View]) -> None:
             100 * crop_loss(worst.transform),
             worst.path,
         )
+
+
+def _is_used(view: View) -> bool:
+    return view.mask is None or bool(view.mask.any())
+
+
+def _warn_of_unused(views: Sequence[View]) -> None:
+    """Names the photos that are (almost) wholly transparent or masked. Raises InputError if all are."""
+    unused = [view for view in views if not _is_used(view)]
+    if not unused:
+        return
+    named = ", ".join(view.path.name for view in unused[:10])
+    more = f" and {len(unused) - 10} more" if len(unused) > 10 else ""
+    masked = [view.mask_file.name for view in unused if view.mask_file is not None]
+    why = f"black in their masks ({masked[0]}) or transparent" if masked else "transparent"
+    what = f"{named}{more}: less than {LEAST_USED:.1%} of the pixels can be used, the others are {why}"
+    if len(unused) == len(views):
+        raise InputError(f"{what}; white (128 and above) is what a mask lets be used, so check photos and masks")
+    logger.warning("%s; left out", what)

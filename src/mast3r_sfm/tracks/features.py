@@ -84,7 +84,8 @@ def extract_features(
     grey = rgb.convert("L")
     small = np.asarray(grey if size == (W, H) else grey.resize(size, Image.Resampling.LANCZOS))
     # the precise upscale: without it OpenCV's first octave is a quarter of a pixel off
-    sift = cv2.SIFT_create(nfeatures=max_features, contrastThreshold=_CONTRAST, enable_precise_upscale=True)  # type: ignore[attr-defined]
+    most = max_features if mask is None else 0  # of those that the mask keeps, not of all, the strongest are wanted
+    sift = cv2.SIFT_create(nfeatures=most, contrastThreshold=_CONTRAST, enable_precise_upscale=True)  # type: ignore[attr-defined]
     keypoints, found = sift.detectAndCompute(small, None)
     if not keypoints:
         return LocalFeatures.none()
@@ -96,5 +97,6 @@ def extract_features(
     column, row = np.clip(np.rint(xy).astype(int), 0, [W - 1, H - 1]).T
     if mask is not None:
         order = order[mask[row, column][order]]
+        order = order[np.sort(np.argsort(-strengths[order], kind="stable")[:max_features])]
     colours = np.asarray(rgb)[row, column]
     return LocalFeatures(xy[order], descriptors[order], strengths[order], colours[order])

@@ -125,7 +125,7 @@ def to_reconstruction(scene: Any, views: Sequence[View], clean_depth: bool) -> R
                 conf_clean=conf_clean,
                 median_reprojection_error_px=float("nan"),
                 num_matches=0,
-                mask=None if view.alpha is None else view.alpha >= 128,
+                mask=view.mask,
                 gps=view.gps,
                 frame=view.frame,
                 sample_bits=view.sample_bits,
