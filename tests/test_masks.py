@@ -107,7 +107,8 @@ class TestReading:
         (view,) = load_views([photo], SIZING, masks=[mask])
         assert (view.rgb == 90).all() and view.mask_file == mask
         assert view.mask is not None and not view.mask[:, :32].any() and view.mask[:, 32:].all()
-        assert np.array_equal(read_photo(view)[1], half_mask(64, 64) > 0)
+        used = read_photo(view)[1]
+        assert used is not None and np.array_equal(used, half_mask(64, 64) > 0)
 
     def test_opacity_and_mask_both_count(self, tmp_path: Path) -> None:
         rgba = np.full((64, 64, 4), 255, np.uint8)
@@ -300,9 +301,22 @@ class TestSky:
             self.conf[:] = 0
         assert not self.found().any()
 
+    def test_a_cloud_with_edges_belongs_to_it(self) -> None:
+        self.rgb[8:12, 20:30] = np.random.default_rng(0).integers(0, 256, (4, 10, 3))
+        assert self.found()[:20].all()
+
     def test_a_match_says_that_a_place_is_solid(self) -> None:
         found = self.found(np.array([[30, 10]]))
         assert not found[9:12, 29:32].any() and found[:5].all()
+
+    def test_ground_that_leads_to_the_horizon_stays(self) -> None:
+        # from row 20 on, as of level ground: depth 90, 30, 18, ..., most of it doubtful
+        rows = np.arange(20)
+        self.depth[20:] = (90 / (1 + 2 * rows))[:, None]
+        self.conf[20:] = 0.5
+        self.conf[28:] = 8.0
+        self.rgb[:] = 200
+        assert self.found()[:18].all() and not self.found()[22:].any()
 
     def test_a_tower_stays(self) -> None:
         self.depth[:20, 30:40], self.conf[:20, 30:40] = 6.0, 1.0  # doubtful, but not far
