@@ -19,6 +19,7 @@ from mast3r_sfm.dense.sky import sky_of
 from mast3r_sfm.dense.trust import CONFIRMED, OFFSET, judge
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.points import scene_points
+from mast3r_sfm.gaps import _Photo
 from mast3r_sfm.images.loading import ImageSizing, load_views, read_photo
 from mast3r_sfm.images.masks import find_masks, read_mask, warn_of_missing, without_masks
 from mast3r_sfm.model.checkpoint import load_model
@@ -161,6 +162,13 @@ def test_masked_features_do_not_crowd_out_the_others() -> None:
     image, mask = Image.fromarray(picture).convert("RGB"), half_mask(160, 120) > 0
     found = extract_features(image, 160, 20, mask)
     assert len(found) == 20 and (found.xy[:, 0] > 79).all()
+
+
+def test_places_found_again_must_lie_in_the_mask() -> None:
+    grey, xy = np.zeros((60, 80), np.uint8), np.array([[39.4, 5], [39.6, 5], [200.0, 5], [np.nan, 5]])
+    photo = _Photo(grey, grey, np.ones(2), xy, np.ones((60, 80)), half_mask(80, 60) > 0)
+    assert photo.shows(xy).tolist() == [False, True, True, False]
+    assert dataclasses.replace(photo, mask=None).shows(xy).tolist() == [True, True, True, False]
 
 
 def test_masked_pixels_neither_confirm_nor_deny() -> None:
