@@ -19,6 +19,7 @@ from mast3r_sfm.dense.sky import sky_of
 from mast3r_sfm.dense.trust import CONFIRMED, OFFSET, judge
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.points import scene_points
+from mast3r_sfm.gaps import _Photo
 from mast3r_sfm.images.loading import ImageSizing, load_views, read_photo
 from mast3r_sfm.images.masks import find_masks, read_mask, warn_of_missing, without_masks
 from mast3r_sfm.model.checkpoint import load_model
@@ -107,7 +108,8 @@ class TestReading:
         (view,) = load_views([photo], SIZING, masks=[mask])
         assert (view.rgb == 90).all() and view.mask_file == mask
         assert view.mask is not None and not view.mask[:, :32].any() and view.mask[:, 32:].all()
-        assert np.array_equal(read_photo(view)[1], half_mask(64, 64) > 0)
+        used = read_photo(view)[1]
+        assert used is not None and np.array_equal(used, half_mask(64, 64) > 0)
 
     def test_opacity_and_mask_both_count(self, tmp_path: Path) -> None:
         rgba = np.full((64, 64, 4), 255, np.uint8)
@@ -160,6 +162,13 @@ def test_masked_features_do_not_crowd_out_the_others() -> None:
     image, mask = Image.fromarray(picture).convert("RGB"), half_mask(160, 120) > 0
     found = extract_features(image, 160, 20, mask)
     assert len(found) == 20 and (found.xy[:, 0] > 79).all()
+
+
+def test_places_found_again_must_lie_in_the_mask() -> None:
+    grey, xy = np.zeros((60, 80), np.uint8), np.array([[39.4, 5], [39.6, 5], [200.0, 5], [np.nan, 5]])
+    photo = _Photo(grey, grey, np.ones(2), xy, np.ones((60, 80)), half_mask(80, 60) > 0)
+    assert photo.shows(xy).tolist() == [False, True, True, False]
+    assert dataclasses.replace(photo, mask=None).shows(xy).tolist() == [True, True, True, False]
 
 
 def test_masked_pixels_neither_confirm_nor_deny() -> None:
@@ -300,9 +309,22 @@ class TestSky:
             self.conf[:] = 0
         assert not self.found().any()
 
+    def test_a_cloud_with_edges_belongs_to_it(self) -> None:
+        self.rgb[8:12, 20:30] = np.random.default_rng(0).integers(0, 256, (4, 10, 3))
+        assert self.found()[:20].all()
+
     def test_a_match_says_that_a_place_is_solid(self) -> None:
         found = self.found(np.array([[30, 10]]))
         assert not found[9:12, 29:32].any() and found[:5].all()
+
+    def test_ground_that_leads_to_the_horizon_stays(self) -> None:
+        # from row 20 on, as of level ground: depth 90, 30, 18, ..., most of it doubtful
+        rows = np.arange(20)
+        self.depth[20:] = (90 / (1 + 2 * rows))[:, None]
+        self.conf[20:] = 0.5
+        self.conf[28:] = 8.0
+        self.rgb[:] = 200
+        assert self.found()[:18].all() and not self.found()[22:].any()
 
     def test_a_tower_stays(self) -> None:
         self.depth[:20, 30:40], self.conf[:20, 30:40] = 6.0, 1.0  # doubtful, but not far

@@ -17,7 +17,10 @@ OF_SKY = 0.6
 _FARTHEST = 0.99  # quantile of the confident depths
 _CONFIDENT, _DOUBTFUL = 0.5, 0.2  # of the confidence that a quarter of a view's pixels reaches
 _MATCH_RADIUS = 3  # pixels around a match in which nothing is sky
-_EDGE = 14.0  # grey levels within 3 x 3 pixels: more is no sky
+_STEEP = 0.12  # log depth lost per row around a pixel: ground towards a horizon loses more, the sky less
+_STEEP_ABOVE = 0.04  # and in the rows above it: right above a roof the sky is even
+_SLOPE_ROWS = 2  # above and below a pixel, over which that is measured
+_EDGE = 20.0  # grey levels within 3 x 3 pixels: more is no sky
 _GROWTH = 3  # pixels by which the smooth region grows up to the edges around it
 _LEAST_SHARE = 0.002  # of the pixels: a smaller region is none
 
@@ -47,13 +50,24 @@ def sky_of(depth: np.ndarray, conf: np.ndarray, rgb: np.ndarray, matched: np.nda
     smooth = possible & (_contrast(rgb) < _EDGE)
     if not smooth[0].any():
         return nothing
-    possible &= ~(depth < OF_SKY * float(np.nanmedian(depth[0][smooth[0]])))
-    region = _at_upper_border(smooth & possible)
+    level = float(np.nanmedian(depth[0][smooth[0]]))
+    even = possible & ~(depth < OF_SKY * level) & ~_falls(depth)
+    region = _at_upper_border(smooth & even)
     if region.mean() < _LEAST_SHARE:
         return nothing
     for _ in range(_GROWTH):
-        region = (cv2.dilate(region.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0) & possible
-    return region
+        region = (cv2.dilate(region.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0) & even
+    # clouds, and gaps between twigs: what has sky above and below it, while ground has none below
+    enclosed = np.logical_or.accumulate(region) & np.logical_or.accumulate(region[::-1])[::-1]
+    return region | (enclosed & possible)
+
+
+def _falls(depth: np.ndarray) -> np.ndarray:
+    """(H, W) bool: the depth falls downwards as that of ground does that leads to a horizon."""
+    rows, H = _SLOPE_ROWS, len(depth)
+    log_depth = np.pad(np.log(depth), ((rows, rows), (0, 0)), mode="edge")
+    above, here, below = log_depth[:H], log_depth[rows : rows + H], log_depth[2 * rows :]
+    return ((above - below) / (2 * rows) > _STEEP) & ((above - here) / rows > _STEEP_ABOVE)
 
 
 def _contrast(rgb: np.ndarray) -> np.ndarray:
