@@ -400,7 +400,9 @@ class TestServer:
     def test_ctrl_c_ends_the_command_well(self, tmp_path: Path) -> None:
         write_result([ResultPart(two_views(), OPTIONS, {})], tmp_path / "out", overwrite=False)
         command = [sys.executable, "-m", "mast3r_sfm", "view", str(tmp_path / "out"), "--no-browser"]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        # a shell that runs the tests in the background lets its children ignore SIGINT; a person's does not
+        listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
         assert process.stderr is not None
         lines = [process.stderr.readline(), process.stderr.readline()]
         address = re.search(r"http://127\.0\.0\.1:(\d+)/ shows", lines[1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -75,3 +77,14 @@ def test_pairs_of_a_batch_do_not_mix() -> None:
 
 def test_an_empty_batch_is_nothing() -> None:
     assert verify_batch([], [], VerificationLimits()) == []
+
+
+@pytest.mark.parametrize(("conf", "believed"), [([3.0] * 2 + [1.0] * 8, True), ([3.0] + [1.0] * 11, False)])
+def test_one_match_in_ten_must_be_sure(conf: list[float], believed: bool) -> None:
+    """A network may see the same surface in two images of noise; its descriptors are not sure of it."""
+    count = len(conf)
+    matches = dataclasses.replace(_matches(count // 2), conf=torch.tensor(conf))
+    limits = VerificationLimits(max_distance=0.1, min_share=0.2, min_matches=1, min_conf=2.5)
+    kept, is_believed = verify_matches(_pair(0.0), matches, limits)
+    assert len(kept) == count and is_believed is believed
+    assert verify_matches(_pair(0.0), matches, dataclasses.replace(limits, min_conf=None))[1]

@@ -242,11 +242,13 @@ class VerificationLimits:
     max_distance  largest distance of the two predicted places of a match, relative to the point's distance
     min_share     smallest share of a pair's matches that must survive
     min_matches   smallest number that must survive
+    min_conf      confidence that one in ten of these must reach; None: that of the model (`ModelConfig.min_match_conf`)
     """
 
     max_distance: float = 0.10
     min_share: float = 0.20
     min_matches: int = 16
+    min_conf: float | None = None
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def predict_pairwise(
         [view.path.name for view in views],
         pairs or alone,
         options.alignment.subsample,
-        options.verification,
+        _limits(options.verification, model.config.min_match_conf),
         options.alignment.matching_conf_thr,
         [None if view.mask is None else torch.from_numpy(view.mask) for view in views],
     )
@@ -117,6 +117,13 @@ def predict_pairwise(
         for batch in predict_batches(model, encoded, pairs, options.batch_size, advance):
             collector.add(batch)
         return collector.finish()
+
+
+def _limits(limits: VerificationLimits | None, min_match_conf: float | None) -> VerificationLimits | None:
+    """The limits, with the model's own where they do not say."""
+    if limits is None or limits.min_conf is not None:
+        return limits
+    return replace(limits, min_conf=min_match_conf)
 
 
 class PairwiseCollector:

@@ -16,6 +16,9 @@ from mast3r_sfm.matching.maps import xy_to_flat
 from mast3r_sfm.options import VerificationLimits
 from mast3r_sfm.types import Correspondences, PairPrediction, ViewPrediction
 
+SURE_SHARE = 0.1
+"""Share of the confirmed matches that must reach `VerificationLimits.min_conf`."""
+
 
 def disagreement(predictions: Sequence[PairPrediction], matches: Sequence[Correspondences]) -> torch.Tensor:
     """Larger of the two relative distances of each match (inf where a point is at the camera).
@@ -54,17 +57,25 @@ def verify_batch(
 ) -> list[tuple[Correspondences, bool]]:
     """Of every pair the matches that both opinions confirm, and whether enough survived to believe the pair at all.
 
-    Waits for the device twice, however many pairs there are.
+    Waits for the device two or three times, however many pairs there are.
     """
     if not matches:
         return []
     sizes = [len(found) for found in matches]
     keep = disagreement(predictions, matches) <= limits.max_distance
     counts = torch.stack([part.sum() for part in keep.split(sizes)]).tolist()
+    if limits.min_conf is None:
+        sure = counts
+    else:
+        confident = keep & (torch.cat([found.conf for found in matches]) >= limits.min_conf)
+        sure = torch.stack([part.sum() for part in confident.split(sizes)]).tolist()
     chosen = keep.nonzero()[:, 0]
     fields = (torch.cat([getattr(found, name) for found in matches])[chosen] for name in ("xy_i", "xy_j", "conf"))
     parts = zip(*(field.split(counts) for field in fields), strict=True)
     return [
-        (Correspondences(found.i, found.j, *part), count >= max(limits.min_matches, limits.min_share * size))
-        for found, part, count, size in zip(matches, parts, counts, sizes, strict=True)
+        (
+            Correspondences(found.i, found.j, *part),
+            count >= max(limits.min_matches, limits.min_share * size) and certain >= SURE_SHARE * count,
+        )
+        for found, part, count, certain, size in zip(matches, parts, counts, sure, sizes, strict=True)
     ]

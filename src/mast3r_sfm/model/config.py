@@ -61,6 +61,8 @@ class ModelConfig:
     two_confs        the descriptors have a confidence channel of their own
     accept_squares   square images are used whole instead of being cropped to 4:3
     min_conf_thr     confidence threshold that suits this model's scenes, None: the tool's default
+    min_match_conf   confidence that one in ten confirmed matches of a pair reaches if its images show the same, None:
+                     not asked for
     licence          SPDX name or short name of the weights' licence, None if unknown
     """
 
@@ -81,6 +83,7 @@ class ModelConfig:
     desc_conf_mode: Activation | None = None
     accept_squares: bool = False
     min_conf_thr: float | None = None
+    min_match_conf: float | None = None
     licence: str | None = None
 
     def __post_init__(self) -> None:
@@ -157,6 +160,7 @@ class ModelConfig:
                 else _activation(desc_conf_mode, ("exp", "sigmoid"), "desc_conf_mode", source),
                 accept_squares=bool(raw.get("accept_squares", False)),
                 min_conf_thr=None if raw.get("min_conf_thr") is None else float(raw["min_conf_thr"]),
+                min_match_conf=None if raw.get("min_match_conf") is None else float(raw["min_match_conf"]),
                 licence=raw.get("licence"),
             )
         except (TypeError, ValueError) as error:
