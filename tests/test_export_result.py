@@ -368,7 +368,7 @@ class TestRewriting:
     ) -> None:
         before = content(old)
 
-        def fail(reconstruction: Reconstruction, path: Path, options: SceneOptions) -> None:
+        def fail(reconstruction: Reconstruction, path: Path, *_: Any) -> None:
             path.write_bytes(b"half")
             raise error
 

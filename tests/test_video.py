@@ -17,7 +17,7 @@ from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.result import check_output
 from mast3r_sfm.images import clips as clips_module
 from mast3r_sfm.images.clips import open_clip
-from mast3r_sfm.images.frames import clips_of, extract_frames, motion_px, planned_intervals, sharpness_of
+from mast3r_sfm.images.frames import clips_of, extract_frames, motion_px, plan_footage, sharpness_of
 from mast3r_sfm.images.loading import ImageSizing, load_views
 from mast3r_sfm.images.tone import (
     PEAK_NITS,
@@ -85,7 +85,7 @@ def moving(count: int, step: float = 6.0) -> list[np.ndarray]:
 
 
 def frames_of(path: Path, folder: Path, **options: Any) -> list[Path]:
-    return extract_frames([path], FootageOptions(**options), folder)
+    return extract_frames(plan_footage([path], FootageOptions(**options)), folder)
 
 
 def frame_at(file: Path) -> Frame:
@@ -130,9 +130,9 @@ def test_the_sharpest_picture_of_an_interval_is_taken(tmp_path: Path) -> None:
 def test_max_frames_makes_intervals_longer(tmp_path: Path) -> None:
     first, second = (write_clip(tmp_path / name, moving(count)) for name, count in (("a.mp4", 30), ("b.mp4", 10)))
     options = FootageOptions(fps=5, max_frames=8)  # 4 s in 8 intervals of 0.5 s
-    files = extract_frames([first, second], options, tmp_path / "f")
+    files = extract_frames(plan_footage([first, second], options), tmp_path / "f")
     assert [file.stem[:1] for file in files] == ["a"] * 6 + ["b"] * 2
-    assert planned_intervals([first, second], options) == 8
+    assert plan_footage([first, second], options).num_steps == 8
 
 
 def test_still_stretches_are_skipped(tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_animations_are_clips(suffix: str, tmp_path: Path) -> None:
     assert [frame_at(file).time_s for file in files][-1] == pytest.approx(2.5)
     still = tmp_path / f"still{suffix}"
     pictures[0].save(still)
-    assert extract_frames([still], FootageOptions(), tmp_path) == [still]
+    assert extract_frames(plan_footage([still], FootageOptions()), tmp_path) == [still]
     (view,) = load_views([still], ImageSizing(160))
     assert view.frame is None and view.rgb.shape[1] == 160
 
@@ -320,7 +320,7 @@ def test_clips_of_one_name_and_photos_between(tmp_path: Path) -> None:
     first, second = (write_clip(tmp_path / folder / "clip.mp4", moving(10)) for folder in ("a", "b"))
     photo = tmp_path / "photo.jpg"
     Image.fromarray(window(0)).save(photo)
-    files = extract_frames([first, photo, second], FootageOptions(), tmp_path / "frames")
+    files = extract_frames(plan_footage([first, photo, second], FootageOptions()), tmp_path / "frames")
     assert [file.name[:7] for file in files] == ["clip_00", "clip_00", "photo.j", "clip-2_", "clip-2_"]
     assert clips_of(files) == ["clip.mp4"] * 2 + [None] + ["clip-2.mp4"] * 2
     views = load_views(files, ImageSizing(64))
@@ -334,7 +334,7 @@ def test_one_picture_of_a_still_clip_beside_others(tmp_path: Path, caplog: pytes
     still = write_clip(tmp_path / "tripod.mp4", [window(0)] * 20)
     walk = write_clip(tmp_path / "walk.mp4", moving(10))
     with caplog.at_level(logging.WARNING):
-        files = extract_frames([still, walk], FootageOptions(), tmp_path / "f")
+        files = extract_frames(plan_footage([still, walk], FootageOptions()), tmp_path / "f")
     assert len(files) == 3
     assert "tripod.mp4: the camera does not move in 2.0 s; one frame of it is used" in caplog.text
 

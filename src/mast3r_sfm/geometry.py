@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
+"""(4, 4) of cameras: x right, y up, looking along -z, as glTF and nerfstudio have them."""
+
 
 def invert(matrices: torch.Tensor) -> torch.Tensor:
     """Inverses (..., k, k) of a few small matrices, computed on the CPU: CUDA would load a solver library for them."""

@@ -29,7 +29,7 @@ from mast3r_sfm.densify import densify_views
 from mast3r_sfm.device import lack_of_memory_explained
 from mast3r_sfm.errors import InputError, NotFiniteError, ReconstructionError
 from mast3r_sfm.images.finding import find_footage, is_clip
-from mast3r_sfm.images.frames import clips_of, extract_frames, planned_intervals, temporary_folder
+from mast3r_sfm.images.frames import clips_of, extract_frames, plan_footage, temporary_folder
 from mast3r_sfm.images.loading import ImageSizing, load_views
 from mast3r_sfm.images.masks import find_masks, warn_of_missing, without_masks
 from mast3r_sfm.inference import encode_views, predict_pairs
@@ -48,6 +48,7 @@ from mast3r_sfm.progress import Progress, StageTimer
 from mast3r_sfm.quality import doubts
 from mast3r_sfm.reconstruction import Reconstruction
 from mast3r_sfm.scene_graph import check_pairs, make_pairs
+from mast3r_sfm.text import listed
 from mast3r_sfm.types import (
     LEAST_OF_ANOTHER_SCENE,
     CanonicalView,
@@ -109,8 +110,9 @@ def read_clips(
 
     Raises InputError as `images.frames.extract_frames`.
     """
-    with StageTimer(progress, torch.device("cpu")).stage("Read clips", planned_intervals(paths, footage)) as advance:
-        return extract_frames(paths, footage, folder, advance)
+    plan = plan_footage(paths, footage)
+    with StageTimer(progress, torch.device("cpu")).stage("Read clips", plan.num_steps) as advance:
+        return extract_frames(plan, folder, advance)
 
 
 def plan_pairs(graph: str | SceneGraph, names: Sequence[str | Path], seed: int = 0) -> list[tuple[int, int]] | None:
@@ -175,7 +177,7 @@ def _reconstruct(
                 continue
         groups.append(group)
     groups += [(index,) for group in result.groups if group not in groups for index in group]  # number k is scene_k
-    return replace(result, groups=tuple(groups), others=tuple(others), seconds=timer.seconds)
+    return replace(result, groups=tuple(groups), others=tuple(others))  # whose seconds have gone on
 
 
 def _reconstruct_group(
@@ -382,5 +384,5 @@ def _warn_of_left_out(images: Sequence[View], groups: Sequence[Sequence[int]], p
             "geometry confirms in their best pair with it: %s",
             len(best),
             len(images),
-            ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else ""),
+            listed(names, 10),
         )

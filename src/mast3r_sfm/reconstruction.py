@@ -17,11 +17,11 @@ import torch
 from mast3r_sfm._version import __version__
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.cameras import verdict_entry
-from mast3r_sfm.export.folders import explained_writing
+from mast3r_sfm.export.folders import explained_writing, scene_folder
 from mast3r_sfm.export.formats import exporter_of
 from mast3r_sfm.export.georeference import georeference_of
 from mast3r_sfm.export.glb import SceneStatistics
-from mast3r_sfm.export.result import STORE, ResultPart, scene_folder, stored_threshold, write_result
+from mast3r_sfm.export.result import STORE, ResultPart, stored_threshold, write_result
 from mast3r_sfm.export.store import load_reconstruction
 from mast3r_sfm.options import ExportFormat, PhotoOptions, ReconstructionOptions, SceneOptions
 from mast3r_sfm.types import ModelDescription, PairSummary, ReconstructedScene
@@ -168,7 +168,7 @@ class Reconstruction(ReconstructedScene):
             ],
             "pairs": [dataclasses.asdict(pair) for pair in self.pairs],
             "groups": [list(group) for group in self.groups],
-            "verdict": None if self.verdict is None else verdict_entry(self.verdict.overall),
+            "verdict": verdict_entry(None if self.verdict is None else self.verdict.overall),
             "seconds": dict(self.seconds),
         }
 

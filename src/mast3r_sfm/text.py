@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
 def counted(number: int, singular: str) -> str:
     """`1 image`, `2 images`; for words whose plural takes an s."""
     return f"{number} {singular}" if number == 1 else f"{number} {singular}s"
+
+
+def listed(names: Iterable[str], most: int) -> str:
+    """The first names, separated by commas, and how many more there are than `most`."""
+    every = list(names)
+    rest = len(every) - most
+    return ", ".join(every[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def byte_count(num_bytes: float) -> str:

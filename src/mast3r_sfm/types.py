@@ -499,9 +499,15 @@ class ReconstructedScene:
     verdict: SceneVerdict | None = None
     georeference: Georeference | None = field(default=None, kw_only=True)
 
-    def group_of(self, index: int) -> int | None:
-        """The number of the group of a view, 0 for the registered one; None if groups are not known."""
-        return next((number for number, group in enumerate(self.groups) if index in group), None)
+    @property
+    def group_of(self) -> dict[int, int]:
+        """The number of the group of every view, 0 for the registered one, by index; empty if groups are not known."""
+        return {index: number for number, group in enumerate(self.groups) for index in group}
+
+    @property
+    def verdicts(self) -> tuple[Verdict | None, ...]:
+        """Of every view, at its place; None if the result was not judged."""
+        return (None,) * len(self.views) if self.verdict is None else self.verdict.views
 
     @property
     def registered(self) -> tuple[ReconstructedView, ...]:

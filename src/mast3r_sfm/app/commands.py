@@ -31,7 +31,7 @@ from mast3r_sfm.errors import InputError
 from mast3r_sfm.evaluation import Evaluation, evaluate_views, read_true_depth, read_truth
 from mast3r_sfm.export.compression import check_compression
 from mast3r_sfm.export.files import write_json
-from mast3r_sfm.export.folders import explained_writing, scratch_folder
+from mast3r_sfm.export.folders import explained_writing, scene_folder, scratch_folder
 from mast3r_sfm.export.formats import check_extras
 from mast3r_sfm.export.georeference import check_fixes, check_georeference
 from mast3r_sfm.export.glb import SceneStatistics
@@ -44,7 +44,6 @@ from mast3r_sfm.export.result import (
     read_run,
     read_scene_options,
     rewrite_scene,
-    scene_folder,
     write_exports,
 )
 from mast3r_sfm.export.store import load_reconstruction
@@ -167,9 +166,10 @@ def export(request: ExportRequest) -> None:
     with logging_to_console(request.display.debug):
         check_extras(request.exports)
         if request.georeference:
-            place = georeference_result(request.folder)
-            files = [view.file for view in Reconstruction.load(request.folder).views]
-            show_table(_residual_rows(place, files), request.display.quiet)
+            placed = georeference_result(request.folder)
+            assert placed.georeference is not None
+            files = [view.file for view in placed.views]
+            show_table(_residual_rows(placed.georeference, files), request.display.quiet)
         if request.changes or not (request.exports or request.georeference):
             scene = dataclasses.replace(read_scene_options(request.folder), **request.changes)
             statistics = rewrite_scene(request.folder, scene)
@@ -351,7 +351,8 @@ def _summary(
         del rows["Verdict"]
     if result.others:
         rows["Further scenes"] = ", ".join(
-            f"scene_{number}: {len(other.registered)} photos" for number, other in enumerate(result.others, start=1)
+            f"{scene_folder(number)}: {len(other.registered)} photos"
+            for number, other in enumerate(result.others, start=1)
         )
     if not result.pairs:  # the published engine does not say
         del rows["Pairs used"]

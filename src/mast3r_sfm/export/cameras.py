@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mast3r_sfm.export.files import write_json
-from mast3r_sfm.export.orientation import SceneFrame, frame_of_scene
+from mast3r_sfm.export.folders import scene_folder
+from mast3r_sfm.export.orientation import SceneFrame, ShownScene, frame_of_scene
 from mast3r_sfm.options import SceneOptions
 from mast3r_sfm.quality import doubts
 from mast3r_sfm.types import LEAST_OF_ANOTHER_SCENE, ReconstructedScene, ReconstructedView, Verdict
@@ -50,8 +52,7 @@ def cameras_document(reconstruction: ReconstructedScene, frame: SceneFrame | Non
     frame  of the scene file, None without one
     """
     found = doubts(reconstruction.views)
-    views = reconstruction.views
-    judged = [None] * len(views) if reconstruction.verdict is None else reconstruction.verdict.views
+    number_of = reconstruction.group_of
     return {
         "convention": CONVENTION,
         "units": UNITS,
@@ -59,28 +60,30 @@ def cameras_document(reconstruction: ReconstructedScene, frame: SceneFrame | Non
         "georeference": _georeference_entry(reconstruction, frame),
         "images": [
             _image_entry(view, found.get(view.index))
-            | {"verdict": None if own is None else verdict_entry(own)}
-            | _group_entry(reconstruction, view.index)
-            for view, own in zip(views, judged, strict=True)
+            | {"verdict": verdict_entry(verdict)}
+            | _group_entry(number_of.get(view.index), reconstruction.groups)
+            for view, verdict in zip(reconstruction.views, reconstruction.verdicts, strict=True)
         ],
     }
 
 
-def verdict_entry(verdict: Verdict) -> dict[str, Any]:
+def verdict_entry(verdict: Verdict | None) -> dict[str, Any] | None:
     """A verdict as it stands in JSON files."""
-    return {"level": str(verdict.level), "reasons": list(verdict.reasons)}
+    return None if verdict is None else {"level": str(verdict.level), "reasons": list(verdict.reasons)}
 
 
-def _group_entry(reconstruction: ReconstructedScene, index: int) -> dict[str, Any]:
+def _group_entry(number: int | None, groups: Sequence[Sequence[int]]) -> dict[str, Any]:
     """The group of an image and the folder of its own scene, if it has one."""
-    number = reconstruction.group_of(index)
-    of_its_own = number is not None and number > 0 and len(reconstruction.groups[number]) >= LEAST_OF_ANOTHER_SCENE
-    return {"group": number, "scene": f"scene_{number}" if of_its_own else None}
+    of_its_own = number is not None and number > 0 and len(groups[number]) >= LEAST_OF_ANOTHER_SCENE
+    return {"group": number, "scene": scene_folder(number) if number is not None and of_its_own else None}
 
 
-def write_cameras(reconstruction: ReconstructedScene, path: Path, options: SceneOptions) -> None:
-    """Writes `cameras.json` beside a scene file that is written with `options`."""
-    write_json(path, cameras_document(reconstruction, frame_of_scene(reconstruction, options)))
+def write_cameras(
+    reconstruction: ReconstructedScene, path: Path, options: SceneOptions, shown: ShownScene | None = None
+) -> None:
+    """Writes `cameras.json` beside a scene file that is written with `options`; `shown` is what it shows, if known."""
+    frame = frame_of_scene(reconstruction, options) if shown is None else shown.frame
+    write_json(path, cameras_document(reconstruction, frame))
 
 
 def _frame_entry(frame: SceneFrame) -> dict[str, Any]:

@@ -18,10 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mast3r_sfm.errors import InputError
-from mast3r_sfm.export.folders import check_replaceable, replaced_folder
 from mast3r_sfm.export.optics import PictureCamera, map_pixels
-from mast3r_sfm.export.photos import WrittenPhoto, write_scene_photos
+from mast3r_sfm.export.photos import IMAGES, MASKS, WrittenPhoto, folder_with_photos
 from mast3r_sfm.options import PhotoOptions
 from mast3r_sfm.types import ReconstructedScene, ReconstructedView, Tracks
 
@@ -30,7 +28,7 @@ if TYPE_CHECKING:  # the library loads for an export only
 
 logger = logging.getLogger(__name__)
 
-IMAGES, MASKS, MODEL = "images", "masks", "sparse/0"
+MODEL = "sparse/0"
 OWN_ENTRY = re.compile(rf"({IMAGES}|{MASKS})(/[^/]+)?|sparse|{MODEL}(/(cameras|images|points3D|rigs|frames)\.bin)?")
 _CORNER = 0.5  # COLMAP's pixels minus ours
 _MIN_OBSERVATIONS = 2
@@ -45,11 +43,7 @@ def write_colmap(scene: ReconstructedScene, folder: Path, options: PhotoOptions)
     such an export.
     """
     views = scene.registered
-    if not views:
-        raise InputError("No image is registered: there is no COLMAP model to write")
-    folder = folder.resolve()
-    with replaced_folder(folder, lambda: check_replaceable(folder, OWN_ENTRY)) as staging:
-        photos = write_scene_photos(scene, staging / IMAGES, staging / MASKS, options)
+    with folder_with_photos(scene, folder, OWN_ENTRY, options) as (staging, photos):
         model = colmap_model(views, photos, scene.tracks, options.undistort)
         (staging / MODEL).mkdir(parents=True)
         model.write(staging / MODEL)

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from mast3r_sfm.export.depth_steps import depth_steps
-from mast3r_sfm.export.extras import require
+from mast3r_sfm.export.extras import require_for
 from mast3r_sfm.export.files import encode_png, write_json
 from mast3r_sfm.export.folders import check_replaceable, replaced_folder
+from mast3r_sfm.options import ExportFormat
 from mast3r_sfm.types import ReconstructedScene, ReconstructedView
 
 OWN_ENTRY = re.compile(r"depth_\d{3,}\.(png|exr)|depth\.json")
@@ -48,7 +49,7 @@ def write_exr(scene: ReconstructedScene, folder: Path) -> None:
 
     Raises InputError if the library is missing.
     """
-    require("export=exr", "OpenEXR", "OpenEXR", "exr")
+    require_for(ExportFormat.EXR)
     import OpenEXR
 
     def write(depth: np.ndarray, path: Path) -> None:

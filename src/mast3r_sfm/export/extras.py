@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 
 from mast3r_sfm.errors import InputError
+from mast3r_sfm.options import ExportFormat
+
+_OF_FORMATS: Mapping[str, tuple[str, str, str]] = {
+    ExportFormat.USDZ: ("pxr", "usd-core", "usd"),
+    ExportFormat.LAS: ("laspy", "laspy", "las"),
+    ExportFormat.E57: ("pye57", "pye57", "e57"),
+    ExportFormat.EXR: ("OpenEXR", "OpenEXR", "exr"),
+}
+"""Module, package and extra of formats that need more than the core."""
+
+
+def require_for(kind: str) -> None:
+    """Raises InputError that says how to install what a format needs, if it is not there."""
+    if kind in _OF_FORMATS:
+        require(f"export={kind}", *_OF_FORMATS[kind])
 
 
 def require(option: str, module: str, package: str, extra: str) -> None:

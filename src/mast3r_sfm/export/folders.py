@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from mast3r_sfm.errors import InputError
@@ -31,6 +31,25 @@ def replaced_folder(output: Path, check: Callable[[], None]) -> Iterator[Path]:
     with scratch_folder(output, "partial") as staging:
         yield staging
         _move_into_place(staging, output, check)
+
+
+@contextlib.contextmanager
+def replaced_files(folder: Path, names: Iterable[str]) -> Iterator[dict[str, Path]]:
+    """Paths, by the names of files in `folder`, to write their successors to; these take their places, one after the
+    other, when the block ends well, and vanish otherwise."""
+    new = {name: sibling(folder / name, "new") for name in names}
+    try:
+        yield new
+        for name, path in new.items():
+            path.replace(folder / name)
+    finally:
+        for path in new.values():
+            path.unlink(missing_ok=True)
+
+
+def scene_folder(number: int | str) -> str:
+    """The folder of a further scene within a result; of group `number`, counted from 0 for the result itself."""
+    return f"scene_{number}"
 
 
 def check_replaceable(folder: Path, own: re.Pattern[str]) -> None:

@@ -13,7 +13,7 @@ from mast3r_sfm.export.cameras import write_cameras
 from mast3r_sfm.export.colmap import write_colmap
 from mast3r_sfm.export.deep_depth import write_exr, write_png16
 from mast3r_sfm.export.depth import write_depth_maps
-from mast3r_sfm.export.extras import require
+from mast3r_sfm.export.extras import require_for
 from mast3r_sfm.export.georeference import in_metres
 from mast3r_sfm.export.glb import write_glb
 from mast3r_sfm.export.matches import write_matches
@@ -62,20 +62,11 @@ OWN_ENTRIES: Mapping[ExportFormat, re.Pattern[str]] = {
 }
 """What a format that is a folder writes there: paths relative to it."""
 
-_EXTRAS: Mapping[ExportFormat, tuple[str, str, str]] = {
-    ExportFormat.USDZ: ("pxr", "usd-core", "usd"),
-    ExportFormat.LAS: ("laspy", "laspy", "las"),
-    ExportFormat.E57: ("pye57", "pye57", "e57"),
-    ExportFormat.EXR: ("OpenEXR", "OpenEXR", "exr"),
-}
-"""Module, package and extra of formats that need more than the core."""
-
 
 def check_extras(kinds: Iterable[str]) -> None:
     """Raises InputError that says how to install what one of the formats needs, if it is not there."""
-    for kind, (module, package, extra) in _EXTRAS.items():
-        if kind in kinds:
-            require(f"export={kind}", module, package, extra)
+    for kind in kinds:
+        require_for(kind)
 
 
 def _write_depth(scene: ReconstructedScene, folder: Path) -> None:
@@ -87,5 +78,5 @@ def exporter_of(kind: str) -> Exporter:
     """Raises InputError that lists the formats, or that says how to install what this one needs."""
     if kind not in EXPORTERS:
         raise InputError(f"`kind` {kind!r}: unknown; allowed: {', '.join(EXPORTERS)}")
-    check_extras([kind])
+    require_for(kind)
     return EXPORTERS[kind]

@@ -27,15 +27,14 @@ from mast3r_sfm.export.compression import check_compression
 from mast3r_sfm.export.frusta import COLOURS, default_camera_size, frustum_corners, frustum_wires
 from mast3r_sfm.export.gltf import GlbBuilder
 from mast3r_sfm.export.meshes import scene_meshes
-from mast3r_sfm.export.orientation import SceneFrame, scene_frame
-from mast3r_sfm.export.surface import PhotoMesh, PlacedView, chosen_pixels, kept_pixels, placed_views, thinned_surface
+from mast3r_sfm.export.orientation import SceneFrame, ShownScene, shown_scene
+from mast3r_sfm.export.surface import PhotoMesh, PlacedView, chosen_pixels, kept_pixels, thinned_surface
 from mast3r_sfm.export.textures import SMALL_PX, Texture, photo_textures, texture_coordinates
+from mast3r_sfm.geometry import OPENGL_FROM_OPENCV
 from mast3r_sfm.options import SceneOptions
 from mast3r_sfm.types import ReconstructedScene, ReconstructedView
 
 logger = logging.getLogger(__name__)
-
-_GLTF_CAMERA_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # x right, y up, looking along -z
 
 
 @dataclass(frozen=True)
@@ -67,18 +66,20 @@ class SceneStatistics:
         return self.num_kept / self.num_pixels
 
 
-def write_glb(reconstruction: ReconstructedScene, path: Path, options: SceneOptions) -> SceneStatistics:
-    """Writes the registered views of a reconstruction as a GLB file.
+def write_glb(
+    reconstruction: ReconstructedScene, path: Path, options: SceneOptions, shown: ShownScene | None = None
+) -> SceneStatistics:
+    """Writes the registered views of a reconstruction as a GLB file; `shown` is what it shows, if known already.
 
     Raises EmptySceneError (an InputError) if no point or triangle is left, and InputError if the library of
     `options.compress` is missing; nothing is written then.
     """
     check_compression(options.compress)
     views = reconstruction.registered
-    if not views:
+    shown = shown or shown_scene(reconstruction, options)
+    if shown is None:
         raise EmptySceneError("No image is registered: there is no scene to write", None)
-    placed = placed_views(views, options)
-    frame = scene_frame(placed, options.up)
+    placed, frame = shown.placed, shown.frame
     builder = GlbBuilder(f"mast3r-sfm {__version__}", options.compress)
     stride, num_faces, textures, on_mesh = 1.0, 0, None, {}
     if options.as_pointcloud:
@@ -173,7 +174,7 @@ def _add_cameras(
         if picture is None:
             picture = builder.add_texture(texture.small_jpeg, _label(view))
         photo = builder.add_material(f"photo {view.index:03d}", texture=picture, double_sided=True)
-        turn = _GLTF_CAMERA_FROM_OPENCV[:3, :3]
+        turn = OPENGL_FROM_OPENCV[:3, :3]
         corner_faces, corner_uv = np.array([[0, 3, 1], [1, 3, 2]]), np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
         primitives = [
             builder.triangles(wires @ turn, wire_faces, wire_materials[number % len(COLOURS)]),
@@ -186,7 +187,7 @@ def _add_cameras(
                 yfov=2 * math.atan(height / (2 * fy)),
                 aspect=(width / fx) / (height / fy),
                 near=1.01 * corners[0, 2],  # who looks through the camera does not see its own pyramid
-                pose=frame.gltf_from_world @ view.world_from_cam @ _GLTF_CAMERA_FROM_OPENCV,
+                pose=frame.gltf_from_world @ view.world_from_cam @ OPENGL_FROM_OPENCV,
                 children=[builder.add_mesh(f"camera {view.index:03d}", primitives)],
                 extras=_camera_extras(view),
             )

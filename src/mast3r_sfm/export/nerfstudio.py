@@ -15,22 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from mast3r_sfm.errors import EmptySceneError, InputError
+from mast3r_sfm.errors import EmptySceneError
 from mast3r_sfm.export.depth_steps import DepthSteps, depth_steps
 from mast3r_sfm.export.files import encode_png, write_json
-from mast3r_sfm.export.folders import check_replaceable, replaced_folder
 from mast3r_sfm.export.optics import PictureCamera, original_pixels
 from mast3r_sfm.export.orientation import z_up_from_world
-from mast3r_sfm.export.photos import WrittenPhoto, write_scene_photos
+from mast3r_sfm.export.photos import IMAGES, MASKS, WrittenPhoto, folder_with_photos
 from mast3r_sfm.export.ply import write_coloured_points
 from mast3r_sfm.export.points import scene_points
 from mast3r_sfm.export.surface import kept_pixels
+from mast3r_sfm.geometry import OPENGL_FROM_OPENCV
 from mast3r_sfm.options import PhotoOptions, SceneOptions
 from mast3r_sfm.types import ReconstructedScene, ReconstructedView
 
-TRANSFORMS, IMAGES, MASKS, DEPTHS, POINTS = "transforms.json", "images", "masks", "depths", "pointcloud.ply"
+TRANSFORMS, DEPTHS, POINTS = "transforms.json", "depths", "pointcloud.ply"
 OWN_ENTRY = re.compile(rf"({IMAGES}|{MASKS}|{DEPTHS})(/[^/]+)?|{re.escape(TRANSFORMS)}|{re.escape(POINTS)}")
-OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 
 _CORNER = 0.5  # nerfstudio's pixels minus ours
 _MAX_POINTS = 200_000
@@ -52,12 +51,8 @@ def write_nerfstudio(
     such an export.
     """
     views = scene.registered
-    if not views:
-        raise InputError("No image is registered: there are no cameras to write")
-    saved_from_world = z_up_from_world(scene, scene_options)
-    folder = folder.resolve()
-    with replaced_folder(folder, lambda: check_replaceable(folder, OWN_ENTRY)) as staging:
-        photos = write_scene_photos(scene, staging / IMAGES, staging / MASKS, options)
+    with folder_with_photos(scene, folder, OWN_ENTRY, options) as (staging, photos):
+        saved_from_world = z_up_from_world(scene, scene_options)
         masks = _complete_masks(photos, staging)
         steps = _write_depths(views, photos, scene_options, staging / DEPTHS)
         frames = [
@@ -103,14 +98,14 @@ def _complete_masks(photos: Sequence[WrittenPhoto], folder: Path) -> list[str | 
     """Paths of the masks, relative to `folder`; photos without one get a white one, unless none has one."""
     if not (folder / MASKS).exists():
         return [None] * len(photos)
-    names = []
+    names: list[str | None] = []
     for photo in photos:
         name = f"{MASKS}/{photo.mask_name}"
         if not (folder / name).exists():
             width, height = photo.camera.size
             (folder / name).write_bytes(encode_png(np.full((height, width), 255, dtype=np.uint8)))
         names.append(name)
-    return list(names)
+    return names
 
 
 def _write_depths(

@@ -64,9 +64,26 @@ class SceneFrame:
         return points @ self.gltf_from_world[:3, :3].T + self.gltf_from_world[:3, 3]
 
 
+@dataclass(frozen=True)
+class ShownScene:
+    """What the files of a scene show: its registered views, at least one, and the frame of the scene file."""
+
+    placed: tuple[PlacedView, ...]
+    frame: SceneFrame
+
+
+def shown_scene(scene: ReconstructedScene, options: SceneOptions) -> ShownScene | None:
+    """What the file that `options` ask for shows; None if no view is registered."""
+    if not scene.registered:
+        return None
+    placed = tuple(placed_views(scene.registered, options))
+    return ShownScene(placed, scene_frame(placed, options.up))
+
+
 def frame_of_scene(scene: ReconstructedScene, options: SceneOptions) -> SceneFrame | None:
     """The frame of the file that `options` ask for; None if no view is registered."""
-    return scene_frame(placed_views(scene.registered, options), options.up) if scene.registered else None
+    shown = shown_scene(scene, options)
+    return None if shown is None else shown.frame
 
 
 def z_up_from_world(scene: ReconstructedScene, options: SceneOptions) -> np.ndarray:
@@ -76,7 +93,9 @@ def z_up_from_world(scene: ReconstructedScene, options: SceneOptions) -> np.ndar
     """
     if scene.georeference is not None:
         return np.eye(4)
-    return _Z_UP_FROM_GLTF @ scene_frame(placed_views(scene.registered, options), options.up).gltf_from_world
+    frame = frame_of_scene(scene, options)
+    assert frame is not None
+    return _Z_UP_FROM_GLTF @ frame.gltf_from_world
 
 
 def scene_frame(placed: Sequence[PlacedView], up: Up) -> SceneFrame:

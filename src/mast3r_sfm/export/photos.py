@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from PIL import Image
 
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.files import encode_jpeg, write_png
+from mast3r_sfm.export.folders import check_replaceable, replaced_folder
 from mast3r_sfm.export.optics import (
     PictureCamera,
     reduced,
@@ -25,6 +28,9 @@ from mast3r_sfm.images.masks import USED, opacity
 from mast3r_sfm.options import PhotoOptions
 from mast3r_sfm.text import unique_stems
 from mast3r_sfm.types import ReconstructedScene, ReconstructedView
+
+IMAGES, MASKS = "images", "masks"
+"""Folders of an export with photos."""
 
 _LOSSLESS = (".png", ".tif", ".tiff", ".bmp")
 _QUALITY = 95
@@ -47,7 +53,26 @@ class WrittenPhoto:
         return self.name if self.name.lower().endswith(".png") else f"{self.name}.png"
 
 
-def write_scene_photos(
+@contextlib.contextmanager
+def folder_with_photos(
+    scene: ReconstructedScene, folder: Path, own: re.Pattern[str], options: PhotoOptions
+) -> Iterator[tuple[Path, list[WrittenPhoto]]]:
+    """A folder that holds the photos of the registered views, and these, to write their cameras beside: it becomes
+    `folder`, or takes the place of an earlier export, when the block ends well, and vanishes otherwise.
+
+    own  matches the paths, relative to the folder, that the export writes
+
+    Raises InputError if a photo cannot be read, if no view is registered, and if `folder` holds anything that is not of
+    such an export.
+    """
+    if not scene.registered:
+        raise InputError("No image is registered: there are no cameras to write")
+    folder = folder.resolve()
+    with replaced_folder(folder, lambda: check_replaceable(folder, own)) as staging:
+        yield staging, _write_scene_photos(scene, staging / IMAGES, staging / MASKS, options)
+
+
+def _write_scene_photos(
     scene: ReconstructedScene, folder: Path, masks: Path, options: PhotoOptions
 ) -> list[WrittenPhoto]:
     """Writes the photos of the registered views, in their order, as `write_photos` does."""

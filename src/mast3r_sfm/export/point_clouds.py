@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from mast3r_sfm._version import __version__
-from mast3r_sfm.export.extras import require
+from mast3r_sfm.export.extras import require_for
 from mast3r_sfm.export.georeference import in_metres, utm_crs, utm_from_enu
 from mast3r_sfm.export.points import scene_points
-from mast3r_sfm.options import SceneOptions
+from mast3r_sfm.options import ExportFormat, SceneOptions
 from mast3r_sfm.types import ReconstructedScene
 
 _LAS_RESOLUTION = 0.0001  # coordinates are whole numbers of these
@@ -27,7 +27,7 @@ def write_las(scene: ReconstructedScene, path: Path, options: SceneOptions) -> N
 
     Raises InputError if the library is missing, and EmptySceneError if no point is left.
     """
-    require("export=las", "laspy", "laspy", "las")
+    require_for(ExportFormat.LAS)
     import laspy
 
     place = scene.georeference
@@ -55,7 +55,7 @@ def write_e57(scene: ReconstructedScene, path: Path, options: SceneOptions) -> N
 
     Raises InputError if the library is missing, and EmptySceneError if no point is left.
     """
-    require("export=e57", "pye57", "pye57", "e57")
+    require_for(ExportFormat.E57)
     import pye57
 
     points = scene_points(scene, options)

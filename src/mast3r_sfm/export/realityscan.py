@@ -19,18 +19,16 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from mast3r_sfm.errors import InputError
-from mast3r_sfm.export.folders import check_replaceable, replaced_folder
-from mast3r_sfm.export.nerfstudio import OPENGL_FROM_OPENCV
 from mast3r_sfm.export.optics import PictureCamera
 from mast3r_sfm.export.orientation import z_up_from_world
-from mast3r_sfm.export.photos import WrittenPhoto, write_scene_photos
+from mast3r_sfm.export.photos import IMAGES, MASKS, WrittenPhoto, folder_with_photos
+from mast3r_sfm.geometry import OPENGL_FROM_OPENCV
 from mast3r_sfm.options import PhotoOptions, SceneOptions
 from mast3r_sfm.types import ReconstructedScene, ReconstructedView
 
 logger = logging.getLogger(__name__)
 
-IMAGES, MASKS, TABLE = "images", "masks", "cameras.csv"
+TABLE = "cameras.csv"
 OWN_ENTRY = re.compile(rf"({IMAGES}|{MASKS})(/[^/]+)?|{re.escape(TABLE)}")
 COLUMNS = ("#name", "x", "y", "alt", "heading", "pitch", "roll", "f", "px", "py", "k1", "k2", "k3", "k4", "t1", "t2")
 
@@ -47,17 +45,12 @@ def write_realityscan(
     Raises InputError if a photo cannot be read, if no view is registered, and if `folder` holds anything that is not of
     such an export.
     """
-    views = scene.registered
-    if not views:
-        raise InputError("No image is registered: there are no cameras to write")
-    z_up = z_up_from_world(scene, scene_options)
-    folder = folder.resolve()
-    with replaced_folder(folder, lambda: check_replaceable(folder, OWN_ENTRY)) as staging:
-        photos = write_scene_photos(scene, staging / IMAGES, staging / MASKS, options)
+    with folder_with_photos(scene, folder, OWN_ENTRY, options) as (staging, photos):
+        z_up = z_up_from_world(scene, scene_options)
         table = io.StringIO()
         rows = csv.writer(table, lineterminator="\n")
         rows.writerow(COLUMNS)
-        rows.writerows(_row(view, photo, z_up) for view, photo in zip(views, photos, strict=True))
+        rows.writerows(_row(view, photo, z_up) for view, photo in zip(scene.registered, photos, strict=True))
         (staging / TABLE).write_text(table.getvalue(), encoding="utf-8")
     off = max(_oblong_px(photo.camera) for photo in photos)
     if off > _WORTH_TELLING_PX:

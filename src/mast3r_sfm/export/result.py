@@ -26,17 +26,20 @@ from mast3r_sfm.export.folders import (
     explained_writing,
     foreign_entry,
     is_mount_point,
+    replaced_files,
     replaced_folder,
+    scene_folder,
     sibling,
 )
 from mast3r_sfm.export.formats import OWN_ENTRIES, exporter_of
 from mast3r_sfm.export.georeference import georeference_of
 from mast3r_sfm.export.glb import SceneStatistics, write_glb
 from mast3r_sfm.export.matches import write_matches
+from mast3r_sfm.export.orientation import shown_scene
 from mast3r_sfm.export.report import MAX_BYTES, write_report
 from mast3r_sfm.export.store import load_reconstruction, save_reconstruction
 from mast3r_sfm.options import ExportFormat, PhotoOptions, SceneOptions
-from mast3r_sfm.types import FRAMES, Georeference, ReconstructedScene
+from mast3r_sfm.types import FRAMES, ReconstructedScene
 
 logger = logging.getLogger(__name__)
 
@@ -125,22 +128,17 @@ def write_result(
     return statistics
 
 
-def scene_folder(number: int | str) -> str:
-    """The folder of a further scene within a result; of group `number`, counted from 0 for the result itself."""
-    return f"scene_{number}"
-
-
 def _write_part(
     part: ResultPart,
     folder: Path,
-    shown: Path,
+    final: Path,
     exports: Sequence[ExportFormat],
     photos: PhotoOptions,
     report: bool,
 ) -> tuple[SceneStatistics | None, list[InputError]]:
     """Writes one scene with all that belongs to it, and says what could not be written.
 
-    shown  where the folder will be
+    final  where the folder will be
     """
     scene, options, run = part.scene, part.options, part.run
     failed: list[InputError] = []
@@ -148,22 +146,23 @@ def _write_part(
     _keep_frames(scene, folder / FRAMES)
     save_reconstruction(scene, folder / STORE)
     write_depth_maps(scene, folder)
-    write_cameras(scene, folder / CAMERAS, options)
+    shown = shown_scene(scene, options)
+    write_cameras(scene, folder / CAMERAS, options, shown)
     write_matches(scene, folder / "matches.npz")
     try:
-        statistics = write_glb(scene, folder / SCENE, options)
+        statistics = write_glb(scene, folder / SCENE, options, shown)
         section = _scene_section(options, statistics)
     except InputError as error:
-        failed.append(InputError(_with_cure(error, shown)))
+        failed.append(InputError(_with_cure(error, final)))
         section = {**dataclasses.asdict(options), "error": str(error)}
     for kind in exports:
         try:
             exporter_of(kind)(scene, folder / kind.entry, options, photos, run)
         except InputError as error:
-            again = f"{_TOOL} export {shown} --export {kind}"
-            failed.append(InputError(f"{error}. Everything but the {kind} export is in {shown}; for it run: {again}"))
+            again = f"{_TOOL} export {final} --export {kind}"
+            failed.append(InputError(f"{error}. Everything but the {kind} export is in {final}; for it run: {again}"))
     if report and ExportFormat.REPORT not in exports:
-        write_report(scene, folder / ExportFormat.REPORT.entry, options, run)
+        write_report(scene, folder / ExportFormat.REPORT.entry, options, run, shown)
     write_run(folder, {**run, "scene": section})
     return statistics, failed
 
@@ -236,19 +235,13 @@ def rewrite_scene(output: Path, options: SceneOptions) -> SceneStatistics:
     reconstruction = load_reconstruction(output / STORE)
     report = ExportFormat.REPORT.entry
     names = (SCENE, CAMERAS, RUN, report) if (output / report).exists() else (SCENE, CAMERAS, RUN)
-    new = {name: sibling(output / name, "new") for name in names}
-    with explained_writing(output):
-        try:
-            statistics = write_glb(reconstruction, new[SCENE], options)
-            write_cameras(reconstruction, new[CAMERAS], options)  # which states the frame of the scene
-            if report in new:  # it shows what the scene shows
-                write_report(reconstruction, new[report], options, run)
-            write_json(new[RUN], {**run, "scene": _scene_section(options, statistics)})
-            for name, path in new.items():
-                path.replace(output / name)
-        finally:
-            for path in new.values():
-                path.unlink(missing_ok=True)
+    with explained_writing(output), replaced_files(output, names) as new:
+        shown = shown_scene(reconstruction, options)
+        statistics = write_glb(reconstruction, new[SCENE], options, shown)
+        write_cameras(reconstruction, new[CAMERAS], options, shown)  # which states the frame of the scene
+        if report in new:  # it shows what the scene shows
+            write_report(reconstruction, new[report], options, run, shown)
+        write_json(new[RUN], {**run, "scene": _scene_section(options, statistics)})
     return statistics
 
 
@@ -266,8 +259,8 @@ def write_exports(output: Path, exports: Sequence[ExportFormat], photos: PhotoOp
             exporter_of(kind)(reconstruction, output / kind.entry, options, photos, run)
 
 
-def georeference_result(output: Path, seed: int = 0) -> Georeference:
-    """Georeferences an existing result: writes its `reconstruction.npz` and `cameras.json` anew.
+def georeference_result(output: Path, seed: int = 0) -> ReconstructedScene:
+    """Georeferences an existing result: writes its `reconstruction.npz` and `cameras.json` anew. Returns it.
 
     Raises InputError if `output` is not a result or cannot be written to, and as `georeference_of` does; it stays as it
     was then.
@@ -275,19 +268,11 @@ def georeference_result(output: Path, seed: int = 0) -> Georeference:
     output = output.resolve()
     options = read_scene_options(output)
     scene = load_reconstruction(output / STORE)
-    place = georeference_of(scene, options, seed)
-    placed = dataclasses.replace(scene, georeference=place)
-    new = {name: sibling(output / name, "new") for name in (STORE, CAMERAS)}
-    with explained_writing(output):
-        try:
-            save_reconstruction(placed, new[STORE])
-            write_cameras(placed, new[CAMERAS], options)
-            for name, path in new.items():
-                path.replace(output / name)
-        finally:
-            for path in new.values():
-                path.unlink(missing_ok=True)
-    return place
+    placed = dataclasses.replace(scene, georeference=georeference_of(scene, options, seed))
+    with explained_writing(output), replaced_files(output, (STORE, CAMERAS)) as new:
+        save_reconstruction(placed, new[STORE])
+        write_cameras(placed, new[CAMERAS], options)
+    return placed
 
 
 def _scene_section(options: SceneOptions, statistics: SceneStatistics) -> dict[str, Any]:

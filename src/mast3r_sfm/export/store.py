@@ -33,7 +33,7 @@ FORMAT_VERSION = 3
 
 def save_reconstruction(reconstruction: ReconstructedScene, path: Path) -> None:
     """Writes one compressed file that `load_reconstruction` and `np.load` read, without pickle."""
-    views = reconstruction.views
+    views, group_of = reconstruction.views, reconstruction.group_of
     arrays = {
         "format_version": np.array(FORMAT_VERSION),
         "index": np.array([view.index for view in views], dtype=np.int64),
@@ -58,7 +58,7 @@ def save_reconstruction(reconstruction: ReconstructedScene, path: Path) -> None:
         "clip_time_s": np.array([view.frame.time_s if view.frame else 0.0 for view in views], dtype=np.float64),
         "sample_bits": np.array([view.sample_bits for view in views], dtype=np.int64),
         "mask_file": np.array([view.mask_file or "" for view in views], dtype=np.str_),
-        "group": np.array([_or_none(reconstruction.group_of(view.index)) for view in views], dtype=np.int64),
+        "group": np.array([group_of.get(view.index, -1) for view in views], dtype=np.int64),
         "verdict": np.array(_verdict_text(reconstruction.verdict), dtype=np.str_),
         **{f"match_{key}": array for key, array in pack_matches(reconstruction.matches).items()},
     }
@@ -144,11 +144,6 @@ _LATER_COLUMNS: dict[str, float | str] = {
     "mask_file": "",
 }
 _TRACKS = tuple(field.name for field in dataclasses.fields(Tracks))
-
-
-def _or_none(number: int | None) -> int:
-    """-1 stands for None."""
-    return -1 if number is None else number
 
 
 def _groups(index: np.ndarray, group: np.ndarray) -> tuple[tuple[int, ...], ...]:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from mast3r_sfm.errors import InputError
-from mast3r_sfm.export.extras import require
+from mast3r_sfm.export.extras import require_for
 from mast3r_sfm.export.meshes import scene_meshes
-from mast3r_sfm.export.orientation import SceneFrame, scene_frame
-from mast3r_sfm.export.surface import PhotoMesh, PlacedView, placed_views
+from mast3r_sfm.export.orientation import SceneFrame, shown_scene
+from mast3r_sfm.export.surface import PhotoMesh, PlacedView
 from mast3r_sfm.export.textures import Texture, photo_textures, texture_coordinates
-from mast3r_sfm.options import SceneOptions
+from mast3r_sfm.options import ExportFormat, SceneOptions
 from mast3r_sfm.types import ReconstructedScene
 
 
@@ -24,14 +24,15 @@ def write_usdz(scene: ReconstructedScene, path: Path, options: SceneOptions) -> 
 
     Raises InputError if the library is missing, or if there is no triangle.
     """
-    require("export=usdz", "pxr", "usd-core", "usd")
+    require_for(ExportFormat.USDZ)
     from pxr import Sdf, Usd, UsdGeom
 
-    placed = placed_views(scene.registered, options)
+    shown = shown_scene(scene, options)
+    placed = () if shown is None else shown.placed
     _, meshes = scene_meshes(placed, scene.matches, options)
-    if not meshes:
+    if shown is None or not meshes:
         raise InputError(f"`min_conf_thr={options.threshold:g}` keeps no triangle: there is no scene to write")
-    frame, textures = scene_frame(placed, options.up), photo_textures(scene.registered, options.texture_size)
+    frame, textures = shown.frame, photo_textures(scene.registered, options.texture_size)
     with tempfile.TemporaryDirectory() as folder:
         stage = Usd.Stage.CreateNew(str(Path(folder) / "scene.usdc"))
         UsdGeom.SetStageUpAxis(stage, UsdGeom.Tokens.y)

@@ -228,13 +228,8 @@ class _AnimationPicture:
 
 
 def _open_animation(path: Path) -> Clip:
-    pictures = list(_durations_ms(path))
-    return Clip(path, sum(pictures) / 1e3, len(pictures))
-
-
-def _durations_ms(path: Path) -> Iterator[float]:
-    for _, duration_ms in _animation(path):
-        yield duration_ms
+    durations_ms = [duration_ms for _, duration_ms in _animation(path)]
+    return Clip(path, sum(durations_ms) / 1e3, len(durations_ms))
 
 
 def _pictures_of_animation(path: Path) -> Iterator[Picture]:

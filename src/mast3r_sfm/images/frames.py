@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,49 +38,67 @@ _DESCRIPTION, _SOFTWARE = 0x010E, 0x0131  # EXIF
 _TOOL = "mast3r-sfm"
 
 
-def extract_frames(
-    paths: Sequence[Path],
-    options: FootageOptions,
-    folder: Path,
-    progress: Callable[[int], None] | None = None,
-) -> list[Path]:
-    """The photos among `paths` and, in the place of each clip, the files of its frames, which are written to `folder`.
+@dataclass(frozen=True)
+class FootagePlan:
+    """What is taken of photos and clips.
+
+    paths       photos and clips, in order
+    clips       the opened clips by their place among `paths`
+    interval_s  from one candidate to the next, one length for all clips
+    """
+
+    paths: tuple[Path, ...]
+    clips: Mapping[int, Clip]
+    interval_s: float
+
+    def num_intervals(self, clip: Clip) -> int:
+        """Of one clip, at least one."""
+        return max(1, int(clip.duration_s / self.interval_s + 1e-9))
+
+    @property
+    def num_steps(self) -> int:
+        """The intervals of all clips."""
+        return sum(map(self.num_intervals, self.clips.values()))
+
+
+def plan_footage(paths: Sequence[Path], options: FootageOptions) -> FootagePlan:
+    """Opens the clips among `paths`. Of every interval of 1 / fps seconds, or longer if the clips have more than
+    `max_frames` intervals together, a frame may be taken. Raises InputError as `extract_frames`.
+    """
+    clips = {k: path for k, path in enumerate(paths) if is_clip(path)}
+    check_clip_library(list(clips.values()))
+    opened = {k: open_clip(path) for k, path in clips.items()}
+    interval = max(1 / options.fps, sum(clip.duration_s for clip in opened.values()) / options.max_frames)
+    return FootagePlan(tuple(paths), opened, interval)
+
+
+def extract_frames(plan: FootagePlan, folder: Path, progress: Callable[[int], None] | None = None) -> list[Path]:
+    """The photos of the plan and, in the place of each clip, the files of its frames, which are written to `folder`.
 
     A frame is a JPEG named after its clip and its number there (`stem_000123.jpg`), which says in its EXIF what clip
     and what time it is of (`frame_of_exif`). Two clips of one name get different stems.
 
-    Of every interval of 1 / fps seconds, or longer if the clips have more than `max_frames` intervals together, the
-    sharpest picture is a candidate; it is taken if the camera moved since the one taken before. One picture is taken
-    of a clip that stands still: a photo, with a warning.
+    Of every interval the sharpest picture is a candidate; it is taken if the camera moved since the one taken before.
+    One picture is taken of a clip that stands still: a photo, with a warning.
 
-    progress  called with 1 after every interval; `planned_intervals` says how many there are at most
+    progress  called with 1 after every interval, of which there are at most `num_steps` of the plan
 
     Raises InputError that names the clip that cannot be decoded, and one if a single clip is all the input and has
     only one picture, or a camera that does not move.
     """
-    clips = {k: open_clip(path) for k, path in _clips_among(paths).items()}
-    if not clips:
-        return list(paths)
-    interval = _interval(list(clips.values()), options)
+    clips = plan.clips
     stems = dict(zip(clips, unique_stems([str(clip.path) for clip in clips.values()]), strict=True))
     files: list[Path] = []
-    for k, path in enumerate(paths):
+    for k, path in enumerate(plan.paths):
         if k not in clips:
             files.append(path)
             continue
-        frames = _write_frames(clips[k], interval, folder, stems[k], progress)
+        frames = _write_frames(clips[k], plan.num_intervals(clips[k]), folder, stems[k], progress)
         if len(frames) == 1:
-            _complain_of_one(clips[k], alone=len(paths) == 1)
+            _complain_of_one(clips[k], alone=len(plan.paths) == 1)
         logger.info("%s: %d frames of %.1f s", path, len(frames), clips[k].duration_s)
         files += frames
     return files
-
-
-def planned_intervals(paths: Sequence[Path], options: FootageOptions) -> int:
-    """How many intervals the clips among `paths` have."""
-    clips = [open_clip(path) for path in _clips_among(paths).values()]
-    interval = _interval(clips, options)
-    return sum(max(1, int(clip.duration_s / interval)) for clip in clips)
 
 
 def temporary_folder() -> Path:
@@ -117,17 +135,6 @@ def _clip_of(path: Path) -> str | None:
     return None if frame is None else frame.clip
 
 
-def _clips_among(paths: Sequence[Path]) -> dict[int, Path]:
-    clips = {k: path for k, path in enumerate(paths) if is_clip(path)}
-    check_clip_library(list(clips.values()))
-    return clips
-
-
-def _interval(clips: Sequence[Clip], options: FootageOptions) -> float:
-    """Seconds from one candidate to the next, one length for all clips."""
-    return max(1 / options.fps, sum(clip.duration_s for clip in clips) / options.max_frames)
-
-
 @dataclass(frozen=True)
 class _Candidate:
     """The sharpest picture of an interval.
@@ -141,10 +148,9 @@ class _Candidate:
 
 
 def _write_frames(
-    clip: Clip, interval: float, folder: Path, stem: str, progress: Callable[[int], None] | None
+    clip: Clip, count: int, folder: Path, stem: str, progress: Callable[[int], None] | None
 ) -> list[Path]:
-    """The files of the frames of one clip that are taken, in order of time."""
-    count = max(1, int(clip.duration_s / interval + 1e-9))
+    """The files of the frames that are taken of the `count` intervals of one clip, in order of time."""
     interval = clip.duration_s / count
     files, before = [], None
     for one in _sharpest(clip.pictures(), interval, count):

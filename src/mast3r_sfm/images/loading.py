@@ -18,7 +18,7 @@ from mast3r_sfm.images.decoding import decode_image, max_pixels, quiet_pillow
 from mast3r_sfm.images.finding import unreadable
 from mast3r_sfm.images.masks import USED, opacity
 from mast3r_sfm.images.values import sample_bits_of_set
-from mast3r_sfm.text import byte_count
+from mast3r_sfm.text import byte_count, listed
 from mast3r_sfm.types import ImageTransform, View
 
 logger = logging.getLogger(__name__)
@@ -221,11 +221,10 @@ def _warn_of_unused(views: Sequence[View]) -> None:
     unused = [view for view in views if not _is_used(view)]
     if not unused:
         return
-    named = ", ".join(view.path.name for view in unused[:10])
-    more = f" and {len(unused) - 10} more" if len(unused) > 10 else ""
+    named = listed((view.path.name for view in unused), 10)
     masked = [view.mask_file.name for view in unused if view.mask_file is not None]
     why = f"black in their masks ({masked[0]}) or transparent" if masked else "transparent"
-    what = f"{named}{more}: less than {LEAST_USED:.1%} of the pixels can be used, the others are {why}"
+    what = f"{named}: less than {LEAST_USED:.1%} of the pixels can be used, the others are {why}"
     if len(unused) == len(views):
         raise InputError(f"{what}; white (128 and above) is what a mask lets be used, so check photos and masks")
     logger.warning("%s; left out", what)

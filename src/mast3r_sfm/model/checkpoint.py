@@ -25,6 +25,7 @@ from mast3r_sfm.model.config import PRESETS, ModelConfig
 from mast3r_sfm.model.network import TwoViewNetwork
 from mast3r_sfm.model.network.blocks import LayerNorm
 from mast3r_sfm.options import DEFAULT_MODEL, SMALL_MODEL, Device, Precision
+from mast3r_sfm.text import listed
 from mast3r_sfm.types import ModelDescription
 
 logger = logging.getLogger(__name__)
@@ -306,9 +307,7 @@ def _canonical(weights: Weights) -> dict[str, Callable[[], torch.Tensor]]:
 
 
 def _names(keys: Iterable[str]) -> str:
-    ordered = sorted(keys)
-    rest = len(ordered) - _LISTED
-    return ", ".join(ordered[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+    return listed(sorted(keys), _LISTED)
 
 
 def assign_weights(network: nn.Module, weights: Weights, dtype: torch.dtype, device: torch.device, label: str) -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mast3r_sfm.types import Level, PairSummary, SceneVerdict, Verdict
+from mast3r_sfm.text import listed
+from mast3r_sfm.types import LEAST_OF_ANOTHER_SCENE, Level, PairSummary, SceneVerdict, Verdict
 from mast3r_sfm.verdict.evidence import PARTNER_MATCHES, PairEvidence, SceneEvidence, ViewEvidence
 from mast3r_sfm.verdict.rift import cuts_of, find_bridge, find_rift
 
@@ -166,13 +167,13 @@ def _judge_scene(
     registered = [one.index for one in evidence.views]
     poor: list[str] = []
     doubtful: list[str] = []
-    left_out = [k for k in range(len(names)) if k not in set(registered)]
+    left_out = sorted(set(range(len(names))).difference(registered))
     if left_out:
         share = len(registered) / len(names)
         text = f"{len(left_out)} of {len(names)} photos do not connect: {_listed(names[k] for k in left_out)}"
         (poor if share < limits.min_registered else doubtful).append(f"{text}: add photos between them")
     for number, group in enumerate(groups[1:], start=2):
-        if len(group) >= 3:
+        if len(group) >= LEAST_OF_ANOTHER_SCENE:
             doubtful.append(f"the photos fall into groups; group {number}: {_listed(names[k] for k in group)}")
     if len(registered) == 1:
         doubtful.append("one photo: its depth is the network's guess, which no other photo confirms")
@@ -244,7 +245,4 @@ def _why_left_out(
 
 
 def _listed(names: Iterable[str]) -> str:
-    """A few names, and how many more there are."""
-    every = list(names)
-    more = len(every) - _SHOWN
-    return ", ".join(every[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return listed(names, _SHOWN)

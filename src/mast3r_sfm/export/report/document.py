@@ -39,15 +39,14 @@ def report_document(
     cloud  the points of the page; None if no view is registered
     """
     found = doubts(scene.views)
-    judged = [None] * len(scene.views) if scene.verdict is None else scene.verdict.views
     warnings = [str(warning) for warning in run.get("warnings") or ()]
     return _rounded(
         {
             "tool": f"mast3r-sfm {__version__}",
-            "verdict": None if scene.verdict is None else verdict_entry(scene.verdict.overall),
+            "verdict": verdict_entry(None if scene.verdict is None else scene.verdict.overall),
             "views": [
                 _view_entry(view, options, cloud, found.get(view.index), own)
-                for view, own in zip(scene.views, judged, strict=True)
+                for view, own in zip(scene.views, scene.verdicts, strict=True)
             ],
             "camera_size": None if cloud is None else _camera_size(cloud),
             "up_from": None if cloud is None else cloud.frame.up_from,
@@ -96,7 +95,7 @@ def _view_entry(
         "mean_confidence": view.mean_confidence,
         "share_kept": float(np.mean(kept_pixels(view, options.threshold, options.clean_depth))),
         "doubt": doubt,
-        "verdict": None if verdict is None else verdict_entry(verdict),
+        "verdict": verdict_entry(verdict),
         "camera": None if cloud is None or not view.registered else _camera(view, cloud.frame),
     }
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from mast3r_sfm.export.depth import ColourScale, confidence_scale
-from mast3r_sfm.export.orientation import SceneFrame, scene_frame
-from mast3r_sfm.export.surface import PlacedView, placed_views
+from mast3r_sfm.export.orientation import SceneFrame, ShownScene, shown_scene
+from mast3r_sfm.export.surface import PlacedView
 from mast3r_sfm.options import SceneOptions
 from mast3r_sfm.types import ReconstructedScene
 
@@ -65,14 +65,17 @@ class PointCloud:
     confidence: ColourScale
 
     @classmethod
-    def of_scene(cls, scene: ReconstructedScene, options: SceneOptions) -> PointCloud | None:
-        """With all pixels that the scene file shows; None if no view is registered."""
-        if not scene.registered:
+    def of_scene(
+        cls, scene: ReconstructedScene, options: SceneOptions, shown: ShownScene | None = None
+    ) -> PointCloud | None:
+        """With all pixels that the scene file shows (`shown`, if known); None if no view is registered."""
+        shown = shown or shown_scene(scene, options)
+        if shown is None:
             return None
-        placed = tuple(placed_views(scene.registered, options))
+        placed = shown.placed
         confidence = confidence_scale([np.where(one.kept, one.view.conf, 0) for one in placed])
         counts = tuple(int(np.count_nonzero(one.kept)) for one in placed)
-        return cls(placed, counts, scene_frame(placed, options.up), confidence)
+        return cls(placed, counts, shown.frame, confidence)
 
     def thinned(self, budget: int) -> PointCloud:
         """With at most `budget` points, evenly over the views."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mast3r_sfm.export.orientation import ShownScene
 from mast3r_sfm.export.report.document import report_document
 from mast3r_sfm.export.report.page import base64_text, embeddable_json, page
 from mast3r_sfm.export.report.pictures import small_pictures
@@ -28,12 +29,14 @@ def write_report(
     path: Path,
     options: SceneOptions,
     run: Mapping[str, Any],
+    shown: ShownScene | None = None,
 ) -> None:
     """Writes `report.html`: what `scene.glb` shows with `options`, as points, and what is known of every photo.
 
-    run  content of `run.json`; what it lacks, the page leaves out
+    run    content of `run.json`; what it lacks, the page leaves out
+    shown  what `scene.glb` shows, if known
     """
-    cloud = PointCloud.of_scene(scene, options)
+    cloud = PointCloud.of_scene(scene, options, shown)
     document = report_document(scene, options, run, cloud)
     pictures = small_pictures(scene, _PICTURES_BYTES)
     blocks = {"pictures": embeddable_json(pictures)}
