@@ -12,9 +12,11 @@ centre is clamped to the last pixel inside the image.
 from __future__ import annotations
 
 import logging
+import math
 
 import torch
 
+from mast3r_sfm.device import has_triton
 from mast3r_sfm.errors import ReconstructionError
 from mast3r_sfm.types import CanonicalView
 
@@ -26,6 +28,8 @@ MAX_BAD_BLOCKS = 0.05
 _EPS32 = 2.0**-23
 _CONF_OFFSET = 0.999  # confidences start at 1, so weights start at 0.001
 _MIN_RADIUS = 1e-8
+_FLAGS = 64  # that are allocated together
+_ROUNDS = 10  # of Weiszfeld's algorithm
 
 
 def block_centres(size: int, subsample: int, device: torch.device | str | None = None) -> torch.Tensor:
@@ -77,6 +81,12 @@ def estimate_focal(points: torch.Tensor) -> torch.Tensor:
     (docs/method.md, Focal length of a pointmap), limited to half and 3.5 times the focal length of a 60 degree lens.
     """
     H, W = points.shape[:2]
+    focal_60_deg = max(H, W) / 1.1547005  # 2 tan(30 deg)
+    low, high = 0.5 * focal_60_deg, 3.5 * focal_60_deg
+    if points.is_cuda and has_triton():
+        from mast3r_sfm.canonical_triton import focal_of_planes
+
+        return focal_of_planes(points.movedim(-1, 0).float().contiguous(), low, high, _ROUNDS)[0]
     x = torch.arange(W, device=points.device, dtype=points.dtype) - W / 2
     y = torch.arange(H, device=points.device, dtype=points.dtype) - H / 2
     u = torch.stack([x.expand(H, W), y[:, None].expand(H, W)])
@@ -85,12 +95,11 @@ def estimate_focal(points: torch.Tensor) -> torch.Tensor:
     along_ray = (a * u).sum(0)
     ray_sq = (a * a).sum(0)
     focal = along_ray.mean() / ray_sq.mean()
-    for _ in range(10):
+    for _ in range(_ROUNDS):
         # the sum of squares, because vector_norm over a leading dimension is 200 times slower on a CPU
         weight = (u - focal * a).square_().sum(0).sqrt_().clamp_min_(1e-8).reciprocal_()
         focal = (weight * along_ray).mean() / (weight * ray_sq).mean()
-    focal_60_deg = max(H, W) / 1.1547005  # 2 tan(30 deg)
-    return focal.clamp(0.5 * focal_60_deg, 3.5 * focal_60_deg)
+    return focal.clamp(low, high)
 
 
 class CanonicalAccumulator:
@@ -106,11 +115,11 @@ class CanonicalAccumulator:
         self.count = 0
         self._centre_y = block_centres(height, subsample, device)
         self._centre_x = block_centres(width, subsample, device)
-        self._weight = torch.zeros(height, width, device=device)
-        self._weighted_points = torch.zeros(height, width, 3, device=device)
-        self._weight_sq = torch.zeros(height, width, device=device)
-        self._weighted_angle = torch.zeros(height, width, device=device)
-        self._radius = torch.zeros(height, width, device=device)
+        # one tensor, views of which have names
+        self._sums = torch.zeros(7, height, width, device=device)
+        self._weighted_points = self._sums[1:4]
+        self._weight, *_, self._weight_sq, self._weighted_angle, self._radius = self._sums.unbind(0)
+        self._flags = torch.zeros(0, device=device)
         self._checks: list[tuple[torch.Tensor, tuple[int, int] | None]] = []
 
     def add(self, points: torch.Tensor, conf: torch.Tensor, pair: tuple[int, int] | None = None) -> None:
@@ -119,6 +128,10 @@ class CanonicalAccumulator:
         `pair` names the pair in the error that `finish` raises for non-finite predictions.
         """
         points, conf = points.float(), conf.float()
+        self.count += 1
+        if points.is_cuda and has_triton():
+            self._add_fused(points.contiguous(), conf.contiguous(), pair)
+            return
         x, y, z = points.unbind(-1)
         centre_x, centre_y, centre_z = self._spread(self._at_centres(points)).unbind(-1)
         weight = (conf - _CONF_OFFSET).clamp_min(1 - _CONF_OFFSET)
@@ -126,16 +139,25 @@ class CanonicalAccumulator:
         angle = (z - centre_z.clamp_min(_EPS32)).div_(radius).atan_()
 
         self._weight += weight
-        self._weighted_points.addcmul_(weight[..., None], points)
+        self._weighted_points.addcmul_(weight, points.movedim(-1, 0))
         self._weight_sq.addcmul_(weight, weight)
         self._weighted_angle.addcmul_(weight, angle)
         self._radius += radius
         self._checks.append((points.sum() + conf.sum(), pair))  # inf and nan survive a sum
-        self.count += 1
+
+    def _add_fused(self, points: torch.Tensor, conf: torch.Tensor, pair: tuple[int, int] | None) -> None:
+        from mast3r_sfm.canonical_triton import add_pointmap
+
+        number = (self.count - 1) % _FLAGS
+        if number == 0:
+            self._flags = torch.zeros(_FLAGS, device=points.device)
+        flag = self._flags[number : number + 1]
+        add_pointmap(points, conf, self._sums, flag, self.subsample, _CONF_OFFSET, _MIN_RADIUS, _EPS32)
+        self._checks.append((flag, pair))
 
     def mean_points(self) -> torch.Tensor:
         """(H, W, 3) float32: the weighted mean of the pointmaps added so far."""
-        return self._weighted_points / self._weight[..., None]
+        return (self._weighted_points / self._weight).movedim(0, -1)
 
     def finish(self, index: int, name: str | None = None) -> CanonicalView:
         """The merged view; `index` identifies the image, `name` (default: its index) appears in messages.
@@ -150,19 +172,23 @@ class CanonicalAccumulator:
         if self.count == 0:
             raise ReconstructionError(f"{name}: no pair predicts its points; leave it out or add pairs with it.")
         points = self.mean_points()
-        if not bool(points.sum().isfinite()):
-            self._raise_not_finite(name)
-
         core_depth = self._at_centres(points[..., 2])
         angle = self._weighted_angle / self._weight
         relative_depth = 1 + (self._radius / self.count) * angle.tan_() / self._spread(core_depth)
-        core_depth, relative_depth = self._repair(core_depth, relative_depth, name)
+        good = (core_depth > 0) & (self._at_centres(relative_depth) > 0)
+        # all that the host asks, in one question
+        numbers = torch.stack([points.sum(), (~good).sum().float(), estimate_focal(points).reshape(())]).tolist()
+        total, num_bad, focal_px = numbers
+        if not math.isfinite(total):
+            self._raise_not_finite(name)
+        if num_bad:
+            core_depth, relative_depth = self._repair(core_depth, relative_depth, good, int(num_bad), name)
         return CanonicalView(
             index=index,
             relative_depth=relative_depth,
             conf=self._weight_sq / self._weight,
             core_depth=core_depth,
-            focal_px=float(estimate_focal(points)),
+            focal_px=focal_px,
         )
 
     def _at_centres(self, plane: torch.Tensor) -> torch.Tensor:
@@ -172,12 +198,8 @@ class CanonicalAccumulator:
         return spread_blocks(values, self.shape, self.subsample)
 
     def _repair(
-        self, core_depth: torch.Tensor, relative_depth: torch.Tensor, name: str
+        self, core_depth: torch.Tensor, relative_depth: torch.Tensor, good: torch.Tensor, num_bad: int, name: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        good = (core_depth > 0) & (self._at_centres(relative_depth) > 0)
-        num_bad = int((~good).sum())
-        if num_bad == 0:
-            return core_depth, relative_depth
         share = num_bad / good.numel()
         if share > MAX_BAD_BLOCKS:
             raise ReconstructionError(

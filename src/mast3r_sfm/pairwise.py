@@ -114,7 +114,7 @@ def predict_pairwise(
     with timer.stage("Predict and match pairs", max(1, len(pairs))) as advance, torch.inference_mode():
         for prediction in predict_pairs(model, encoded, alone, options.batch_size):
             collector.add_single(prediction)
-        for batch in predict_batches(model, encoded, pairs, options.batch_size, advance):
+        for batch in predict_batches(model, encoded, pairs, options.batch_size, advance, overwrite=True):
             collector.add(batch)
         return collector.finish()
 
@@ -244,9 +244,9 @@ def sample_fallback(
 
     def corners(prediction: ViewPrediction, mask: torch.Tensor | None) -> FallbackPrediction:
         conf = prediction.conf if mask is None else _masked(prediction.conf, mask)
-        return FallbackPrediction(
-            points=prediction.points[::subsample, ::subsample].float().reshape(-1, 3),
-            conf=conf[::subsample, ::subsample].float().reshape(-1),
+        return FallbackPrediction(  # copies: the maps are overwritten by those of other pairs
+            points=prediction.points[::subsample, ::subsample].float().clone().view(-1, 3),
+            conf=conf[::subsample, ::subsample].float().clone().view(-1),
         )
 
     return {(pair.i, pair.j): corners(pair.j_in_i, mask_j), (pair.j, pair.i): corners(pair.i_in_j, mask_i)}
