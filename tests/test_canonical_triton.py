@@ -31,37 +31,42 @@ def _prediction(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @interpreted
 def test_fused_sums_equal_the_plain_ones() -> None:
-    from mast3r_sfm.canonical_triton import add_pointmap
+    """Of two images, to one of which two maps go at once; and they go on from what was there."""
+    from mast3r_sfm.canonical_triton import add_pointmaps
 
-    plain = CanonicalAccumulator(*SHAPE)
-    sums, flag = torch.zeros(7, *SHAPE), torch.zeros(1)
-    for seed in range(3):
-        points, conf = _prediction(seed)
-        plain.add(points, conf)
-        add_pointmap(points, conf, sums, flag, 8, canonical._CONF_OFFSET, canonical._MIN_RADIUS, canonical._EPS32)
-    torch.testing.assert_close(sums, plain._sums, rtol=1e-5, atol=1e-5)
-    assert float(flag) == 0
+    plain = [CanonicalAccumulator(*SHAPE) for _ in range(2)]
+    sums = [torch.zeros(7, *SHAPE) for _ in plain]
+    for seeds in (((0, 1), (2,)), ((3,), ())):
+        maps = [[_prediction(seed) for seed in of_image] for of_image in seeds]
+        for image, own in zip(plain, maps, strict=True):
+            for points, conf in own:
+                image.add(points, conf)
+        flags = add_pointmaps(sums, maps, 8, canonical._CONF_OFFSET, canonical._MIN_RADIUS, canonical._EPS32)
+        assert flags.tolist() == [0.0] * sum(map(len, seeds))
+    for fused, image in zip(sums, plain, strict=True):
+        torch.testing.assert_close(fused, image.sums, rtol=1e-5, atol=1e-5)
 
 
 @interpreted
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_values_that_are_not_finite_are_flagged(value: float) -> None:
-    from mast3r_sfm.canonical_triton import add_pointmap
+    from mast3r_sfm.canonical_triton import add_pointmaps
 
-    points, conf = _prediction(0)
-    points[17, 20, 1] = value
-    flag = torch.zeros(1)
-    add_pointmap(points, conf, torch.zeros(7, *SHAPE), flag, 8, 0.999, 1e-8, 1e-7)
-    assert not bool(flag.isfinite())
+    maps = [_prediction(seed) for seed in range(3)]
+    maps[1][0][17, 20, 1] = value
+    flags = add_pointmaps([torch.zeros(7, *SHAPE)], [maps], 8, 0.999, 1e-8, 1e-7)
+    assert flags.isfinite().tolist() == [True, False, True]
 
 
 @interpreted
 @pytest.mark.parametrize("stretch", [0.1, 1.0, 1.7, 50.0])  # both limits are met
 def test_fused_focal_length_equals_the_plain_one(stretch: float) -> None:
-    from mast3r_sfm.canonical_triton import focal_of_planes
+    from mast3r_sfm.canonical_triton import focals_of_planes
 
     points = _prediction(1)[0] * torch.tensor([stretch, stretch, 1.0])
     points[8, 8] = 0.0  # no ray
     limit = max(SHAPE) / 1.1547005
-    found = focal_of_planes(points.movedim(-1, 0).contiguous(), 0.5 * limit, 3.5 * limit, 10)
-    torch.testing.assert_close(found[0], estimate_focal(points), rtol=1e-5, atol=0)
+    planes = torch.stack([_prediction(2)[0], points]).movedim(-1, 1).contiguous()
+    found = focals_of_planes(planes, 0.5 * limit, 3.5 * limit, 10)
+    expected = torch.stack([estimate_focal(one.movedim(0, -1)) for one in planes])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)

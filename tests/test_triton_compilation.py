@@ -105,9 +105,9 @@ def _search() -> None:
 def _canonical() -> None:
     from mast3r_sfm import canonical_triton
 
-    points, conf = torch.zeros(16, 24, 3), torch.ones(16, 24)
-    canonical_triton.add_pointmap(points, conf, torch.zeros(7, 16, 24), torch.zeros(1), 8, 0.999, 1e-8, 1e-7)
-    canonical_triton.focal_of_planes(torch.zeros(3, 16, 24), 10.0, 70.0, 10)
+    maps = [(torch.zeros(16, 24, 3), torch.ones(16, 24))]
+    canonical_triton.add_pointmaps([torch.zeros(7, 16, 24)], [maps], 8, 0.999, 1e-8, 1e-7)
+    canonical_triton.focals_of_planes(torch.zeros(2, 3, 16, 24), 10.0, 70.0, 10)
 
 
 def _renderer() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import torch
 import triton
 import triton.language as tl
@@ -29,9 +32,11 @@ def _atan(x):  # type: ignore[no-untyped-def]  # triton's own types
 
 @triton.jit
 def _add_kernel(  # type: ignore[no-untyped-def]
-    points, conf, sums, flag, height, width, subsample,
+    table, flags, views, maps, height, width, subsample,
     CONF_OFFSET: tl.constexpr, MIN_RADIUS: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Some pixels of one view: its pointmaps one after the other. For `table` see `add_pointmaps`."""
+    view = tl.program_id(1)
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     pixels = height * width
     valid = pixel < pixels
@@ -40,35 +45,56 @@ def _add_kernel(  # type: ignore[no-untyped-def]
     centre_row = tl.minimum(row // subsample * subsample + half, height - 1)
     centre_column = tl.minimum(column // subsample * subsample + half, width - 1)
     centre = centre_row * width + centre_column
-    x = tl.load(points + 3 * pixel, mask=valid, other=0.0)
-    y = tl.load(points + 3 * pixel + 1, mask=valid, other=0.0)
-    z = tl.load(points + 3 * pixel + 2, mask=valid, other=0.0)
-    c = tl.load(conf + pixel, mask=valid, other=1.0)
-    dx = x - tl.load(points + 3 * centre, mask=valid, other=0.0)
-    dy = y - tl.load(points + 3 * centre + 1, mask=valid, other=0.0)
-    centre_z = tl.load(points + 3 * centre + 2, mask=valid, other=0.0)
-    weight = tl.maximum(c - CONF_OFFSET, 1 - CONF_OFFSET)
-    radius = tl.maximum(tl.sqrt(dx * dx + dy * dy), MIN_RADIUS)
-    angle = _atan((z - tl.maximum(centre_z, EPS)) / radius)
-    at = sums + pixel
-    tl.store(at, tl.load(at, mask=valid) + weight, mask=valid)
-    tl.store(at + pixels, tl.load(at + pixels, mask=valid) + weight * x, mask=valid)
-    tl.store(at + 2 * pixels, tl.load(at + 2 * pixels, mask=valid) + weight * y, mask=valid)
-    tl.store(at + 3 * pixels, tl.load(at + 3 * pixels, mask=valid) + weight * z, mask=valid)
-    tl.store(at + 4 * pixels, tl.load(at + 4 * pixels, mask=valid) + weight * weight, mask=valid)
-    tl.store(at + 5 * pixels, tl.load(at + 5 * pixels, mask=valid) + weight * angle, mask=valid)
-    tl.store(at + 6 * pixels, tl.load(at + 6 * pixels, mask=valid) + radius, mask=valid)
-    total = tl.sum(x + y + z + c)  # inf and nan survive a sum
-    if (total - total) != 0.0:
-        tl.store(flag, total - total)
+
+    at = tl.load(table + view).to(tl.pointer_type(tl.float32)) + pixel
+    sum_weight = tl.load(at, mask=valid, other=0.0)
+    sum_x = tl.load(at + pixels, mask=valid, other=0.0)
+    sum_y = tl.load(at + 2 * pixels, mask=valid, other=0.0)
+    sum_z = tl.load(at + 3 * pixels, mask=valid, other=0.0)
+    sum_square = tl.load(at + 4 * pixels, mask=valid, other=0.0)
+    sum_angle = tl.load(at + 5 * pixels, mask=valid, other=0.0)
+    sum_radius = tl.load(at + 6 * pixels, mask=valid, other=0.0)
+    first = tl.load(table + views + view).to(tl.int32)
+    last = tl.load(table + views + view + 1).to(tl.int32)
+    for number in range(first, last):
+        entry = table + 2 * views + 1 + number
+        points = tl.load(entry).to(tl.pointer_type(tl.float32))
+        conf = tl.load(entry + maps).to(tl.pointer_type(tl.float32))
+        x = tl.load(points + 3 * pixel, mask=valid, other=0.0)
+        y = tl.load(points + 3 * pixel + 1, mask=valid, other=0.0)
+        z = tl.load(points + 3 * pixel + 2, mask=valid, other=0.0)
+        c = tl.load(conf + pixel, mask=valid, other=1.0)
+        dx = x - tl.load(points + 3 * centre, mask=valid, other=0.0)
+        dy = y - tl.load(points + 3 * centre + 1, mask=valid, other=0.0)
+        centre_z = tl.load(points + 3 * centre + 2, mask=valid, other=0.0)
+        weight = tl.maximum(c - CONF_OFFSET, 1 - CONF_OFFSET)
+        radius = tl.maximum(tl.sqrt(dx * dx + dy * dy), MIN_RADIUS)
+        sum_weight += weight
+        sum_x += weight * x
+        sum_y += weight * y
+        sum_z += weight * z
+        sum_square += weight * weight
+        sum_angle += weight * _atan((z - tl.maximum(centre_z, EPS)) / radius)
+        sum_radius += radius
+        total = tl.sum(x + y + z + c)  # inf and nan survive a sum
+        if (total - total) != 0.0:
+            tl.store(flags + number, total - total)
+    tl.store(at, sum_weight, mask=valid)
+    tl.store(at + pixels, sum_x, mask=valid)
+    tl.store(at + 2 * pixels, sum_y, mask=valid)
+    tl.store(at + 3 * pixels, sum_z, mask=valid)
+    tl.store(at + 4 * pixels, sum_square, mask=valid)
+    tl.store(at + 5 * pixels, sum_angle, mask=valid)
+    tl.store(at + 6 * pixels, sum_radius, mask=valid)
 
 
 @triton.jit
 def _focal_kernel(  # type: ignore[no-untyped-def]
-    points, focal, height, width, low, high, ROUNDS: tl.constexpr, BLOCK: tl.constexpr
+    points, focals, height, width, low, high, ROUNDS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """One program: a view's maps stay in the cache, and other work of the device goes on beside it."""
+    """One program a view."""
     pixels = height * width
+    points += tl.program_id(0).to(tl.int64) * 3 * pixels
     f = 0.0
     for k in range(ROUNDS + 1):
         along = tl.zeros([BLOCK], tl.float32)
@@ -90,30 +116,43 @@ def _focal_kernel(  # type: ignore[no-untyped-def]
             along += weight * (a * u + b * v)
             square += weight * (a * a + b * b)
         f = tl.sum(along) / tl.sum(square)
-    tl.store(focal, tl.minimum(tl.maximum(f, low), high))
+    tl.store(focals + tl.program_id(0), tl.minimum(tl.maximum(f, low), high))
 
 
-def add_pointmap(
-    points: torch.Tensor, conf: torch.Tensor, sums: torch.Tensor, flag: torch.Tensor, subsample: int,
-    conf_offset: float, min_radius: float, eps: float,
-) -> None:  # fmt: skip
-    """Adds a pointmap (H, W, 3) with confidence (H, W), contiguous float32, to `sums` (`PLANES`, H, W).
+def add_pointmaps(
+    sums: Sequence[torch.Tensor], maps: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]],
+    subsample: int, conf_offset: float, min_radius: float, eps: float,
+) -> torch.Tensor:  # fmt: skip
+    """Adds to the sums (`PLANES`, H, W) of every view its pointmaps (H, W, 3) with confidences (H, W), in their order.
 
-    `flag` (1,) float32 becomes nan if a value is not finite.
+    All maps contiguous float32 of one shape. Returns (number of maps,) float32, in their order: nan where a value is
+    not finite, else 0. Does not wait for the device.
     """
-    height, width = conf.shape
-    _add_kernel[(triton.cdiv(height * width, _BLOCK),)](
-        points, conf, sums, flag, height, width, subsample,
+    device = sums[0].device
+    flat = [one for of_view in maps for one in of_view]
+    # addresses of the sums, where the maps of each view begin and end, addresses of the maps and confidences
+    rows = [
+        *(one.data_ptr() for one in sums),
+        *accumulate((len(of_view) for of_view in maps), initial=0),
+        *(points.data_ptr() for points, _ in flat),
+        *(conf.data_ptr() for _, conf in flat),
+    ]
+    table = torch.tensor(rows).to(device)
+    flags = torch.zeros(len(flat), device=device)
+    _, height, width = sums[0].shape
+    _add_kernel[(triton.cdiv(height * width, _BLOCK), len(sums))](
+        table, flags, len(sums), len(flat), height, width, subsample,
         CONF_OFFSET=conf_offset, MIN_RADIUS=min_radius, EPS=eps, BLOCK=_BLOCK,
     )  # fmt: skip
+    return flags
 
 
-def focal_of_planes(points: torch.Tensor, low: float, high: float, rounds: int) -> torch.Tensor:
-    """(1,) float32 focal length in pixels of a pointmap (3, H, W) by Weiszfeld's algorithm, within limits."""
-    _, height, width = points.shape
-    focal = points.new_empty(1)
-    _focal_kernel[(1,)](
-        points, focal, height, width, low, high,
+def focals_of_planes(points: torch.Tensor, low: float, high: float, rounds: int) -> torch.Tensor:
+    """(n,) float32 focal lengths in pixels of pointmaps (n, 3, H, W) by Weiszfeld's algorithm, within limits."""
+    count, _, height, width = points.shape
+    focals = points.new_empty(count)
+    _focal_kernel[(count,)](
+        points, focals, height, width, low, high,
         ROUNDS=rounds, BLOCK=_BLOCK * 4, num_warps=_WARPS_OF_FOCAL,
     )  # fmt: skip
-    return focal
+    return focals
