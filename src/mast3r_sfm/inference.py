@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from mast3r_sfm.cpu import map_on_cores
 from mast3r_sfm.cuda_graphs import capture
 from mast3r_sfm.device import current, matmul_precision
 from mast3r_sfm.errors import NotFiniteError, ReconstructionError
@@ -21,7 +22,6 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-_CPU_BATCH = 1  # a batch gains nothing on a CPU, and costs memory
 _MAX_BATCH = 6  # the kernels of fewer pairs take less time than their launches; more only costs memory
 _LEAST_REPLAYS = 4  # batches whose time a recording costs
 _SHARE = 0.6  # of the free GPU memory that a batch may take by estimate
@@ -37,9 +37,11 @@ class EncodedViews:
 
 
 def auto_batch_size(model: Model, shape: tuple[int, int]) -> int:
-    """Pairs decoded at once: as many as the free GPU memory takes by estimate, 1 on a CPU."""
+    """Pairs decoded at once: as many as the free GPU memory takes by estimate, on a CPU one for every core."""
+    if model.device.type == "cpu":
+        return torch.get_num_threads()
     if model.device.type != "cuda":
-        return _CPU_BATCH
+        return 1
     free, _ = torch.cuda.mem_get_info(model.device)
     return max(1, min(_MAX_BATCH, int(_SHARE * free / bytes_per_pair(model, shape))))
 
@@ -124,12 +126,12 @@ def predict_batches(
 
 
 class _Decoded(NamedTuple):
-    """Maps of B pairs: two outputs of 2 B views where both views have one shape, else four of B; see `_decode`.
+    """Of B pairs (i, j) the four maps of each, and (B,) bool, on the device: whether all of these are finite."""
 
-    finite  (B,) bool, on the device: whether all maps of a pair are
-    """
-
-    outputs: tuple[HeadOutput, ...]
+    i_in_i: list[ViewPrediction]
+    j_in_i: list[ViewPrediction]
+    j_in_j: list[ViewPrediction]
+    i_in_j: list[ViewPrediction]
     finite: torch.Tensor
 
 
@@ -172,7 +174,8 @@ class _Decoder:
                 raise NotFiniteError(
                     f"the network's prediction for images {i} and {j} is not finite; try `precision='fp32'`"
                 )
-        return _predictions(pairs, decoded.outputs)
+        *maps, _ = decoded
+        return [PairPrediction(i, j, *of_pair) for (i, j), *of_pair in zip(pairs, *maps, strict=True)]
 
     def _record(self, first: list[torch.Tensor], second: list[torch.Tensor]) -> None:
         """Where the memory does not suffice for that, batches are decoded without, as before."""
@@ -190,6 +193,8 @@ def _decode(
     model: Model, tokens1: torch.Tensor, tokens2: torch.Tensor, shape1: tuple[int, int], shape2: tuple[int, int]
 ) -> _Decoded:
     """Both directions of B pairs of views of shapes (H, W), whose tokens are (B, N, width)."""
+    if model.device.type == "cpu" and len(tokens1) > 1:
+        return _decode_on_cores(model, tokens1, tokens2, shape1, shape2)
     decode = model.network.decode
     count = len(tokens1)
     if shape1 == shape2:  # both directions are one batch
@@ -199,22 +204,33 @@ def _decode(
         outputs = (*decode(tokens1, tokens2, shape1, shape2), *decode(tokens2, tokens1, shape2, shape1))
     # A sum over a map is finite if and only if all of it is, or if the sum itself overflows, which is refused as well.
     totals = [m.flatten(1).sum(1) for out in outputs for m in dict.fromkeys(out) if m is not None]
-    return _Decoded(outputs, torch.stack(totals).isfinite().all(0).reshape(-1, count).all(0))
-
-
-def _predictions(pairs: Sequence[tuple[int, int]], outputs: Sequence[HeadOutput]) -> list[PairPrediction]:
-    """The maps of single pairs."""
-    count = len(pairs)
-    if len(outputs) == 2:
+    finite = torch.stack(totals).isfinite().all(0).reshape(-1, count).all(0)
+    if shape1 == shape2:
         own, other = outputs
-        i_in_i, j_in_j = _views(own, 0, count), _views(own, count, count)
-        j_in_i, i_in_j = _views(other, 0, count), _views(other, count, count)
+        halves = ((own, 0), (other, 0), (own, count), (other, count))
     else:
-        i_in_i, j_in_i, j_in_j, i_in_j = (_views(out, 0, count) for out in outputs)
-    return [
-        PairPrediction(i, j, *maps)
-        for (i, j), *maps in zip(pairs, i_in_i, j_in_i, j_in_j, i_in_j, strict=True)
-    ]  # fmt: skip
+        first_own, second, second_own, first = outputs
+        halves = ((first_own, 0), (second, 0), (second_own, 0), (first, 0))
+    i_in_i, j_in_i, j_in_j, i_in_j = (_views(out, start, count) for out, start in halves)
+    return _Decoded(i_in_i, j_in_i, j_in_j, i_in_j, finite)
+
+
+def _decode_on_cores(
+    model: Model, tokens1: torch.Tensor, tokens2: torch.Tensor, shape1: tuple[int, int], shape2: tuple[int, int]
+) -> _Decoded:
+    """`_decode` with every pair on a core of its own."""
+
+    def decode(k: int) -> _Decoded:
+        return _decode(model, tokens1[k : k + 1], tokens2[k : k + 1], shape1, shape2)
+
+    pairs = map_on_cores(decode, range(len(tokens1)))
+    return _Decoded(
+        [view for one in pairs for view in one.i_in_i],
+        [view for one in pairs for view in one.j_in_i],
+        [view for one in pairs for view in one.j_in_j],
+        [view for one in pairs for view in one.i_in_j],
+        torch.cat([one.finite for one in pairs]),
+    )
 
 
 def _views(out: HeadOutput, start: int, count: int) -> list[ViewPrediction]:
