@@ -10,7 +10,9 @@ import pytest
 import torch
 from test_pipeline import view_of
 
+from mast3r_sfm import canonical
 from mast3r_sfm.alignment import solver
+from mast3r_sfm.dense import stage as dense_stage
 from mast3r_sfm.device import has_triton
 from mast3r_sfm.inference import encode_views, predict_batches
 from mast3r_sfm.matching import RepeatedMatching, match_pairs
@@ -34,7 +36,7 @@ def _views(count: int, size: tuple[int, int] = (160, 120), degrees: float = 60) 
 def plain_paths() -> Iterator[None]:
     """The same device and precision without fused kernels and without a recorded alignment."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (matching_pairs, operations):
+        for module in (canonical, dense_stage, matching_pairs, operations):
             patch.setattr(module, "has_triton", lambda: False)
         patch.setattr(solver, "record", lambda stage: stage.step)
         yield

@@ -46,10 +46,11 @@ def match_batch(predictions: Sequence[PairPrediction], subsample: int) -> list[C
 
 
 class _Recorded(NamedTuple):
-    """A search that was recorded: for batches of which kind, the maps it reads, what does it, where its result lies."""
+    """A search that was recorded: for batches of which kind, what it reads, what does it, where its result lies."""
 
     kind: object
     maps: DescriptorMaps
+    course: Course
     replay: Callable[[], None]
     found: Converged
 
@@ -75,7 +76,9 @@ class RecordedMatching:
         elif last_kind == kind:
             packed = pack_maps(maps)
             course = Course.of(len(predictions), *shapes, subsample, packed)
-            recorded = _Recorded(kind, packed, *capture(lambda: reciprocal_batch(packed, course), packed.half.device))
+            recorded = _Recorded(
+                kind, packed, course, *capture(lambda: reciprocal_batch(packed, course), packed.half.device)
+            )
         else:
             return match_batch(predictions, subsample)
         self._recorded = recorded  # holds the maps while they are searched
