@@ -269,7 +269,8 @@ def test_the_field_is_the_plain_one(iterations: int) -> None:
     solver.heard.copy_(table.relief[: SHAPES[0][0] * SHAPES[0][1]].view(SHAPES[0]) + 0.1)
     solver.heard_weight.fill_(2500.0)
     members = [3, -1, 0]
-    solver.solve(torch.tensor(members, dtype=torch.int32), 0.05, iterations, heard=True)
+    solver.choose(torch.tensor(members, dtype=torch.int32))
+    solver.solve(0.05, iterations, heard=True)
     for k, found in enumerate(table.maps_of(field)):
         if k not in members:
             assert torch.equal(found, starts[k])
@@ -333,3 +334,25 @@ def test_the_stage_equals_the_plain_one(count: int, monkeypatch: pytest.MonkeyPa
     nearly_all_close(packed(found.depths) / packed(expected.depths), torch.ones(()), 1e-4, 0.995)
     nearly_all_close(packed(found.confs), packed(expected.confs), 1e-3, 0.995)
     nearly_all_close(packed(found.clean), packed(expected.clean), 1e-3, 0.995)
+
+
+@outside
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("at_once", [1 << 20, 4000])  # one recording of all views of a size, or one used twice
+def test_the_stage_on_a_gpu_equals_that_on_the_cpu(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mast3r_sfm.dense import stage_cuda
+
+    monkeypatch.setattr(stage_cuda, "_PIXELS_AT_ONCE", at_once)
+    scene = make_scene()
+    there = [
+        replace(one, **{name: getattr(one, name).cuda() for name in ("relative_depth", "conf", "core_depth")})
+        for one in scene.canonical
+    ]
+    expected = agree(scene)
+    found, again = (agree(replace(scene, canonical=there)) for _ in range(2))
+    nearly_all_close(packed(found.depths).cpu() / packed(expected.depths), torch.ones(()), 1e-4, 0.995)
+    nearly_all_close(packed(found.confs).cpu(), packed(expected.confs), 1e-3, 0.995)
+    nearly_all_close(packed(found.clean).cpu(), packed(expected.clean), 1e-3, 0.995)
+    for a, b in zip(found.depths + found.confs + found.clean, again.depths + again.confs + again.clean, strict=True):
+        assert torch.equal(a, b)

@@ -40,7 +40,7 @@ def _spring(a, b, there, EDGE: tl.constexpr, STIFFNESS: tl.constexpr):  # type: 
 @triton.jit
 def _start_kernel(  # type: ignore[no-untyped-def]
     field, relief, factor, factor_weight, heard, heard_weight, spread,
-    sizes, members, weight, scale, residual, scaled, direction, sums, blocks,
+    sizes, members, weight, scale, residual, scaled, direction, size, size_before, blocks,
     HEARD: tl.constexpr, EDGE: tl.constexpr, STIFFNESS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Weights of all observations, and the first residual."""
@@ -86,8 +86,8 @@ def _start_kernel(  # type: ignore[no-untyped-def]
         tl.store(scaled + own, z, mask=valid)
         tl.store(direction + own, tl.zeros([BLOCK], tl.float32), mask=valid)
         part = slot * blocks + tl.program_id(0)
-        tl.store(sums + part, tl.sum(tl.where(valid, r * z, 0.0)))
-        tl.store(sums + tl.num_programs(1) * blocks + part, 1.0)  # of no direction before: any number
+        tl.store(size + part, tl.sum(tl.where(valid, r * z, 0.0)))
+        tl.store(size_before + part, 1.0)  # of no direction before: any number
 
 
 @triton.jit
@@ -164,6 +164,7 @@ def _step_kernel(  # type: ignore[no-untyped-def]
 class FieldSolver:
     """Solves the fields of up to `slots` views of one shape (H, W) at once, anew as often as asked.
 
+    members                (slots,) int32 the views to solve for, -1 for none, as `choose` leaves them
     field                  (N,) packed, as it stands; solutions take its place
     factor, factor_weight  (N,) packed: the log factor that matches and tracks observe, and its weight
     heard, heard_weight    (slots, H, W) for the log depths that other views tell, and their weights
@@ -178,28 +179,31 @@ class FieldSolver:
         self._observed = (factor, factor_weight)
         self._blocks = triton.cdiv(shape[0] * shape[1], _BLOCK)
         device = field.device
-        self._members = torch.empty(slots, dtype=torch.int32, device=device)
+        self.members = torch.empty(slots, dtype=torch.int32, device=device)
         self.heard, self.heard_weight = (torch.empty(slots, *shape, device=device) for _ in range(2))
         self._weight, self._scale, self._residual, self._scaled, self._changed = (
             torch.empty_like(self.heard) for _ in range(5)
         )
-        self._directions = torch.empty(2, slots, *shape, device=device)
-        self._sizes = torch.empty(2, slots, self._blocks, device=device)
+        self._directions = [torch.empty_like(self.heard) for _ in range(2)]
+        self._sizes = [torch.empty(slots, self._blocks, device=device) for _ in range(2)]
         self._curvature = torch.empty(slots, self._blocks, device=device)
         self._replay: Callable[[], None] | None = None
 
-    def solve(self, members: torch.Tensor, spread: float, iterations: int, heard: bool) -> None:
-        """`iterations` steps for the views `members` (slots,) int32, -1 for none.
+    def choose(self, members: torch.Tensor) -> None:
+        """Takes views (slots,) int32 for `members`, where the recording reads them."""
+        self.members.copy_(members)
+
+    def solve(self, spread: float, iterations: int, heard: bool) -> None:
+        """`iterations` steps for the members.
 
         spread  observed factors further from the field count less
         heard   whether the log depths in `heard` count as well
         """
-        self._members.copy_(members)
         views = self._views
-        _start_kernel[(self._blocks, len(members))](
+        _start_kernel[(self._blocks, len(self.members))](
             self._field, views.relief, *self._observed, self.heard, self.heard_weight, spread,
-            views.sizes, self._members, self._weight, self._scale, self._residual, self._scaled,
-            self._directions[0], self._sizes, self._blocks,
+            views.sizes, self.members, self._weight, self._scale, self._residual, self._scaled,
+            self._directions[0], *self._sizes, self._blocks,
             HEARD=heard, EDGE=EDGE, STIFFNESS=SMOOTH_SIGMA**-2, BLOCK=_BLOCK, num_warps=_WARPS,
         )  # fmt: skip
         for done in range(0, iterations, _RECORDED):
@@ -213,7 +217,7 @@ class FieldSolver:
                 self._replay()
 
     def _iterate(self, count: int) -> None:
-        views, members, blocks = self._views, self._members, self._blocks
+        views, members, blocks = self._views, self.members, self._blocks
         grid, parts = (blocks, len(members)), triton.next_power_of_2(blocks)
         for k in range(count):
             now, other = k % 2, 1 - k % 2

@@ -46,14 +46,14 @@ def improve(views: PackedViews, observed: Observations, field: torch.Tensor, num
     """Makes the log factors `field` (N,), packed, what matches and tracks observe and neighbours agree on."""
     batches = _Batches(views, observed, field)
     for spread in FIRST_SPREADS:
-        for solver, members in batches:
-            solver.solve(members, spread, FIRST_ITERATIONS, heard=False)
+        for solver in batches:
+            solver.solve(spread, FIRST_ITERATIONS, heard=False)
     usual = usual_confidence(views)
     for _ in range(num_rounds):
         log_depth = views.relief + field  # all views hear the depth of the round before
-        for solver, members in batches:
-            write_opinions(views, log_depth, usual, members, solver.heard, solver.heard_weight)
-            solver.solve(members, SPREAD, ITERATIONS, heard=True)
+        for solver in batches:
+            write_opinions(views, log_depth, usual, solver.members, solver.heard, solver.heard_weight)
+            solver.solve(SPREAD, ITERATIONS, heard=True)
 
 
 def usual_confidence(views: PackedViews) -> torch.Tensor:
@@ -63,7 +63,7 @@ def usual_confidence(views: PackedViews) -> torch.Tensor:
 
 
 class _Batches:
-    """Views of one size that are solved for together; iterates over solvers and the views for each of their calls."""
+    """Views of one size that are solved for together: solvers, to each of which several of them are given in turn."""
 
     def __init__(self, views: PackedViews, observed: Observations, field: torch.Tensor) -> None:
         by_shape: dict[tuple[int, int], list[int]] = {}
@@ -77,8 +77,10 @@ class _Batches:
             solver = FieldSolver(views, field, observed.factor, observed.weight, (H, W), slots)
             self._parts += [(solver, one) for one in padded.to(field.device).split(slots)]
 
-    def __iter__(self) -> Iterator[tuple[FieldSolver, torch.Tensor]]:
-        return iter(self._parts)
+    def __iter__(self) -> Iterator[FieldSolver]:
+        for solver, members in self._parts:
+            solver.choose(members)
+            yield solver
 
 
 def _sharpened(scene: DenseScene, views: PackedViews, log_depth: torch.Tensor) -> torch.Tensor:
