@@ -8,7 +8,7 @@ import torch
 from golden_scene import ALIGNMENT_SCENES, load_scene
 
 from mast3r_sfm.dense import DenseResult
-from mast3r_sfm.densify import _known_maps, clean_confidences, dense_depth
+from mast3r_sfm.densify import _COPIED_AT_ONCE, _known_maps, clean_confidences, dense_depth
 from mast3r_sfm.geometry import points_of_depth, project, to_world
 from mast3r_sfm.types import CanonicalView
 
@@ -161,7 +161,7 @@ def test_a_lens_does_not_show_what_its_distortion_would_fold_back() -> None:
 
 @pytest.mark.parametrize("at_once", [1 << 23, 5])
 def test_a_depth_that_is_none_is_nan_without_confidence(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mast3r_sfm.densify._COPIED_AT_ONCE", at_once)
+    monkeypatch.setitem(_COPIED_AT_ONCE, "cpu", at_once)
     ones = torch.ones(1, 5)
     depths = (torch.tensor([[1.0, 0.0, -13.6, torch.inf, torch.nan]]), torch.full((3, 2), 2.0))
     made = DenseResult(depths, (ones, torch.full((3, 2), 7.0)), (ones, torch.full((3, 2), 6.0)))

@@ -26,7 +26,8 @@ from mast3r_sfm.types import CanonicalView, FeatureSupport, ReconstructedView, R
 
 _ALL_PAIRS_CLEANED = 40  # views up to which every view is cleaned against all others
 
-_COPIED_AT_ONCE = 1 << 23  # pixels of maps that come to main memory together
+# pixels of maps that come to main memory together: few large copies take a fraction of the time of many small ones
+_COPIED_AT_ONCE = {"cpu": 1, "cuda": 1 << 23}
 
 # points in flight, times views they are compared with: in cache on a CPU, in memory on a GPU
 _CHUNK = {"cpu": 1 << 17, "cuda": 1 << 23}
@@ -178,7 +179,8 @@ def _known_maps(made: DenseResult) -> list[Maps]:
     """Maps of every view on the CPU; a depth that is not positive or not finite is nan, with confidence 0."""
     shapes = [(int(depth.shape[0]), int(depth.shape[1])) for depth in made.depths]
     result: list[Maps] = []
-    for run in runs_of_size(shapes, _COPIED_AT_ONCE):  # few large copies take a fraction of the time of many small ones
+    at_once = _COPIED_AT_ONCE.get(made.depths[0].device.type, _COPIED_AT_ONCE["cpu"])
+    for run in runs_of_size(shapes, at_once):
         depth, conf, clean = (
             torch.cat([maps[k].reshape(-1) for k in run]) for maps in (made.depths, made.confs, made.clean)
         )
@@ -196,6 +198,8 @@ def _known_maps(made: DenseResult) -> list[Maps]:
 
 def _to_main_memory(values: torch.Tensor) -> np.ndarray:
     """The same there; numpy asks for large pages, which are mapped much faster than those torch gets."""
+    if values.device.type == "cpu":
+        return values.numpy()
     copied = np.empty(values.shape, np.float32)
     torch.from_numpy(copied).copy_(values)
     return copied
