@@ -291,7 +291,7 @@ def test_help_names_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     shown = " ".join(capsys.readouterr().out.split())
     codes = re.findall(r"\b(\d+) ", shown.partition("Exit codes:")[2])
-    assert codes == ["0", "1", "2", "3", "4", "5", "6", "130"]
+    assert codes == ["0", "1", "2", "3", "4", "5", "6", "7", "130"]
     assert " verify " not in shown  # the old name of `compare` still works, and is not shown
     assert run("verify", "--help") == 0
 

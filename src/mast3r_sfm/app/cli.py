@@ -7,19 +7,20 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from mast3r_sfm._version import __version__
-from mast3r_sfm.app.click_options import option, options
-from mast3r_sfm.app.flags import as_flags
+from mast3r_sfm.app.click_options import Command, option, options
+from mast3r_sfm.app.flags import in_words
 from mast3r_sfm.app.requests import (
     EXIT_DIFFERS,
     EXIT_INTERRUPTED,
     EXIT_PARTIAL,
+    EXIT_SCENE_FAILED,
     CompareRequest,
     Display,
     EvaluateRequest,
@@ -50,7 +51,7 @@ EXIT_CODES = f"""\b
 Exit codes: 0 done, 1 unexpected failure (or `doctor`: a reconstruction cannot run),
 2 wrong usage or input, 3 model not found or unusable, 4 no reconstruction,
 {EXIT_PARTIAL} done but some images did not connect, {EXIT_DIFFERS} `compare`: the engines differ,
-{EXIT_INTERRUPTED} interrupted."""
+{EXIT_SCENE_FAILED} `--batch`: a scene failed, {EXIT_INTERRUPTED} interrupted."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,17 +73,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         _fail(error.format_message(), 2)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; nothing was written", EXIT_INTERRUPTED)
-    except Mast3rSfmError as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        _fail(as_flags(str(error)), error.exit_code)
+        _fail("interrupted; nothing unfinished was left behind", EXIT_INTERRUPTED)
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        _fail(f"unexpected {type(error).__name__}: {error} (run again with --debug for the details)", 1)
+        _fail(in_words(error), error.exit_code if isinstance(error, Mast3rSfmError) else 1)
 
 
 def _interrupt(*_: object) -> None:
@@ -110,14 +107,18 @@ SCENE_FLAGS = (
 FOOTAGE_FLAGS = ("recursive", "fps", "max_frames", "masks")
 """Fields of `FootageOptions`."""
 
-input_option = click.option(
-    "--input",
-    "inputs",
-    multiple=True,
-    required=True,
-    metavar="PATH",
-    help="Folder, photo, clip (needs the extra `video`) or quoted glob; may be given several times.",
-)
+
+def _input_option(required: bool) -> Callable[[Command], Command]:
+    return click.option(
+        "--input",
+        "inputs",
+        multiple=True,
+        required=required,
+        metavar="PATH",
+        help="Folder, photo, clip (needs the extra `video`) or quoted glob; may be given several times.",
+    )
+
+
 model_options = options(
     option(ModelRequest, "model_name", metavar="NAME"),
     option(ModelRequest, "revision", metavar="REV"),
@@ -143,7 +144,8 @@ def cli() -> None:
 
 
 @cli.command()
-@input_option
+@_input_option(required=False)
+@option(ReconstructRequest, "batch")
 @option(ReconstructRequest, "output")
 @options(*(option(FootageOptions, name) for name in FOOTAGE_FLAGS[:-1]))
 @option(FootageOptions, "masks", metavar="DIR")
@@ -196,6 +198,8 @@ def reconstruct(**flags: Any) -> int:
     """
     from mast3r_sfm.app import commands
 
+    if bool(flags["inputs"]) == (flags["batch"] is not None):
+        raise click.UsageError("Name the photos by --input, or a folder of scenes by --batch.")
     alignment = AlignmentConfig(
         niter_coarse=flags["niter"],
         niter_fine=0 if flags["no_refine"] else flags["niter"],
@@ -204,6 +208,7 @@ def reconstruct(**flags: Any) -> int:
     )
     request = ReconstructRequest(
         inputs=flags["inputs"],
+        batch=flags["batch"],
         output=flags["output"],
         overwrite=flags["overwrite"],
         engine=Engine(flags["engine"]),
@@ -226,8 +231,11 @@ def reconstruct(**flags: Any) -> int:
         georeference=flags["georeference"],
         report=flags["report"],
         display=_display(flags),
-        flags={name: value for name, value in flags.items() if name not in ("inputs", "output")},
+        flags={name: value for name, value in flags.items() if name not in ("inputs", "batch", "output")},
+        arguments=tuple(sys.argv[1:]),
     )
+    if request.batch is not None:
+        return commands.reconstruct_batch(request)
     return EXIT_PARTIAL if commands.reconstruct(request) else 0
 
 
@@ -337,7 +345,7 @@ def doctor() -> int:
 
 
 @cli.command()
-@input_option
+@_input_option(required=True)
 @model_options
 @option(ReconstructionOptions, "scene_graph", help="complete, swin, logwin, oneref, pairs:FILE.", default="complete")
 @niter_option

@@ -41,7 +41,7 @@ class WarningCollector(logging.Handler):
     def warn(self, message: str) -> None:
         """A warning of the command line's own."""
         self.messages.append(message)
-        console.print(f"[yellow]Warning:[/yellow] {_plain(message)}", soft_wrap=True)
+        warn(message)
 
 
 def _plain(text: str) -> str:
@@ -66,7 +66,7 @@ def logging_to_console(debug: bool) -> Iterator[WarningCollector]:
 
 
 class ProgressDisplay:
-    """A bar with the time left for every stage; an instance is a `progress.Progress`."""
+    """A bar with the time left for every stage, from the first stage on; an instance is a `progress.Progress`."""
 
     def __init__(self, quiet: bool) -> None:
         self._bars = Progress(
@@ -83,13 +83,13 @@ class ProgressDisplay:
         self._task_of: dict[str, TaskID] = {}
 
     def __enter__(self) -> ProgressDisplay:
-        self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        self._bars.start()
         if done == 0 or stage not in self._task_of:  # a stage that begins again, on another try, has a bar of its own
             self._task_of[stage] = self._bars.add_task(stage, total=total)
         self._bars.update(self._task_of[stage], completed=done)
@@ -99,6 +99,16 @@ def say(message: str, quiet: bool = False) -> None:
     """A line for the person at the shell."""
     if not quiet:
         console.print(_plain(message), soft_wrap=True)
+
+
+def warn(message: str) -> None:
+    """A warning that is of no result in particular."""
+    console.print(f"[yellow]Warning:[/yellow] {_plain(message)}", soft_wrap=True)
+
+
+def complain(message: str) -> None:
+    """An error that does not end the command."""
+    console.print(f"[red]Error:[/red] {_plain(message)}", soft_wrap=True)
 
 
 def show_table(rows: dict[str, str], quiet: bool) -> None:

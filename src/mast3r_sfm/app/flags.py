@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from mast3r_sfm.errors import Mast3rSfmError
+
 _FLAG_OF = {
     "niter_coarse": "--niter",
     "niter_fine": "--niter",
@@ -20,6 +22,14 @@ _NOT_FLAGS = {"kind", "tree", "camera_size", "depth_jump"}
 def as_flags(message: str) -> str:
     """A message with its parameters in backquotes written as flags: `device='cpu'` becomes --device cpu."""
     return re.sub(r"`([a-z_]+)(?:=([^`]*))?`", _flag, message)
+
+
+def in_words(error: BaseException) -> str:
+    """What a person at the shell is told of a failure, in one line."""
+    if isinstance(error, Mast3rSfmError):
+        return " ".join(as_flags(str(error)).split())
+    message = " ".join(str(error).split())
+    return f"unexpected {type(error).__name__}: {message} (run again with --debug for the details)"
 
 
 def _flag(match: re.Match[str]) -> str:

@@ -28,6 +28,9 @@ EXIT_PARTIAL = 5
 EXIT_DIFFERS = 6
 """Exit code of `compare` when the engines disagree."""
 
+EXIT_SCENE_FAILED = 7
+"""Exit code of a batch of which some scene failed."""
+
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
@@ -59,9 +62,16 @@ class Display:
 
 @dataclass(frozen=True)
 class ReconstructRequest:
-    """`reconstruct`. `output` None: a new folder in outputs/. `flags`: all of them as given, for run.json only."""
+    """`reconstruct`. `output` None: a new folder in outputs/.
+
+    flags      all of them as given, for run.json only, as are the
+    arguments  of the command line
+    """
 
     inputs: tuple[str, ...]
+    batch: Path | None = choice(
+        None, "Instead of --input: each subfolder is a scene, whose result goes into a folder of its name in OUTPUT."
+    )
     output: Path | None = choice(None, "Result folder [default: a new one, outputs/<name of the input>].")
     overwrite: bool = choice(False, "Replace an existing result, as a whole.")
     engine: Engine = choice(
@@ -82,6 +92,7 @@ class ReconstructRequest:
     report: bool = choice(True, "Write report.html, the result in one file for a browser.")
     display: Display = field(default_factory=Display)
     flags: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
