@@ -28,6 +28,7 @@ from mast3r_sfm.app.requests import (
     MatchRequest,
     ModelRequest,
     ReconstructRequest,
+    ServeRequest,
     ViewRequest,
 )
 from mast3r_sfm.errors import InputError, Mast3rSfmError
@@ -44,6 +45,7 @@ from mast3r_sfm.options import (
     ReconstructionOptions,
     RefinementOptions,
     SceneOptions,
+    ServeLimits,
     VerificationLimits,
 )
 
@@ -106,6 +108,9 @@ SCENE_FLAGS = (
 
 FOOTAGE_FLAGS = ("recursive", "fps", "max_frames", "masks")
 """Fields of `FootageOptions`."""
+
+LIMIT_FLAGS = ("max_upload_mb", "max_photos", "max_minutes", "max_waiting")
+"""Fields of `ServeLimits`."""
 
 
 def _input_option(required: bool) -> Callable[[Command], Command]:
@@ -307,6 +312,32 @@ def view(folder: Path, **flags: Any) -> None:
     from mast3r_sfm.app import commands
 
     commands.view(ViewRequest(folder, flags["port"], flags["browser"], _display(flags)))
+
+
+@cli.command()
+@option(ServeRequest, "host", metavar="ADDRESS")
+@option(ServeRequest, "port", type=click.IntRange(1, 65535))
+@option(ServeRequest, "token", metavar="TOKEN", envvar="MAST3R_SFM_TOKEN")
+@option(ServeRequest, "output")
+@options(*(option(ServeLimits, name) for name in LIMIT_FLAGS))
+@model_options
+@option(ServeRequest, "browser")
+@display_options
+def serve(**flags: Any) -> None:
+    """Take photos by a page in the browser or by a REST API, and reconstruct them with a model that stays loaded.
+
+    Ctrl-C ends it, with exit code 0; what was not finished is taken up by the next start. Needs the extra `serve`.
+    """
+    from mast3r_sfm.app import commands
+
+    commands.serve(
+        ServeRequest(
+            **{name: flags[name] for name in ("host", "port", "token", "output", "browser")},
+            limits=ServeLimits(**{name: flags[name] for name in LIMIT_FLAGS}),
+            model=_model_request(flags),
+            display=_display(flags),
+        )
+    )
 
 
 @cli.command()

@@ -8,6 +8,7 @@ import threading
 import traceback
 import webbrowser
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from mast3r_sfm.app.requests import (
     MatchRequest,
     ModelRequest,
     ReconstructRequest,
+    ServeRequest,
     ViewRequest,
 )
 from mast3r_sfm.app.scene import WrittenScene, reconstruct_scene
@@ -51,6 +53,9 @@ from mast3r_sfm.pipeline import load_images, match_images
 from mast3r_sfm.reconstruction import Reconstruction, plain, versions
 from mast3r_sfm.text import byte_count, counted
 from mast3r_sfm.types import Georeference
+
+_OF_SERVE = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
+"""Modules of the extra `serve`, and the packages that have them."""
 
 
 def reconstruct(request: ReconstructRequest) -> bool:
@@ -221,6 +226,19 @@ def view(request: ViewRequest) -> None:
                 threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
             with contextlib.suppress(KeyboardInterrupt):
                 server.serve_forever()
+
+
+def serve(request: ServeRequest) -> None:
+    """The `serve` command. Returns after Ctrl-C."""
+    if missing := [package for module, package in _OF_SERVE.items() if find_spec(module) is None]:
+        raise InputError(f"serve needs the packages {', '.join(missing)}: pip install 'mast3r-sfm[serve]'")
+    from mast3r_sfm.app.serve.server import run_server
+
+    def load() -> Model:
+        with logging_to_console(request.display.debug):
+            return _load_model(request.model, request.display.quiet)
+
+    run_server(request, load)
 
 
 def evaluate(request: EvaluateRequest) -> None:

@@ -65,6 +65,30 @@ def logging_to_console(debug: bool) -> Iterator[WarningCollector]:
         logger.propagate = before[1]
 
 
+class _ServerLog(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(f"[dim]{record.name}:[/dim] {_plain(self.format(record))}", soft_wrap=True)
+
+
+@contextmanager
+def server_log(debug: bool) -> Iterator[None]:
+    """Shows errors inside, with their tracebacks, and what goes on for `debug`. Warnings belong to the jobs."""
+    handler = _ServerLog(logging.DEBUG if debug else logging.ERROR)
+    library, own = logging.getLogger("mast3r_sfm"), logging.getLogger("uvicorn")
+    before = library.level, library.propagate, own.propagate
+    for logger in (library, own):
+        logger.addHandler(handler)
+        logger.propagate = False
+    library.setLevel(logging.DEBUG if debug else logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger in (library, own):
+            logger.removeHandler(handler)
+        library.setLevel(before[0])
+        library.propagate, own.propagate = before[1:]
+
+
 class ProgressDisplay:
     """A bar with the time left for every stage, from the first stage on; an instance is a `progress.Progress`."""
 

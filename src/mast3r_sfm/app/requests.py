@@ -19,6 +19,7 @@ from mast3r_sfm.options import (
     Precision,
     ReconstructionOptions,
     SceneOptions,
+    ServeLimits,
     choice,
 )
 
@@ -33,6 +34,10 @@ EXIT_SCENE_FAILED = 7
 
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C."""
+
+
+MIN_TOKEN = 16
+"""Characters of a token that nobody guesses."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,24 @@ class ViewRequest:
     folder: Path
     port: int | None = choice(None, "Port on this machine [default: a free one].", minimum=1)
     browser: bool = choice(True, "Open the address in the browser.")
+    display: Display = field(default_factory=Display)
+
+
+@dataclass(frozen=True)
+class ServeRequest:
+    """`serve`. `token` None: none on this machine alone, else a new one, which is printed."""
+
+    host: str = choice("127.0.0.1", "Address to listen at; any but this machine's own asks for a token.")
+    port: int = choice(8000, "Port to listen at.", minimum=1)
+    token: str | None = choice(
+        None,
+        f"What clients have to know, {MIN_TOKEN} characters and more [default: $MAST3R_SFM_TOKEN; a new one, which is "
+        "printed, where other machines can ask].",
+    )
+    output: Path = choice(Path("outputs/serve"), "Folder of the reconstructions; finished ones stay there.")
+    limits: ServeLimits = field(default_factory=ServeLimits)
+    model: ModelRequest = field(default_factory=ModelRequest)
+    browser: bool = choice(False, "Open the page in the browser.")
     display: Display = field(default_factory=Display)
 
 
