@@ -25,7 +25,7 @@ from mast3r_sfm.app.serve.guard import PAGE_POLICY, Guard
 from mast3r_sfm.app.serve.jobs import RESULT, Job, Jobs, State, TooManyWaitingError
 from mast3r_sfm.app.serve.options import JobOptions
 from mast3r_sfm.app.serve.page import page, script, sign_in_page, style
-from mast3r_sfm.app.serve.uploads import ACCEPTED, Checker, RefusedError, receive
+from mast3r_sfm.app.serve.uploads import ACCEPTED, Checker, RefusedError, disk_full_refused, receive
 from mast3r_sfm.app.serve.worker import Worker
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.result import write_exports
@@ -62,6 +62,7 @@ def create_app(service: Service, port: int, token: str | None) -> Guard:
         yield
         await run_in_threadpool(service.worker.stop)
         service.checker.close()
+        service.jobs.release()
 
     app = FastAPI(title="mast3r-sfm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     guard = Guard(app, port, token, sign_in_page(), frozenset({"/session", "/style.css"}))
@@ -141,24 +142,16 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
     async def create(request: Request) -> JSONResponse:
         """Photos or clips as `files`, and `options` as JSON; answers with the job, which waits for its turn."""
         try:
-            upload = await run_in_threadpool(jobs.begin_upload)
+            with disk_full_refused():
+                job = await _received(request, service)
         except TooManyWaitingError as error:
             message = f"{service.limits.max_waiting} reconstructions are waiting already: try again later"
             raise HTTPException(429, message, {"Retry-After": str(_RETRY_S)}) from error
-        try:
-            names, given = await receive(
-                request.headers, request.stream(), upload.photos, service.limits, service.checker
-            )
-            options = _checked_options(given, upload.photos, service)
-            job = await run_in_threadpool(jobs.submit, upload, names, options)
-        except BaseException as error:
-            await run_in_threadpool(jobs.abandon, upload)
-            if isinstance(error, RefusedError):
-                headers = {"Connection": "close"} if error.status in (408, 413) else None
-                raise HTTPException(error.status, error.message, headers) from error
-            if isinstance(error, ClientDisconnect):
-                return JSONResponse({"detail": "the client left"}, 400)
-            raise
+        except RefusedError as error:
+            headers = {"Connection": "close"} if error.status in (408, 413) else None  # the rest is not read
+            raise HTTPException(error.status, error.message, headers) from error
+        except ClientDisconnect:
+            return JSONResponse({"detail": "the client left"}, 400)  # whom nobody reads any more
         return JSONResponse(_described(job, service), 202, {"Location": f"/reconstructions/{job.id}"})
 
     @app.get("/reconstructions")
@@ -183,6 +176,19 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         """Ends the job if need be, and deletes its photos and its result."""
         _known(jobs, job_id)
         worker.remove(job_id)
+
+
+async def _received(request: Request, service: Service) -> Job:
+    """The job of a request, which waits now. Nothing is left of one that is refused or breaks off."""
+    jobs = service.jobs
+    upload = await run_in_threadpool(jobs.begin_upload)
+    try:
+        names, given = await receive(request.headers, request.stream(), upload.photos, service.limits, service.checker)
+        options = _checked_options(given, upload.photos, service)
+        return await run_in_threadpool(jobs.submit, upload, names, options)
+    except BaseException:
+        jobs.abandon(upload)
+        raise
 
 
 def _add_results(app: FastAPI, service: Service) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.files import write_json
@@ -113,7 +113,8 @@ class Jobs:
         with explained_writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._lock_file = _locked(folder)
-            self._take_up()
+            with self._changed:
+                self._take_up()
 
     # ------------------------------------------------------------------ what there is
     def folder(self, job_id: str) -> Path:
@@ -201,6 +202,10 @@ class Jobs:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def release(self) -> None:
+        """Another server may have the folder from now on."""
+        self._lock_file.close()
 
     # ------------------------------------------------------------------ the client's side
     def cancel_waiting(self, job_id: str) -> bool:
@@ -303,7 +308,7 @@ def outcome_of(result: Path) -> dict[str, Any]:
     }
 
 
-def _locked(folder: Path) -> Any:
+def _locked(folder: Path) -> IO[str]:
     """An open file that marks the folder as in use; the system gives it free however the process ends."""
     file = (folder / ".lock").open("w")
     try:

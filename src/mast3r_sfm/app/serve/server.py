@@ -35,7 +35,7 @@ def run_server(request: ServeRequest, load_model: Callable[[], Model]) -> None:
     Raises InputError for an address or folder that cannot be had and for a token that can be guessed, and the errors of
     the model.
     """
-    token = _token(request)
+    token = token_of(request)
     with socket_of(request.host, request.port) as listening, quiet_pillow(), server_log(request.display.debug):
         jobs = Jobs(request.output, request.limits.max_waiting)
         model = load_model()
@@ -90,7 +90,7 @@ def socket_of(host: str, port: int) -> socket.socket:
     return made
 
 
-def _token(request: ServeRequest) -> str | None:
+def token_of(request: ServeRequest) -> str | None:
     """The token that clients have to know: always one where other machines can ask."""
     if request.token is None:
         return None if is_loopback(request.host) else secrets.token_urlsafe(24)

@@ -9,7 +9,7 @@ import errno
 import json
 import re
 import unicodedata
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from time import monotonic
@@ -47,6 +47,17 @@ class RefusedError(Exception):
         super().__init__(message)
         self.status = status
         self.message = message
+
+
+@contextlib.contextmanager
+def disk_full_refused() -> Iterator[None]:
+    """Inside, a full disk is a reason to refuse an upload."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RefusedError(507, "the server's disk is full") from error
 
 
 def harmless_name(given: str, taken: Mapping[str, object]) -> str:
@@ -130,13 +141,9 @@ class _Form:
         except FormParserError as error:
             raise RefusedError(400, "the body is not multipart/form-data as its header says") from error
         events, self._events = self._events, []
-        try:
+        with disk_full_refused():
             for event in events:
                 event()
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise RefusedError(507, "the server's disk is full") from error
 
     def finish(self) -> None:
         """Raises RefusedError for a form that broke off, and for one without a photo."""

@@ -106,6 +106,8 @@ function leadOf(job) {
 
 async function showFiles(job) {
   const { files } = await ask(addressOf(job, "files"));
+  const isMap = (file) => /_\d{3,}\.\w+$/.test(file.name); // of one photo; behind what is of all
+  files.sort((a, b) => isMap(a) - isMap(b));
   const path = (name) => name.split("/").map(encodeURIComponent).join("/");
   const rows = files.map((file) =>
     make("li", {},
