@@ -667,7 +667,7 @@ def test_headers_let_browsers_do_nothing_but_what_the_page_needs(start: Start) -
     assert "style=" not in page.text and "onclick" not in page.text and page.text.count("<script") == 1
     for path in ("/", "/main.js", "/style.css", "/about", "/nothing"):
         headers = client.http.get(path).headers
-        assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
+        assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "same-origin"
         assert headers["x-frame-options"] == "DENY" and headers["cross-origin-resource-policy"] == "same-origin"
         assert headers["content-security-policy"].startswith("default-src 'none'; s")
     assert client.http.get("/docs").status_code == 404  # which would load scripts from elsewhere

@@ -22,7 +22,7 @@ from mast3r_sfm.app.flags import as_options
 from mast3r_sfm.app.requests import ModelRequest
 from mast3r_sfm.app.serve.archive import files_below, zipped
 from mast3r_sfm.app.serve.guard import PAGE_POLICY, Guard
-from mast3r_sfm.app.serve.jobs import RESULT, Job, Jobs, State, TooManyWaitingError
+from mast3r_sfm.app.serve.jobs import RESULT, UPLOAD, Job, Jobs, State, TooManyWaitingError
 from mast3r_sfm.app.serve.options import JobOptions
 from mast3r_sfm.app.serve.page import page, script, sign_in_page, style
 from mast3r_sfm.app.serve.uploads import ACCEPTED, Checker, RefusedError, disk_full_refused, receive
@@ -283,11 +283,9 @@ def _described(job: Job, service: Service) -> dict[str, Any]:
 def _seconds(job: Job) -> dict[str, Any]:
     """Where the time went: the upload, the wait for the turn, the work as a whole and by its stages."""
     stages = dict(job.seconds)
-    upload = stages.pop("Upload", None)
-    submitted = None if upload is None else job.created + upload
     return {
-        "upload": upload,
-        "wait": None if job.started is None or submitted is None else max(0.0, job.started - submitted),
+        "upload": stages.pop(UPLOAD, None),
+        "wait": None if job.started is None else max(0.0, job.started - job.submitted),
         "work": None if job.started is None or job.finished is None else job.finished - job.started,
         "stages": stages,
     }

@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 PHOTOS, RESULT, STATE = "photos", "result", "job.json"
 
+UPLOAD = "Upload"
+"""The first of a job's `seconds`."""
+
 MAX_STARTS = 2
 """Times that a job is begun: one during which the server ended twice is perhaps why."""
 
@@ -81,6 +84,11 @@ class Job:
     error: str | None = None
     warnings: tuple[str, ...] = ()
 
+    @property
+    def submitted(self) -> float:
+        """When the upload was complete."""
+        return self.created + self.seconds.get(UPLOAD, 0.0)
+
 
 @dataclass
 class Upload:
@@ -127,7 +135,7 @@ class Jobs:
     def all(self) -> list[Job]:
         """The newest first."""
         with self._changed:
-            return sorted(self._jobs.values(), key=lambda job: (job.created, job.id), reverse=True)
+            return sorted(self._jobs.values(), key=lambda job: (job.submitted, job.id), reverse=True)
 
     def place_in_queue(self, job: Job) -> int | None:
         """1 for the job that is next; None for one that does not wait."""
@@ -160,7 +168,7 @@ class Jobs:
 
     def submit(self, upload: Upload, photos: tuple[str, ...], options: Mapping[str, Any]) -> Job:
         """The upload is complete and waits for its turn. Raises OSError if that cannot be written down."""
-        seconds = {"Upload": time.time() - upload.created}
+        seconds = {UPLOAD: time.time() - upload.created}
         job = Job(upload.id, photos, dict(options), upload.created, seconds=seconds)
         self._write(job)
         with self._changed:
@@ -231,7 +239,7 @@ class Jobs:
     # ------------------------------------------------------------------ inside
     def _waiting(self) -> list[str]:
         waiting = (job for job in self._jobs.values() if job.state is State.WAITING)
-        return [job.id for job in sorted(waiting, key=lambda job: (job.created, job.id))]
+        return [job.id for job in sorted(waiting, key=lambda job: (job.submitted, job.id))]
 
     def _set(self, job: Job, **changes: Any) -> Job:
         changed = dataclasses.replace(job, **changes)
