@@ -119,7 +119,7 @@ def _starter(tmp_path: Path, model: Model) -> Iterator[Start]:
     def start(folder: Path = tmp_path / "out", token: str | None = None, **limits: int) -> Client:
         bounds = dataclasses.replace(ServeLimits(), **limits)
         jobs = Jobs(folder, bounds.max_waiting)
-        request = ModelRequest(image_size=64, device=Device("cpu"))
+        request = ModelRequest(image_size=32, device=Device("cpu"))
         service = Service(jobs, Worker(jobs, model, request, bounds), Checker(), model, request, bounds)
         http = TestClient(create_app(service, 8000, token), base_url=ORIGIN, follow_redirects=False)
         http.__enter__()  # starts the worker
@@ -172,7 +172,7 @@ def test_a_job_writes_what_a_single_run_writes(
     alone, folder = tmp_path / "alone", client.folder / job["id"]
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "photo.png").write_bytes(picture)
-    arguments = ["--input", tmp_path / "photos", "--output", alone, "--model-name", weights, "--image-size", 64]
+    arguments = ["--input", tmp_path / "photos", "--output", alone, "--model-name", weights, "--image-size", 32]
     quick = ["--niter", 5, "--min-conf-thr", 0, "--no-refine-cameras", "--device", "cpu", "--quiet"]
     assert run("reconstruct", *arguments, *quick) == 0
     names = {path.name for path in alone.iterdir()}
@@ -282,13 +282,13 @@ def test_options_that_are_not_offered_are_refused(start: Start, picture: bytes, 
 
 def test_options_reach_the_run(start: Start, picture: bytes) -> None:
     client = start()
-    options = QUICK | {"as_pointcloud": True, "exports": ["ply"], "image_size": 32, "seed": 3}
+    options = QUICK | {"as_pointcloud": True, "exports": ["ply"], "image_size": 64, "seed": 3}
     job = client.wait(client.submit(("a.png", picture), options=options))
     result = client.folder / job["id"] / "result"
     assert (result / "scene.ply").exists()
     document = json.loads((result / "run.json").read_text())
     assert document["options"]["seed"] == 3 and document["scene"]["as_pointcloud"]
-    assert json.loads((result / "cameras.json").read_text())["images"][0]["network_size"][0] == 32
+    assert json.loads((result / "cameras.json").read_text())["images"][0]["network_size"][0] == 64
     job = client.wait(client.submit(("a.png", picture), options=None))  # none at all: all by default
     assert job["options"] == {}
 

@@ -41,7 +41,7 @@ class Server:
             self.port = int(found.getsockname()[1])
         self.command = [
             *(sys.executable, "-m", "mast3r_sfm", "serve", "--port", str(self.port), "--output", str(folder)),
-            *("--model-name", str(weights), "--image-size", "64", "--device", "cpu", *arguments),
+            *("--model-name", str(weights), "--image-size", "32", "--device", "cpu", *arguments),
         ]
         self.start()
 

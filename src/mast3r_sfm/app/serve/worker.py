@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -157,10 +158,9 @@ class Worker:
         folder = self._jobs.folder(job.id)
 
         def fail(error: str) -> None:
-            said = error.replace(f"{folder / PHOTOS}/", "").replace(f"{folder}/", "")
-            self._jobs.finish(job.id, State.FAILED, error=said, warnings=tuple(warnings))
+            self._jobs.finish(job.id, State.FAILED, error=_for_clients(error, folder), warnings=tuple(warnings))
 
-        with _warnings_of_job() as warnings:
+        with _warnings_of_job(folder) as warnings:
             try:
                 options = JobOptions.model_validate(job.options)
                 request = options.request(folder / PHOTOS, self._request, self._limits)
@@ -184,7 +184,7 @@ class Worker:
             except _ServerEndsError:
                 self._jobs.put_back(job.id)
             except Mast3rSfmError as error:
-                fail(as_options(str(error)))
+                fail(str(error))
             except Exception as error:
                 logger.exception("job %s failed", job.id)
                 fail(f"unexpected {type(error).__name__}; the server's messages say more")
@@ -193,21 +193,27 @@ class Worker:
         shutil.rmtree(self._jobs.folder(job_id) / PHOTOS, ignore_errors=True)
 
 
+def _for_clients(message: str, folder: Path) -> str:
+    """In the words of the API, and without the places where the server keeps its files."""
+    return as_options(message).replace(f"{folder / PHOTOS}/", "").replace(f"{folder}/", "")
+
+
 class _Warnings(logging.Handler):
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__(logging.WARNING)
         self.messages: list[str] = []
+        self._folder = folder
 
     def emit(self, record: logging.LogRecord) -> None:
         of_the_job = not record.name.startswith(_OWN) and not (record.threadName or "").startswith(CHECKING)
         if of_the_job and len(self.messages) < _MAX_WARNINGS:
-            self.messages.append(as_options(record.getMessage()))
+            self.messages.append(_for_clients(record.getMessage(), self._folder))
 
 
 @contextmanager
-def _warnings_of_job() -> Iterator[list[str]]:
+def _warnings_of_job(folder: Path) -> Iterator[list[str]]:
     """The list of what the library warns of inside, but not of photos that are being uploaded meanwhile."""
-    handler, library = _Warnings(), logging.getLogger("mast3r_sfm")
+    handler, library = _Warnings(folder), logging.getLogger("mast3r_sfm")
     library.addHandler(handler)
     try:
         yield handler.messages
