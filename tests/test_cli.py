@@ -282,9 +282,10 @@ def test_interrupt(photos: Path, tmp_path: Path) -> None:
 def test_the_scripts_help_is_the_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """`./predict.sh --help` shows a copy, because there may be no environment yet. To renew it: CONTRIBUTING.md."""
     monkeypatch.setenv("COLUMNS", "110")
-    assert run("reconstruct", "--help") == 0
-    copy = Path(__file__).parents[1] / "docs" / "reconstruct_help.txt"
-    assert capsys.readouterr().out == copy.read_text()
+    for command in ("reconstruct", "serve"):
+        assert run(command, "--help") == 0
+        copy = Path(__file__).parents[1] / "docs" / f"{command}_help.txt"
+        assert capsys.readouterr().out == copy.read_text()
 
 
 def test_help_names_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:

@@ -252,13 +252,14 @@ class Jobs:
         return changed
 
     def _write(self, job: Job) -> None:
-        """All at once, and on the disk when this returns."""
+        """All at once; on the disk when this returns, but for the word that it runs, without which it waits again."""
         path = self.folder(job.id) / STATE
         new = sibling(path, "new")
         try:
             write_json(new, dataclasses.asdict(job))
-            with new.open("rb") as file:
-                os.fsync(file.fileno())
+            if job.state is not State.RUNNING:
+                with new.open("rb") as file:
+                    os.fsync(file.fileno())
             new.replace(path)
         finally:
             new.unlink(missing_ok=True)
