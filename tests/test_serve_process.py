@@ -109,7 +109,8 @@ def server(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def test_twenty_clients_at_once(server: Server, picture: bytes) -> None:
     def one(_: int) -> dict[str, Any]:
         with httpx2.Client(base_url=server.http.base_url, timeout=TIMEOUT_S) as client:
-            return server.wait(server.submit(picture, client))
+            job_id = server.submit(picture, client)
+        return server.wait(job_id)  # though the client has left
 
     with ThreadPoolExecutor(20) as pool:
         jobs = list(pool.map(one, range(20)))

@@ -18,6 +18,7 @@ from mast3r_sfm.app.flags import in_words
 from mast3r_sfm.app.requests import (
     EXIT_PARTIAL,
     EXIT_SCENE_FAILED,
+    SERVER_PACKAGES,
     EvaluateRequest,
     ExportRequest,
     MatchRequest,
@@ -53,9 +54,6 @@ from mast3r_sfm.pipeline import load_images, match_images
 from mast3r_sfm.reconstruction import Reconstruction, plain, versions
 from mast3r_sfm.text import byte_count, counted
 from mast3r_sfm.types import Georeference
-
-_OF_SERVE = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
-"""Modules of the extra `serve`, and the packages that have them."""
 
 
 def reconstruct(request: ReconstructRequest) -> bool:
@@ -230,7 +228,7 @@ def view(request: ViewRequest) -> None:
 
 def serve(request: ServeRequest) -> None:
     """The `serve` command. Returns after Ctrl-C."""
-    if missing := [package for module, package in _OF_SERVE.items() if find_spec(module) is None]:
+    if missing := [package for module, package in SERVER_PACKAGES.items() if find_spec(module) is None]:
         raise InputError(f"serve needs the packages {', '.join(missing)}: pip install 'mast3r-sfm[serve]'")
     from mast3r_sfm.app.serve.server import run_server
 

@@ -36,6 +36,9 @@ EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
 
+SERVER_PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
+"""Modules of the extra `serve`, and the packages that have them."""
+
 MIN_TOKEN = 16
 """Characters of a token that nobody guesses."""
 

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qs
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -155,9 +155,9 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         return JSONResponse(_described(job, service), 202, {"Location": f"/reconstructions/{job.id}"})
 
     @app.get("/reconstructions")
-    def all_jobs() -> dict[str, Any]:
-        """All reconstructions, the newest first."""
-        return {"reconstructions": [_described(job, service) for job in jobs.all()]}
+    def latest(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> dict[str, Any]:
+        """The latest reconstructions, the newest first."""
+        return {"reconstructions": [_described(job, service) for job in jobs.all()[:limit]]}
 
     @app.get("/reconstructions/{job_id}")
     def one(job_id: str) -> dict[str, Any]:

@@ -139,6 +139,8 @@ class Jobs:
 
     def place_in_queue(self, job: Job) -> int | None:
         """1 for the job that is next; None for one that does not wait."""
+        if job.state is not State.WAITING:
+            return None
         with self._changed:
             waiting = self._waiting()
         return waiting.index(job.id) + 1 if job.id in waiting else None

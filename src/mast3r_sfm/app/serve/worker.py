@@ -144,7 +144,10 @@ class Worker:
         while (job := self._jobs.next(self._begin)) is not None:
             watch = self._watch
             assert watch is not None
-            self._carry_out(job, watch)
+            try:
+                self._carry_out(job, watch)
+            except Exception:  # of noting how it ended; the thread has to live
+                logger.exception("job %s has no proper end", job.id)
             with self._lock:
                 self._watch = None
             if watch.removed:
