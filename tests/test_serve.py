@@ -36,6 +36,7 @@ from mast3r_sfm.app.scene import reconstruct_scene
 from mast3r_sfm.app.serve.api import Service, create_app
 from mast3r_sfm.app.serve.guard import is_loopback
 from mast3r_sfm.app.serve.jobs import Jobs, State
+from mast3r_sfm.app.serve.options import JobOptions
 from mast3r_sfm.app.serve.server import token_of
 from mast3r_sfm.app.serve.uploads import Checker, RefusedError, harmless_name
 from mast3r_sfm.app.serve.worker import Worker
@@ -673,6 +674,16 @@ def test_headers_let_browsers_do_nothing_but_what_the_page_needs(start: Start) -
     assert client.http.get("/docs").status_code == 404  # which would load scripts from elsewhere
     schema = client.http.get("/openapi.json").json()
     assert {"/reconstructions", "/reconstructions/{job_id}", "/reconstructions/{job_id}/cancel"} <= set(schema["paths"])
+
+
+def test_the_document_names_every_option_and_route(start: Start) -> None:
+    document = (Path(__file__).parents[1] / "docs" / "serve.md").read_text()
+    for name in JobOptions.model_fields:
+        assert f"`{name}`" in document, name
+    for path, methods in start().http.get("/openapi.json").json()["paths"].items():
+        for method in methods:
+            shown = path.replace("{job_id}", "ID").replace("{name}", "NAME")
+            assert f"`{method.upper()} {shown}" in document, f"{method} {path}"
 
 
 # ------------------------------------------------------------------ the command
