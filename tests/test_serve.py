@@ -224,6 +224,15 @@ def test_a_job_that_fails_says_why_in_the_words_of_the_api(start: Start, picture
         assert answer.status_code == 409 and "failed" in answer.json()["detail"]
 
 
+def test_a_result_that_lacks_one_thing_is_there_all_the_same(start: Start, picture: bytes) -> None:
+    client = start()
+    job = client.wait(client.submit(("a.png", picture), options=QUICK | {"min_conf_thr": 1e6}))
+    assert job["state"] == "done" and job["outcome"]["num_registered"] == 1
+    assert "keeps no triangle" in job["error"] and str(client.folder) not in job["error"]
+    names = {file["name"] for file in client.http.get(f"/reconstructions/{job['id']}/files").json()["files"]}
+    assert "depth_000.npy" in names and "scene.glb" not in names
+
+
 def test_a_bug_costs_one_job_and_not_the_server(
     start: Start, picture: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -481,6 +490,7 @@ def test_a_deleted_job_is_gone_in_every_state(start: Start, picture: bytes, held
     client.wait(running, "running")
     for job_id in (waiting, running):
         assert client.http.delete(f"/reconstructions/{job_id}").status_code == 204
+        assert not (client.folder / job_id / "job.json").exists()  # so that no restart takes it up
         assert client.http.get(f"/reconstructions/{job_id}").status_code == 404
         assert client.http.delete(f"/reconstructions/{job_id}").status_code == 404
     held.set()

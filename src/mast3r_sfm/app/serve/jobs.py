@@ -7,7 +7,6 @@ OUTPUT/<id>/job.json   the state; not there while photos are being uploaded
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fcntl
 import json
@@ -67,7 +66,7 @@ class Job:
     starts    times that it was begun
     seconds   of the upload, and of every stage of the work
     outcome   what came of it (`outcome_of`)
-    error     why it failed
+    error     why it failed; of one that is done, what could not be written besides
     warnings  of the work
     """
 
@@ -228,14 +227,13 @@ class Jobs:
             return True
 
     def forget(self, job_id: str) -> None:
-        """The job is no longer known. Its folder goes by `delete_folder`, when nothing works in it any more."""
+        """The job is no longer known, nor after a restart. Its folder stays until `delete_folder`."""
         with self._changed:
             self._jobs.pop(job_id, None)
+            (self.folder(job_id) / STATE).unlink(missing_ok=True)
 
     def delete_folder(self, job_id: str) -> None:
-        """State first: what is half deleted is no job after a restart."""
-        with contextlib.suppress(OSError):
-            (self.folder(job_id) / STATE).unlink()
+        """Of a job that is forgotten."""
         shutil.rmtree(self.folder(job_id), ignore_errors=True)
 
     # ------------------------------------------------------------------ inside

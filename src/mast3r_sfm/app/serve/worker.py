@@ -19,6 +19,7 @@ from mast3r_sfm.app.serve.jobs import PHOTOS, RESULT, Job, Jobs, State, outcome_
 from mast3r_sfm.app.serve.options import JobOptions
 from mast3r_sfm.app.serve.uploads import CHECKING
 from mast3r_sfm.errors import Mast3rSfmError
+from mast3r_sfm.export.result import is_result
 from mast3r_sfm.model.checkpoint import Model
 from mast3r_sfm.options import ServeLimits
 
@@ -62,10 +63,11 @@ class Watch:
         self.job_id = job_id
         self.removed = False
         self._deadline = monotonic() + max_seconds
-        self._end: Exception | None = None
+        self._end: type[Exception] | None = None  # not an exception itself, which would keep what it went through
         self._stages: list[Stage] = []
 
-    def end(self, why: Exception) -> None:
+    def end(self, why: type[Exception]) -> None:
+        """The next step is the last; the first reason counts."""
         self._end = self._end or why
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -111,7 +113,7 @@ class Worker:
         self._jobs.close()
         with self._lock:
             if self._watch is not None:
-                self._watch.end(_ServerEndsError())
+                self._watch.end(_ServerEndsError)
         self._thread.join()
 
     def progress(self, job_id: str) -> list[dict[str, Any]] | None:
@@ -126,7 +128,7 @@ class Worker:
             return
         with self._lock:
             if self._watch is not None and self._watch.job_id == job_id:
-                self._watch.end(_CancelledError())
+                self._watch.end(_CancelledError)
 
     def remove(self, job_id: str) -> None:
         """Ends the job if need be, and deletes all that there is of it."""
@@ -135,7 +137,7 @@ class Worker:
             watch = self._watch if self._watch is not None and self._watch.job_id == job_id else None
             if watch is not None:
                 watch.removed = True
-                watch.end(_CancelledError())
+                watch.end(_CancelledError)
         self._jobs.forget(job_id)
         if watch is None:
             self._jobs.delete_folder(job_id)
@@ -159,9 +161,15 @@ class Worker:
 
     def _carry_out(self, job: Job, watch: Watch) -> None:
         folder = self._jobs.folder(job.id)
+        result = folder / RESULT
 
         def fail(error: str) -> None:
-            self._jobs.finish(job.id, State.FAILED, error=_for_clients(error, folder), warnings=tuple(warnings))
+            """If the error left a result, as one of a single export does, the job is done all the same."""
+            said = {"error": _for_clients(error, folder), "warnings": tuple(warnings)}
+            if is_result(result):
+                self._jobs.finish(job.id, State.DONE, outcome=outcome_of(result), **said)
+            else:
+                self._jobs.finish(job.id, State.FAILED, **said)
 
         with _warnings_of_job(folder) as warnings:
             try:
@@ -169,15 +177,19 @@ class Worker:
                 request = options.request(folder / PHOTOS, self._request, self._limits)
                 written = reconstruct_scene(
                     request,
-                    folder / RESULT,
+                    result,
                     lambda: self._model,
                     watch,
                     warnings,
                     lambda line: logger.debug("%s", line),
                 )
-                seconds = {**job.seconds, **written.seconds}
                 self._jobs.finish(
-                    job.id, State.DONE, outcome=outcome_of(folder / RESULT), seconds=seconds, warnings=tuple(warnings)
+                    job.id,
+                    State.DONE,
+                    outcome=outcome_of(result),
+                    seconds={**job.seconds, **written.seconds},
+                    error=None if written.misplaced is None else _for_clients(str(written.misplaced), folder),
+                    warnings=tuple(warnings),
                 )
             except _CancelledError:
                 self._drop_photos(job.id)

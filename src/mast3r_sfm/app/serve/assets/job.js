@@ -20,6 +20,7 @@ class JobView {
     this.shown = null;
     byId("job").hidden = true;
     byId("viewer").hidden = true;
+    byId("viewer-notice").hidden = true;
     byId("viewer").removeAttribute("src");
     byId("heading").replaceChildren();
     byId("actions").replaceChildren();
@@ -53,6 +54,8 @@ class JobView {
     byId("job-title").textContent = titleOf(job);
     byId("job-lead").textContent = leadOf(job);
     say(byId("job-notice"), job.error || "");
+    byId("job-warnings").hidden = !job.warnings.length;
+    byId("job-warnings").replaceChildren("Warnings", make("ul", {}, ...job.warnings.map((text) => make("li", {}, text))));
     this.showStages(job.progress || []);
     return null;
   }
@@ -71,6 +74,7 @@ class JobView {
   showResult(job) {
     byId("job").hidden = true;
     document.body.classList.add("viewing");
+    say(byId("viewer-notice"), job.error || "");
     const viewer = byId("viewer");
     if (viewer.hidden) viewer.src = addressOf(job, "view");
     viewer.hidden = false;
