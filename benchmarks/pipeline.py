@@ -169,7 +169,7 @@ def collect_pairs(
         match=timed_match,
     )
     try:
-        batches = predict_batches(model, encoded, pairs, batch_size)
+        batches = predict_batches(model, encoded, pairs, batch_size, overwrite=True)
         while True:
             with clock.stage("decode"):
                 batch = next(batches, None)

@@ -102,7 +102,7 @@ def test_a_batch_is_let_go_before_the_next_is_decoded(model: Model, monkeypatch:
     alive: list[weakref.ref[torch.Tensor]] = []
     decode = inference._decode
 
-    def spied(*arguments: Any) -> list[PairPrediction]:
+    def spied(*arguments: Any) -> Any:
         assert not any(ref() is not None for ref in alive)
         return decode(*arguments)
 
@@ -117,11 +117,11 @@ def test_out_of_memory_halves_the_batch(model: Model, monkeypatch: pytest.Monkey
     sizes: list[int] = []
     decode = inference._decode
 
-    def tight(model: Model, encoded: Any, pairs: list[tuple[int, int]]) -> list[PairPrediction]:
-        sizes.append(len(pairs))
-        if len(pairs) > 1:
+    def tight(model: Model, tokens1: torch.Tensor, *others: Any) -> Any:
+        sizes.append(len(tokens1))
+        if len(tokens1) > 1:
             raise torch.cuda.OutOfMemoryError("stand-in")
-        return decode(model, encoded, pairs)
+        return decode(model, tokens1, *others)
 
     monkeypatch.setattr(inference, "_decode", tight)
     encoded = encode_views(model, make_views([(64, 96)] * 4))

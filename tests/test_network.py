@@ -13,6 +13,7 @@ import pytest
 import torch
 from triton_interpreter import interpreted, outside, run_interpreted
 
+from mast3r_sfm.cpu import has_onednn, linear
 from mast3r_sfm.device import has_triton
 from mast3r_sfm.model.config import PRESETS, Activation, ModelConfig
 from mast3r_sfm.model.network import TwoViewNetwork, dpt, operations, operations_plain, two_view
@@ -20,7 +21,7 @@ from mast3r_sfm.model.network.blocks import LayerNorm
 from mast3r_sfm.model.network.heads import Head
 from mast3r_sfm.model.network.maps import activate_confidence, activate_points, unpatchify
 from mast3r_sfm.model.network.operations import choose_operations
-from mast3r_sfm.model.network.operations_plain import PlainOperations, _interpolation
+from mast3r_sfm.model.network.operations_plain import OneDnnOperations, PlainOperations, _interpolation
 from mast3r_sfm.model.network.rope import rope_table, rotate
 
 DATA = Path(__file__).parent / "data"
@@ -259,12 +260,38 @@ def test_operations_are_plain_where_fused_kernels_cannot_be(
     monkeypatch.setattr(operations, "has_triton", lambda: True)
     assert type(choose_operations(gpu, dtype)) is PlainOperations  # gradients are enabled
     with torch.inference_mode():
-        assert type(choose_operations(torch.device("cpu"), dtype)) is PlainOperations
         with monkeypatch.context() as patch:
             patch.setattr(torch.compiler, "is_compiling", lambda: True)
             assert type(choose_operations(gpu, dtype)) is PlainOperations
         monkeypatch.setattr(operations, "has_triton", lambda: False)
         assert type(choose_operations(gpu, dtype)) is PlainOperations
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+def test_operations_on_a_cpu(onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "has_onednn", lambda: onednn)
+    cpu = torch.device("cpu")
+    assert type(choose_operations(cpu, torch.float32)) is PlainOperations  # gradients are enabled
+    with torch.inference_mode():
+        assert type(choose_operations(cpu, torch.float32)) is (OneDnnOperations if onednn else PlainOperations)
+        assert type(choose_operations(cpu, torch.bfloat16)) is PlainOperations
+
+
+@pytest.mark.skipif(not has_onednn(), reason="torch is built without oneDNN")
+@torch.inference_mode()
+def test_products_of_onednn_are_as_exact_as_those_of_torch() -> None:
+    layer = torch.nn.Linear(448, 100)
+    x = torch.randn(2, 30, 448, generator=torch.Generator().manual_seed(0))
+    exact = torch.nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double())
+    for gelu in (False, True):
+        true = torch.nn.functional.gelu(exact) if gelu else exact
+        errors = [
+            float((ops.linear(layer, x, gelu) - true).norm() / true.norm())
+            for ops in (OneDnnOperations(), PlainOperations())
+        ]
+        assert errors[0] < max(1e-6, 2 * errors[1])
+    assert linear(x[0, :5], layer.weight).shape == (5, 100)
+    assert linear(x[0, :0], layer.weight).shape == (0, 100)
 
 
 @pytest.mark.skipif(not has_triton(), reason="Triton is not installed")

@@ -102,6 +102,14 @@ def _search() -> None:
     search.nearest(maps, search.make_workspace(maps, 1, 8), number, number, rows, listed, rows.clone(), listed)
 
 
+def _canonical() -> None:
+    from mast3r_sfm import canonical_triton
+
+    maps = [(torch.zeros(16, 24, 3), torch.ones(16, 24))]
+    canonical_triton.add_pointmaps([torch.zeros(7, 16, 24)], [maps], 8, 0.999, 1e-8, 1e-7)
+    canonical_triton.focals_of_planes(torch.zeros(2, 3, 16, 24), 10.0, 70.0, 10)
+
+
 def _renderer() -> None:
     from synthetic.pairs import plan_pairs
     from synthetic.shading_triton import render_rays_fused
@@ -118,6 +126,7 @@ def _renderer() -> None:
         (_convolutions, {"_bias_kernel", "_upsample_kernel"}),
         (_heads, {"_points_kernel", "_descriptors_kernel"}),
         (_search, {"_pack_kernel", "_tile_maxima_kernel", "_rescore_kernel"}),
+        (_canonical, {"_add_kernel", "_focal_kernel"}),
         (_renderer, {"_render_kernel"}),
     ],
 )

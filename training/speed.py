@@ -40,8 +40,8 @@ class FastHalfResolutionPoints(HalfResolutionPoints):
     pass of the ordinary one adds atomically; channels are padded to multiples of 8, which tensor cores need; and the
     biases are weights of a channel that is one everywhere, which spares passes over maps of full resolution."""
 
-    def forward(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        half = unpatchify(self.mlp(tokens), grid, self.side)
+    def forward(self, tokens: torch.Tensor, grid: tuple[int, int], ops: Operations) -> torch.Tensor:
+        half = unpatchify(self.mlp(tokens, ops), grid, self.side)
         conv, last = self.head[1], self.head[3]
         assert isinstance(conv, nn.Conv2d) and isinstance(last, nn.Conv2d)
         assert conv.bias is not None and last.bias is not None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
+from mast3r_sfm.cpu import map_on_cores
+from mast3r_sfm.cuda_graphs import capture
 from mast3r_sfm.device import current, matmul_precision
 from mast3r_sfm.errors import NotFiniteError, ReconstructionError
 from mast3r_sfm.model.checkpoint import Model
@@ -20,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-_CPU_BATCH = 1  # a batch gains nothing on a CPU, and costs memory
 _MAX_BATCH = 6  # the kernels of fewer pairs take less time than their launches; more only costs memory
+_LEAST_REPLAYS = 4  # batches whose time a recording costs
 _SHARE = 0.6  # of the free GPU memory that a batch may take by estimate
 _BYTES_PER_PIXEL = 1_500  # of one symmetric pair at the peak, matching included, per pixel of a view, half precision
 
@@ -35,9 +37,11 @@ class EncodedViews:
 
 
 def auto_batch_size(model: Model, shape: tuple[int, int]) -> int:
-    """Pairs decoded at once: as many as the free GPU memory takes by estimate, 1 on a CPU."""
+    """Pairs decoded at once: as many as the free GPU memory takes by estimate, on a CPU one for every core."""
+    if model.device.type == "cpu":
+        return torch.get_num_threads()
     if model.device.type != "cuda":
-        return _CPU_BATCH
+        return 1
     free, _ = torch.cuda.mem_get_info(model.device)
     return max(1, min(_MAX_BATCH, int(_SHARE * free / bytes_per_pair(model, shape))))
 
@@ -80,8 +84,8 @@ def predict_pairs(
 ) -> Iterator[PairPrediction]:
     """Symmetric predictions, one per pair of indices, in groups of equal shapes (not in the order given).
 
-    A consumer that drops each prediction before it takes the next keeps one batch of dense maps in memory.
-    Raises ReconstructionError if a prediction is not finite, naming the pair.
+    A consumer that drops each prediction before it takes the next keeps one batch of dense maps in memory; one that
+    keeps them may do so. Raises ReconstructionError if a prediction is not finite, naming the pair.
     """
     for batch in predict_batches(model, encoded, pairs, batch_size, advance):
         batch.reverse()
@@ -95,18 +99,24 @@ def predict_batches(
     pairs: Sequence[tuple[int, int]],
     batch_size: int | None = None,
     advance: Advance | None = None,
+    overwrite: bool = False,
 ) -> Iterator[list[PairPrediction]]:
     """`predict_pairs` by the batch; the pairs of a batch agree in the shapes of their views.
 
     A batch's list is emptied when the next one is asked for: nothing then holds its maps beside the next one's.
+
+    overwrite  the maps of a batch may be overwritten by those of the next. On a CUDA device long lists of pairs are
+               then decoded by a recorded graph, which takes a third less time
     """
     shapes = encoded.shapes
     for group in _by_shape(range(len(pairs)), lambda k: (shapes[pairs[k][0]], shapes[pairs[k][1]])):
-        size = batch_size or auto_batch_size(model, shapes[pairs[group[0]][0]])
+        first = pairs[group[0]]
+        size = batch_size or auto_batch_size(model, shapes[first[0]])
+        decoder = _Decoder(model, encoded, (shapes[first[0]], shapes[first[1]]), len(group) if overwrite else 0)
 
-        def run(batch: Sequence[int]) -> list[PairPrediction]:
+        def run(batch: Sequence[int], decoder: _Decoder = decoder) -> list[PairPrediction]:
             with current(model.device), matmul_precision(model.precision), torch.inference_mode():
-                return _decode(model, encoded, [pairs[k] for k in batch])
+                return decoder([pairs[k] for k in batch])
 
         for batch, predictions in _run_in_batches(group, size, run):
             yield predictions
@@ -115,25 +125,112 @@ def predict_batches(
                 advance(len(batch))
 
 
-def _decode(model: Model, encoded: EncodedViews, pairs: Sequence[tuple[int, int]]) -> list[PairPrediction]:
-    first, second = [encoded.tokens[i] for i, _ in pairs], [encoded.tokens[j] for _, j in pairs]
-    shape1, shape2 = encoded.shapes[pairs[0][0]], encoded.shapes[pairs[0][1]]
-    decode = model.network.decode
-    count = len(pairs)
-    if shape1 == shape2:  # both directions are one batch
-        own, other = decode(torch.stack(first + second), torch.stack(second + first), shape1, shape1)
-        outputs: tuple[HeadOutput, ...] = own, other
-        i_in_i, j_in_j = _views(own, 0, count), _views(own, count, count)
-        j_in_i, i_in_j = _views(other, 0, count), _views(other, count, count)
-    else:
+class _Decoded(NamedTuple):
+    """Of B pairs (i, j) the four maps of each, and (B,) bool, on the device: whether all of these are finite."""
+
+    i_in_i: list[ViewPrediction]
+    j_in_i: list[ViewPrediction]
+    j_in_j: list[ViewPrediction]
+    i_in_j: list[ViewPrediction]
+    finite: torch.Tensor
+
+
+class _Decoder:
+    """Decodes batches of pairs whose views have the shapes (H, W) `shapes`.
+
+    The work of a batch is hundreds of operations, which a host issues no faster than a fast GPU does them. So a batch
+    of the usual size is recorded where enough of them follow, the first one having been decoded as usual.
+
+    num_left  pairs to come whose maps may be overwritten by the next ones', 0 for none
+    """
+
+    def __init__(
+        self, model: Model, encoded: EncodedViews, shapes: tuple[tuple[int, int], tuple[int, int]], num_left: int
+    ) -> None:
+        self._model = model
+        self._encoded = encoded
+        self._shapes = shapes
+        self._num_left = num_left if model.device.type == "cuda" else 0
+        self._last_count = 0
+        self._recorded: tuple[int, torch.Tensor, torch.Tensor, Callable[[], None], _Decoded] | None = None
+
+    def __call__(self, pairs: Sequence[tuple[int, int]]) -> list[PairPrediction]:
+        """Raises NotFiniteError if a map holds an infinity or NaN; waits for the device once, for that."""
+        count = len(pairs)
+        first, second = ([self._encoded.tokens[pair[side]] for pair in pairs] for side in (0, 1))
+        if self._recorded is None and count == self._last_count and self._num_left >= _LEAST_REPLAYS * count:
+            self._record(first, second)
+        if self._recorded is not None and self._recorded[0] == count:
+            _, tokens1, tokens2, replay, decoded = self._recorded
+            torch.stack(first, out=tokens1)
+            torch.stack(second, out=tokens2)
+            replay()
+        else:
+            decoded = _decode(self._model, torch.stack(first), torch.stack(second), *self._shapes)
+        self._last_count = count
+        self._num_left -= count
+        for (i, j), good in zip(pairs, decoded.finite.tolist(), strict=True):
+            if not good:
+                raise NotFiniteError(
+                    f"the network's prediction for images {i} and {j} is not finite; try `precision='fp32'`"
+                )
+        *maps, _ = decoded
+        return [PairPrediction(i, j, *of_pair) for (i, j), *of_pair in zip(pairs, *maps, strict=True)]
+
+    def _record(self, first: list[torch.Tensor], second: list[torch.Tensor]) -> None:
+        """Where the memory does not suffice for that, batches are decoded without, as before."""
         tokens1, tokens2 = torch.stack(first), torch.stack(second)
+        torch.cuda.empty_cache()  # a recording has memory of its own, which the last batch's may take up
+        try:
+            replay, decoded = capture(lambda: _decode(self._model, tokens1, tokens2, *self._shapes), self._model.device)
+        except torch.cuda.OutOfMemoryError:
+            self._num_left = 0
+            return
+        self._recorded = (len(first), tokens1, tokens2, replay, decoded)
+
+
+def _decode(
+    model: Model, tokens1: torch.Tensor, tokens2: torch.Tensor, shape1: tuple[int, int], shape2: tuple[int, int]
+) -> _Decoded:
+    """Both directions of B pairs of views of shapes (H, W), whose tokens are (B, N, width)."""
+    if model.device.type == "cpu" and len(tokens1) > 1:
+        return _decode_on_cores(model, tokens1, tokens2, shape1, shape2)
+    decode = model.network.decode
+    count = len(tokens1)
+    if shape1 == shape2:  # both directions are one batch
+        both = torch.cat([tokens1, tokens2]), torch.cat([tokens2, tokens1])
+        outputs: tuple[HeadOutput, ...] = decode(*both, shape1, shape1)
+    else:
         outputs = (*decode(tokens1, tokens2, shape1, shape2), *decode(tokens2, tokens1, shape2, shape1))
-        i_in_i, j_in_i, j_in_j, i_in_j = (_views(out, 0, count) for out in outputs)
-    _check_finite(outputs, pairs)
-    return [
-        PairPrediction(i, j, *maps)
-        for (i, j), *maps in zip(pairs, i_in_i, j_in_i, j_in_j, i_in_j, strict=True)
-    ]  # fmt: skip
+    # A sum over a map is finite if and only if all of it is, or if the sum itself overflows, which is refused as well.
+    totals = [m.flatten(1).sum(1) for out in outputs for m in dict.fromkeys(out) if m is not None]
+    finite = torch.stack(totals).isfinite().all(0).reshape(-1, count).all(0)
+    if shape1 == shape2:
+        own, other = outputs
+        halves = ((own, 0), (other, 0), (own, count), (other, count))
+    else:
+        first_own, second, second_own, first = outputs
+        halves = ((first_own, 0), (second, 0), (second_own, 0), (first, 0))
+    i_in_i, j_in_i, j_in_j, i_in_j = (_views(out, start, count) for out, start in halves)
+    return _Decoded(i_in_i, j_in_i, j_in_j, i_in_j, finite)
+
+
+def _decode_on_cores(
+    model: Model, tokens1: torch.Tensor, tokens2: torch.Tensor, shape1: tuple[int, int], shape2: tuple[int, int]
+) -> _Decoded:
+    """`_decode` with every pair on a core of its own."""
+
+    def decode(k: int) -> _Decoded:
+        return _decode(model, tokens1[k : k + 1], tokens2[k : k + 1], shape1, shape2)
+
+    pairs = map_on_cores(decode, range(len(tokens1)))
+    return _Decoded(
+        [view for one in pairs for view in one.i_in_i],
+        [view for one in pairs for view in one.j_in_i],
+        [view for one in pairs for view in one.j_in_j],
+        [view for one in pairs for view in one.i_in_j],
+        torch.cat([one.finite for one in pairs]),
+    )
 
 
 def _views(out: HeadOutput, start: int, count: int) -> list[ViewPrediction]:
@@ -146,22 +243,6 @@ def _views(out: HeadOutput, start: int, count: int) -> list[ViewPrediction]:
         )
         for k in range(start, start + count)
     ]
-
-
-def _check_finite(outputs: Sequence[HeadOutput], pairs: Sequence[tuple[int, int]]) -> None:
-    """Raises NotFiniteError if a map holds an infinity or NaN. Waits for the device once per batch.
-
-    A sum over a map is finite if and only if all of it is, or if the sum itself overflows, which is refused as well.
-
-    The pairs' maps follow each other along the first axis of the outputs, once or several times.
-    """
-    totals = [m.flatten(1).sum(1) for out in outputs for m in dict.fromkeys(out) if m is not None]
-    finite = torch.stack(totals).isfinite().all(0).reshape(-1, len(pairs)).all(0).tolist()
-    for (i, j), good in zip(pairs, finite, strict=True):
-        if not good:
-            raise NotFiniteError(
-                f"the network's prediction for images {i} and {j} is not finite; try `precision='fp32'`"
-            )
 
 
 def _by_shape(items: Sequence[int], key: Callable[[int], object]) -> list[list[int]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mast3r_sfm.canonical import CanonicalAccumulator
+from mast3r_sfm.canonical import Addition, CanonicalAccumulator, Finished, add_pointmaps, finish_views
 from mast3r_sfm.errors import ReconstructionError
 from mast3r_sfm.graphs import connected_components
 from mast3r_sfm.inference import encode_views, predict_batches, predict_pairs
@@ -29,6 +29,8 @@ from mast3r_sfm.types import (
 )
 
 logger = logging.getLogger(__name__)
+
+_FINISHED_AT_ONCE = 16  # images; their sums wait, and the device is asked once for all of them
 
 Matcher = Callable[[Sequence[PairPrediction], int], list[Correspondences]]
 """The matches of every prediction of a batch, for seeds on a grid of so many pixels."""
@@ -114,7 +116,7 @@ def predict_pairwise(
     with timer.stage("Predict and match pairs", max(1, len(pairs))) as advance, torch.inference_mode():
         for prediction in predict_pairs(model, encoded, alone, options.batch_size):
             collector.add_single(prediction)
-        for batch in predict_batches(model, encoded, pairs, options.batch_size, advance):
+        for batch in predict_batches(model, encoded, pairs, options.batch_size, advance, overwrite=True):
             collector.add(batch)
         return collector.finish()
 
@@ -129,7 +131,7 @@ def _limits(limits: VerificationLimits | None, min_match_conf: float | None) -> 
 class PairwiseCollector:
     """Takes predictions by the batch; `finish` gives what they left.
 
-    An image's canonical view is finished as soon as its last pair is in. Pairs that the verification denies
+    An image's canonical view is finished soon after its last pair is in. Pairs that the verification denies
     do not shape it, unless the image has no other.
     """
 
@@ -156,6 +158,7 @@ class PairwiseCollector:
         self._matching_conf_thr = matching_conf_thr
         self._match = match
         self._masks = list(masks) if masks is not None else [None] * len(shapes)
+        self._complete: list[Finished] = []
         self._left = Counter(index for pair in pairs for index in set(pair))
         self._believed: dict[int, CanonicalAccumulator] = {}
         self._denied: dict[int, CanonicalAccumulator] = {}
@@ -179,30 +182,29 @@ class PairwiseCollector:
         else:
             verified = verify_batch(batch, found, self._verification)
         best = _best_confidences([kept for kept, _ in verified])
+        additions: list[Addition] = []
         for prediction, matches, (kept, believed), best_conf in zip(batch, found, verified, best, strict=True):
-            summary = PairSummary(prediction.i, prediction.j, len(matches), len(kept), believed)
-            self._add_pair(prediction, kept, summary, best_conf)
-
-    def _add_pair(
-        self, prediction: PairPrediction, kept: Correspondences, summary: PairSummary, best_conf: float
-    ) -> None:
-        pair, believed = (prediction.i, prediction.j), summary.kept
-        self._summaries[pair] = summary
-        if believed:
-            self._correspondences[pair] = kept
-            if best_conf <= self._matching_conf_thr:
-                self._fallback |= sample_fallback(
-                    prediction, self._subsample, self._masks[prediction.i], self._masks[prediction.j]
-                )
-        self._add_own(prediction.i, prediction.i_in_i, pair, believed)
-        self._add_own(prediction.j, prediction.j_in_j, pair, believed)
+            pair = (prediction.i, prediction.j)
+            self._summaries[pair] = PairSummary(*pair, len(matches), len(kept), believed)
+            if believed:
+                self._correspondences[pair] = kept
+                if best_conf <= self._matching_conf_thr:
+                    self._fallback |= sample_fallback(
+                        prediction, self._subsample, self._masks[prediction.i], self._masks[prediction.j]
+                    )
+            additions += self._own(prediction.i, prediction.i_in_i, pair, believed)
+            additions += self._own(prediction.j, prediction.j_in_j, pair, believed)
+        add_pointmaps(additions)
+        self._count_down([index for pair in batch for index in (pair.i, pair.j)])
 
     def add_single(self, prediction: PairPrediction) -> None:
         """Takes the prediction of an image paired with itself: a canonical view, no matches."""
-        self._add_own(prediction.i, prediction.i_in_i, (prediction.i, prediction.j), True)
+        add_pointmaps(self._own(prediction.i, prediction.i_in_i, (prediction.i, prediction.j), True))
+        self._count_down([prediction.i])
 
     def finish(self) -> PairwiseData:
         """All that is left when every pair is in."""
+        self._finish_complete()
         in_order = sorted(self._summaries, key=self._order.__getitem__)
         # one after the other, so that a GPU never holds them beside the copies that the alignment packs
         matches = tuple(self._correspondences.pop(pair).cpu() for pair in in_order if pair in self._correspondences)
@@ -214,24 +216,42 @@ class PairwiseCollector:
             tuple(self._summaries[pair] for pair in in_order),
         )
 
-    def _add_own(self, index: int, view: ViewPrediction, pair: tuple[int, int], believed: bool) -> None:
+    def _own(self, index: int, view: ViewPrediction, pair: tuple[int, int], believed: bool) -> list[Addition]:
+        """Where an image's own map goes, if anywhere."""
         group = self._believed if believed else self._denied
         if believed:
             self._denied.pop(index, None)
-        if believed or index not in self._believed:
-            if index not in group:
-                group[index] = CanonicalAccumulator(*self._shapes[index], self._subsample, view.points.device)
-            group[index].add(view.points, view.conf, pair)
-        self._left[index] -= 1
-        if not self._left[index]:
-            sums = self._believed.pop(index, None) or self._denied.pop(index)
-            try:
-                merged = sums.finish(index, self._names[index])
-            except ReconstructionError as error:  # one bad image must not end the run
-                logger.warning("%s It is left out.", error)
-                return
-            mask = self._masks[index]
-            self._canonical[index] = merged if mask is None else replace(merged, conf=_masked(merged.conf, mask))
+        elif index in self._believed:
+            return []
+        if index not in group:
+            group[index] = CanonicalAccumulator(*self._shapes[index], self._subsample, view.points.device)
+        return [Addition(group[index], view.points, view.conf, pair)]
+
+    def _count_down(self, indices: Sequence[int]) -> None:
+        """Every one of `indices` is an image's part in a pair that is in now."""
+        for index in indices:
+            self._left[index] -= 1
+            if not self._left[index]:
+                sums = self._believed.pop(index, None) or self._denied.pop(index)
+                self._complete.append(Finished(index, self._names[index], sums))
+        if len(self._complete) >= _FINISHED_AT_ONCE:
+            self._finish_complete()
+
+    def _finish_complete(self) -> None:
+        """The canonical views of images whose pairs are all in."""
+        by_shape: dict[tuple[int, int], list[Finished]] = {}
+        for image in self._complete:
+            by_shape.setdefault(image.sums.shape, []).append(image)
+        self._complete.clear()
+        for images in by_shape.values():
+            for image, merged in zip(images, finish_views(images), strict=True):
+                if isinstance(merged, ReconstructionError):  # one bad image must not end the run
+                    logger.warning("%s It is left out.", merged)
+                    continue
+                mask = self._masks[image.index]
+                self._canonical[image.index] = (
+                    merged if mask is None else replace(merged, conf=_masked(merged.conf, mask))
+                )
 
 
 def sample_fallback(
@@ -244,9 +264,9 @@ def sample_fallback(
 
     def corners(prediction: ViewPrediction, mask: torch.Tensor | None) -> FallbackPrediction:
         conf = prediction.conf if mask is None else _masked(prediction.conf, mask)
-        return FallbackPrediction(
-            points=prediction.points[::subsample, ::subsample].float().reshape(-1, 3),
-            conf=conf[::subsample, ::subsample].float().reshape(-1),
+        return FallbackPrediction(  # copies: the maps are overwritten by those of other pairs
+            points=prediction.points[::subsample, ::subsample].float().clone().view(-1, 3),
+            conf=conf[::subsample, ::subsample].float().clone().view(-1),
         )
 
     return {(pair.i, pair.j): corners(pair.j_in_i, mask_j), (pair.j, pair.i): corners(pair.i_in_j, mask_i)}

@@ -9,12 +9,14 @@ the maps at the matches costs nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
+import torch.nn.functional as F
 
 from mast3r_sfm.matching.maps import xy_to_flat
 from mast3r_sfm.options import VerificationLimits
-from mast3r_sfm.types import Correspondences, PairPrediction, ViewPrediction
+from mast3r_sfm.types import Correspondences, PairPrediction
 
 SURE_SHARE = 0.1
 """Share of the confirmed matches that must reach `VerificationLimits.min_conf`."""
@@ -23,21 +25,22 @@ SURE_SHARE = 0.1
 def disagreement(predictions: Sequence[PairPrediction], matches: Sequence[Correspondences]) -> torch.Tensor:
     """Larger of the two relative distances of each match (inf where a point is at the camera).
 
-    Of all pairs end to end: (sum of M,) float32. Only the reading of the maps goes pair by pair.
+    Of all pairs end to end: (sum of M,) float32. The pairs agree in the shapes of their views.
     """
-    read: list[list[torch.Tensor]] = [[], [], [], []]
-    for prediction, found in zip(predictions, matches, strict=True):
-        p = xy_to_flat(found.xy_i, prediction.i_in_i.conf.shape[1])
-        q = xy_to_flat(found.xy_j, prediction.j_in_j.conf.shape[1])
-        maps = (prediction.i_in_i, p), (prediction.j_in_i, q), (prediction.j_in_j, q), (prediction.i_in_j, p)
-        for column, (view, index) in zip(read, maps, strict=True):
-            column.append(_points_at(view, index))
-    own_i, other_i, own_j, other_j = (torch.cat(column) for column in read)
-    return torch.maximum(_relative_distance(own_i, other_i), _relative_distance(own_j, other_j))
+    device = predictions[0].i_in_i.conf.device
+    sizes = torch.tensor([len(found) for found in matches])
+    pair = torch.arange(len(matches)).repeat_interleave(sizes).to(device, non_blocking=True)
+    xy_i, xy_j = (torch.cat([getattr(found, name) for found in matches]) for name in ("xy_i", "xy_j"))
 
+    def points(name: str, xy: torch.Tensor) -> torch.Tensor:
+        maps = torch.stack([getattr(prediction, name).points for prediction in predictions])
+        _, H, W, _ = maps.shape
+        return maps.flatten(0, 2).index_select(0, pair * (H * W) + xy_to_flat(xy, W))
 
-def _points_at(view: ViewPrediction, index: torch.Tensor) -> torch.Tensor:
-    return view.points.flatten(0, 1).index_select(0, index)
+    return torch.maximum(
+        _relative_distance(points("i_in_i", xy_i), points("j_in_i", xy_j)),
+        _relative_distance(points("j_in_j", xy_j), points("i_in_j", xy_i)),
+    )
 
 
 def _relative_distance(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -57,20 +60,21 @@ def verify_batch(
 ) -> list[tuple[Correspondences, bool]]:
     """Of every pair the matches that both opinions confirm, and whether enough survived to believe the pair at all.
 
-    Waits for the device two or three times, however many pairs there are.
+    The pairs agree in the shapes of their views. Waits for the device twice, however many pairs there are.
     """
     if not matches:
         return []
     sizes = [len(found) for found in matches]
     keep = disagreement(predictions, matches) <= limits.max_distance
-    counts = torch.stack([part.sum() for part in keep.split(sizes)]).tolist()
-    if limits.min_conf is None:
-        sure = counts
-    else:
-        confident = keep & (torch.cat([found.conf for found in matches]) >= limits.min_conf)
-        sure = torch.stack([part.sum() for part in confident.split(sizes)]).tolist()
+    conf = torch.cat([found.conf for found in matches])
+    confident = keep if limits.min_conf is None else keep & (conf >= limits.min_conf)
+    # sums within each pair are differences of running sums
+    ends = torch.tensor([0, *accumulate(sizes)]).to(keep.device, non_blocking=True)
+    running = F.pad(torch.stack([keep, confident]).cumsum(1), (1, 0))
+    counts, sure = running[:, ends].diff(dim=1).tolist()
     chosen = keep.nonzero()[:, 0]
-    fields = (torch.cat([getattr(found, name) for found in matches])[chosen] for name in ("xy_i", "xy_j", "conf"))
+    fields = [torch.cat([getattr(found, name) for found in matches])[chosen] for name in ("xy_i", "xy_j")]
+    fields.append(conf[chosen])
     parts = zip(*(field.split(counts) for field in fields), strict=True)
     return [
         (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from mast3r_sfm.cpu import linear
+
 _QUERIES = 1024  # a tile of the product, 2 MB in float32, stays in a core's cache
 _DATABASE = 512
 _BLOCK = 256  # the product is reduced to one maximum per block; only the winning block is looked into
@@ -16,22 +18,20 @@ def nearest_neighbours(queries: torch.Tensor, database: torch.Tensor) -> torch.T
     several times cheaper to reduce than one with it, so the search finds the best block of rows first.
     """
     found = torch.empty(len(queries), dtype=torch.int64, device=queries.device)
-    tile = queries.new_empty(_QUERIES * _DATABASE)
     for start in range(0, len(queries), _QUERIES):
         some = queries[start : start + _QUERIES]
-        block = _best_block(some, database, tile)
+        block = _best_block(some, database)
         found[start : start + _QUERIES] = _best_in_block(some, database, block)
     return found
 
 
-def _best_block(queries: torch.Tensor, database: torch.Tensor, tile: torch.Tensor) -> torch.Tensor:
+def _best_block(queries: torch.Tensor, database: torch.Tensor) -> torch.Tensor:
     """(m,) index of the first block of the database that holds each query's largest product."""
     m, total = len(queries), len(database)
     maxima = queries.new_empty(m, -(-total // _BLOCK))
     for start in range(0, total, _DATABASE):
         rows = database[start : start + _DATABASE]
-        product = tile[: m * len(rows)].view(m, len(rows))
-        torch.mm(queries, rows.T, out=product)
+        product = linear(queries, rows)
         for offset in range(0, len(rows), _BLOCK):
             torch.amax(product[:, offset : offset + _BLOCK], 1, out=maxima[:, (start + offset) // _BLOCK])
     return maxima.argmax(1)  # argmax returns the first of equal maxima

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from mast3r_sfm.cpu import map_on_cores
 from mast3r_sfm.device import current, has_triton
 from mast3r_sfm.errors import InputError, ReconstructionError
 from mast3r_sfm.matching.reciprocal import match_plain
@@ -32,6 +33,8 @@ def match_pairs(predictions: Sequence[PairPrediction], subsample: int = 8) -> li
     if predictions[0].i_in_i.conf.is_cuda and has_triton():
         with current(predictions[0].i_in_i.conf.device):
             return _match_fused(predictions, subsample)
+    if predictions[0].i_in_i.conf.device.type == "cpu":
+        return map_on_cores(lambda prediction: match_plain(prediction, subsample), predictions)
     return [match_plain(prediction, subsample) for prediction in predictions]
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Protocol
 
 import torch
+
+from mast3r_sfm.cuda_graphs import capture, recording_stream
 
 WARM_UP = 3
 """Iterations before the recording, which are then undone."""
@@ -23,30 +24,15 @@ class Recordable(Protocol):
 
 
 def record(stage: Recordable) -> Callable[[], None]:
-    """The step of `stage` as a CUDA graph; the stage is left as it was.
-
-    `torch.cuda.graph` would also empty the allocator's cache, which costs more than this recording.
-    """
+    """The step of `stage` as a CUDA graph; the stage is left as it was."""
     before = [tensor.clone() for tensor in stage.state()]
-    graph = torch.cuda.CUDAGraph()
-    stream = _recording_stream(before[0].device)
-    stream.wait_stream(torch.cuda.current_stream())
+    device = before[0].device
+    stream = recording_stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
             stage.step()
         for tensor, value in zip(stage.state(), before, strict=True):
             tensor.copy_(value)
-        torch.cuda.synchronize()
-        graph.capture_begin(capture_error_mode="thread_local")
-        try:
-            stage.step()
-        finally:
-            graph.capture_end()
-    torch.cuda.current_stream().wait_stream(stream)
-    return graph.replay
-
-
-@lru_cache(maxsize=8)
-def _recording_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all recordings: torch keeps workspaces of 64 MB for every stream that ever multiplied matrices."""
-    return torch.cuda.Stream(device)
+    torch.cuda.current_stream(device).wait_stream(stream)
+    return capture(stage.step, device)[0]

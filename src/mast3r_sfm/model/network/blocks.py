@@ -30,8 +30,8 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width if out is None else out)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.gelu(self.fc1(x.to(self.fc1.weight.dtype))))
+    def forward(self, x: torch.Tensor, ops: Operations) -> torch.Tensor:
+        return ops.linear(self.fc2, ops.linear(self.fc1, x.to(self.fc1.weight.dtype), gelu=True))
 
 
 def _split_heads(x: torch.Tensor, count: int) -> torch.Tensor:
@@ -55,9 +55,9 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor, rope: RopeTable, ops: Operations) -> torch.Tensor:
-        qkv = _split_heads(self.qkv(x), 3 * self.num_heads)
+        qkv = _split_heads(ops.linear(self.qkv, x), 3 * self.num_heads)
         q, k = ops.rotate(qkv[:, :, : 2 * self.num_heads], rope).chunk(2, 2)
-        return self.proj(_attend(q, k, qkv[:, :, 2 * self.num_heads :]))
+        return ops.linear(self.proj, _attend(q, k, qkv[:, :, 2 * self.num_heads :]))
 
 
 class CrossAttention(nn.Module):
@@ -74,8 +74,9 @@ class CrossAttention(nn.Module):
     def forward(
         self, x: torch.Tensor, y: torch.Tensor, rope_x: RopeTable, rope_y: RopeTable, ops: Operations
     ) -> torch.Tensor:
-        q, k, v = (_split_heads(p, self.num_heads) for p in (self.projq(x), self.projk(y), self.projv(y)))
-        return self.proj(_attend(ops.rotate(q, rope_x), ops.rotate(k, rope_y), v))
+        projected = ((self.projq, x), (self.projk, y), (self.projv, y))
+        q, k, v = (_split_heads(ops.linear(layer, tokens), self.num_heads) for layer, tokens in projected)
+        return ops.linear(self.proj, _attend(ops.rotate(q, rope_x), ops.rotate(k, rope_y), v))
 
 
 class EncoderBlock(nn.Module):
@@ -92,7 +93,7 @@ class EncoderBlock(nn.Module):
         dtype = self.attn.qkv.weight.dtype
         attended = self.attn(ops.normalise(x, self.norm1, dtype), rope, ops)
         x, h = ops.add_and_normalise(x, attended, self.norm2, dtype)
-        return x + self.mlp(h)
+        return x + self.mlp(h, ops)
 
 
 class DecoderBlock(nn.Module):
@@ -116,4 +117,4 @@ class DecoderBlock(nn.Module):
         x, h = ops.add_and_normalise(x, attended, self.norm2, dtype)
         attended = self.cross_attn(h, ops.normalise(y, self.norm_y, dtype), rope_x, rope_y, ops)
         x, h = ops.add_and_normalise(x, attended, self.norm3, dtype)
-        return x + self.mlp(h)
+        return x + self.mlp(h, ops)

@@ -42,8 +42,8 @@ class HalfResolutionPoints(nn.Module):
             nn.Conv2d(channels, _POINT_CHANNELS, 1),
         )
 
-    def forward(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        half = unpatchify(self.mlp(tokens), grid, self.side)
+    def forward(self, tokens: torch.Tensor, grid: tuple[int, int], ops: Operations) -> torch.Tensor:
+        half = unpatchify(self.mlp(tokens, ops), grid, self.side)
         return self.head(half.permute(0, 3, 1, 2))
 
 
@@ -87,10 +87,10 @@ class Head(nn.Module):
             features, (hidden, last) = self.dpt(tokens, grid, ops), self.dpt.last_convs
             return ops.points_and_conf(features, size, hidden, last, config.depth_mode, config.conf_mode)
         if config.head_type == "catconv":
-            raw = self.head_pts3d(self._ends(tokens), grid).permute(0, 2, 3, 1).float()
+            raw = self.head_pts3d(self._ends(tokens), grid, ops).permute(0, 2, 3, 1).float()
         else:
             decoded = tokens[config.dec_depth].to(self.proj.weight.dtype)
-            raw = unpatchify(self.proj(decoded), grid, patch).float()
+            raw = unpatchify(ops.linear(self.proj, decoded), grid, patch).float()
         return activate_points(raw[..., :3], config.depth_mode), activate_confidence(raw[..., 3], config.conf_mode)
 
     def descriptors(
@@ -100,7 +100,7 @@ class Head(nn.Module):
         config = self.config
         assert config.desc_dim is not None
         conf_mode = (config.desc_conf_mode or config.conf_mode) if config.two_confs else None
-        local = self.head_local_features(self._ends(tokens))
+        local = self.head_local_features(self._ends(tokens), ops)
         return ops.descriptors(local, grid, config.patch_size, config.desc_dim, conf_mode)
 
     def forward(self, tokens: Tokens, grid: tuple[int, int], ops: Operations) -> HeadOutput:

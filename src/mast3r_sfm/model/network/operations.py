@@ -1,7 +1,7 @@
 """The operations of the network that have more than one implementation, and the choice between these.
 
-`PlainOperations` is torch alone, for every device and for training. `operations_triton` replaces it in inference on
-CUDA devices. The network chooses once per call and hands the choice down to its layers.
+`PlainOperations` is torch alone, for every device and for training. In inference `OneDnnOperations` replaces it on CPUs
+and `operations_triton` on CUDA devices. The network chooses once per call and hands the choice down to its layers.
 """
 
 from __future__ import annotations
@@ -11,14 +11,19 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from mast3r_sfm.cpu import has_onednn
 from mast3r_sfm.device import has_triton
 from mast3r_sfm.model.config import Activation
-from mast3r_sfm.model.network.operations_plain import PlainOperations
+from mast3r_sfm.model.network.operations_plain import OneDnnOperations, PlainOperations
 from mast3r_sfm.model.network.rope import RopeTable
 
 
 class Operations(Protocol):
     """What the layers leave to the implementation that was chosen. Maps are (B, C, H, W)."""
+
+    def linear(self, layer: nn.Linear, x: torch.Tensor, gelu: bool = False) -> torch.Tensor:
+        """layer(x), then exact GELU if asked; x (..., in) in the type of the weights."""
+        ...
 
     def normalise(self, x: torch.Tensor, norm: nn.LayerNorm, dtype: torch.dtype) -> torch.Tensor:
         """norm(x) in `dtype`, that of the weights it goes to; x (..., width) float32."""
@@ -74,6 +79,8 @@ def choose_operations(device: torch.device, dtype: torch.dtype) -> Operations:
     operations, except that the rotary embedding is computed in one pass there too.
     """
     in_inference = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if device.type == "cpu" and dtype == torch.float32 and in_inference and has_onednn():
+        return OneDnnOperations()
     if device.type != "cuda" or not in_inference or not has_triton():
         return PlainOperations()
     from mast3r_sfm.model.network.operations_triton import FusedOperations, FusedRotation

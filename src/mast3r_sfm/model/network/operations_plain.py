@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
+from mast3r_sfm.cpu import linear
 from mast3r_sfm.model.config import Activation
 from mast3r_sfm.model.network.maps import activate_confidence, activate_points, unpatchify
 from mast3r_sfm.model.network.rope import RopeTable, rotate
@@ -35,6 +36,9 @@ def _interpolation(size: int, source: int, dtype: torch.dtype, device: torch.dev
 
 class PlainOperations:
     """See `Operations` for what each of them computes."""
+
+    def linear(self, layer: nn.Linear, x: torch.Tensor, gelu: bool = False) -> torch.Tensor:
+        return F.gelu(layer(x)) if gelu else layer(x)
 
     def normalise(self, x: torch.Tensor, norm: nn.LayerNorm, dtype: torch.dtype) -> torch.Tensor:
         return norm(x).to(dtype)
@@ -96,3 +100,10 @@ class PlainOperations:
         maps = unpatchify(local, grid, side).float()
         desc = F.normalize(maps[..., :desc_dim], dim=-1, eps=0.0)
         return desc, None if conf_mode is None else activate_confidence(maps[..., desc_dim], conf_mode)
+
+
+class OneDnnOperations(PlainOperations):
+    """For inference in float32 on CPUs."""
+
+    def linear(self, layer: nn.Linear, x: torch.Tensor, gelu: bool = False) -> torch.Tensor:
+        return linear(x, layer.weight, layer.bias, gelu)

@@ -90,8 +90,8 @@ class TwoViewNetwork(nn.Module):
         rope2 = self._rope(grid2, width, heads, tokens2.device)
         dtype = self.decoder_embed.weight.dtype
         kept1, kept2 = {0: tokens1.to(dtype)}, {0: tokens2.to(dtype)}
-        x1 = self.decoder_embed(kept1[0]).float()
-        x2 = self.decoder_embed(kept2[0]).float()
+        x1 = ops.linear(self.decoder_embed, kept1[0]).float()
+        x2 = ops.linear(self.decoder_embed, kept2[0]).float()
         for layer, (block1, block2) in enumerate(zip(self.dec_blocks, self.dec_blocks2, strict=True), 1):
             # both from the layer before
             x1, x2 = block1(x1, x2, rope1, rope2, ops), block2(x2, x1, rope2, rope1, ops)
