@@ -82,7 +82,7 @@ class Server:
             states or ("done", "failed")
         ):
             assert time.monotonic() < end, job
-            time.sleep(0.02)
+            time.sleep(0.1)
         return dict(job)
 
 
