@@ -41,7 +41,7 @@ from mast3r_sfm.app.memory import peak_memory
 from mast3r_sfm.densify import densify_views
 from mast3r_sfm.device import matmul_precision, resolve_device, resolve_precision
 from mast3r_sfm.inference import encode_views, predict_batches
-from mast3r_sfm.matching import match_pairs
+from mast3r_sfm.matching import RepeatedMatching
 from mast3r_sfm.model.checkpoint import Model, load_model
 from mast3r_sfm.model.config import DEFAULT_MODEL, PRESETS
 from mast3r_sfm.options import Precision, ReconstructionOptions
@@ -155,9 +155,11 @@ def collect_pairs(
     with clock.stage("encode"):
         encoded = encode_views(model, views, batch_size)
 
+    match = RepeatedMatching()
+
     def timed_match(predictions: Sequence[PairPrediction], subsample: int) -> list[Correspondences]:
         with clock.stage("match"):
-            return match_pairs(predictions, subsample)
+            return match(predictions, subsample)
 
     collector = PairwiseCollector(
         [view.shape for view in views],
@@ -176,21 +178,28 @@ def collect_pairs(
             if batch is None:
                 break
             numbers = [(p.i, p.j) for p in batch]
-            batch.clear()  # the generator holds the same list
             started = clock.seconds.get("ideal predictions", 0.0)
             clock.synchronise()
             start = time.perf_counter()
-            predictions = ideal(numbers)
+            overwrite_maps(batch, ideal(numbers))
             clock.synchronise()
             clock.seconds["ideal predictions"] = started + time.perf_counter() - start
             with clock.stage(COLLECT), torch.inference_mode():
-                collector.add(predictions)
-            del predictions
+                collector.add(batch)
     finally:
         if COLLECT in clock.seconds:
             clock.seconds["verify + canonical"] = clock.seconds.pop(COLLECT) - clock.seconds["match"]
     with clock.stage("align"):  # takes the matches to main memory, where the alignment packs them
         return collector.finish()
+
+
+@torch.inference_mode()
+def overwrite_maps(batch: Sequence[PairPrediction], others: Sequence[PairPrediction]) -> None:
+    """Puts maps of other predictions in the place of a batch's."""
+    for own, other in zip(batch, others, strict=True):
+        for view in ("i_in_i", "j_in_i", "j_in_j", "i_in_j"):
+            for name in ("points", "conf", "desc", "desc_conf"):
+                getattr(getattr(own, view), name).copy_(getattr(getattr(other, view), name))
 
 
 def default_graph(count: int) -> str:

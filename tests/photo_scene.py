@@ -50,6 +50,52 @@ def camera_view(index: int, file: Path | str, distortion: float = 0.0, **changes
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
 
+def turned_jpeg(picture: np.ndarray, path: Path, orientation: int) -> None:
+    """Stores an upright picture the way a camera does that was turned: on its side, with an EXIF tag (6 or 8)."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turn = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}[orientation]
+    Image.fromarray(picture).transpose(turn).save(path, exif=exif, quality=97)
+
+
+def mixed_photos(folder: Path) -> Reconstruction:
+    """Views of the points by photos with dots on six of them, and their tracks: landscape; portrait by EXIF, turned
+    either way; portrait without EXIF; a smaller one. All have lens distortion, and the network saw all cropped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    upright = ImageTransform((240, 320), (120, 160), (4, 0), (112, 160))
+    small = ImageTransform((200, 151), (160, 121), (0, 8), (160, 104))
+    cameras = {
+        "landscape.JPG": (TRANSFORM, K, -0.1),
+        "sixth.jpeg": (upright, np.array([[260.0, 0, 121.5], [0, 260, 158.25], [0, 0, 1]]), 0.05),
+        "eighth.jpg": (upright, np.array([[250.0, 0, 118.5], [0, 250, 163.0], [0, 0, 1]]), -0.1),
+        "portrait.tif": (upright, np.array([[250.0, 0, 122.0], [0, 250, 157.5], [0, 0, 1]]), -0.15),
+        "small.bmp": (small, np.array([[158.0, 0, 101.75], [0, 158, 73.5], [0, 0, 1]]), -0.08),
+    }
+    views = []
+    for index, (name, (transform, own_K, distortion)) in enumerate(cameras.items()):
+        width, height = transform.network_size
+        shape = (height, width)
+        one = camera_view(
+            index,
+            folder / name,
+            distortion,
+            transform=transform,
+            K=transform.K_to_network(own_K),
+            depth=np.full(shape, 4, np.float32),
+            conf=np.full(shape, 10, np.float32),
+            conf_clean=np.full(shape, 10, np.float32),
+            rgb=np.zeros((*shape, 3), np.uint8),
+        )
+        dots = project(PictureCamera.of_photo(one), one.world_from_cam, POINTS[:6])
+        picture = picture_of_dots(dots, transform.original_size)
+        if name in ("sixth.jpeg", "eighth.jpg"):
+            turned_jpeg(picture, folder / name, 6 if name == "sixth.jpeg" else 8)
+        else:
+            Image.fromarray(picture).save(folder / name, quality=97)  # which JPEG alone minds
+        views.append(one)
+    return Reconstruction(tuple(views), (), tracks_of(views))
+
+
 def tracks_of(views: Sequence[ReconstructedView], noise_px: float = 0.3) -> Tracks:
     """Every point in every view that shows it, with some noise."""
     rng = np.random.default_rng(1)
@@ -57,7 +103,7 @@ def tracks_of(views: Sequence[ReconstructedView], noise_px: float = 0.3) -> Trac
     for one in views:
         exact = project(PictureCamera.of_photo(one), one.world_from_cam, POINTS)
         seen = exact + rng.normal(0, noise_px, exact.shape)
-        inside = np.flatnonzero(((seen > 0) & (seen < np.array(SIZE) - 1)).all(1))
+        inside = np.flatnonzero(((seen > 0) & (seen < np.array(one.transform.original_size) - 1)).all(1))
         point_of.append(inside)
         view_of.append(np.full(len(inside), one.index))
         xy.append(seen[inside])

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from mast3r_sfm.dense import DenseView, agreed_depth, observe
 from mast3r_sfm.dense.agreement import OTHER_SIGMA, OWN_SIGMA, Surfaces, opinions
 from mast3r_sfm.dense.edges import sharpen_edges
 from mast3r_sfm.dense.field import Stiffness, solve_field
-from mast3r_sfm.dense.observations import Sightings, TrackedPixels, tracked_pixels
+from mast3r_sfm.dense.observations import Sightings, TrackedPixels, observe, tracked_pixels
+from mast3r_sfm.dense.stage import agreed_depth
 from mast3r_sfm.dense.trust import CONFIRMED, CONTRADICTED, OFFSET, UNCONFIRMED, Trust, judge
-from mast3r_sfm.dense.views import Atlas, Sights, look
+from mast3r_sfm.dense.views import Atlas, DenseView, Sights, look
 from mast3r_sfm.geometry import rays
 from mast3r_sfm.types import CanonicalView
 
@@ -138,9 +138,9 @@ def test_the_order_of_observations_does_not_matter() -> None:
 
 
 def test_points_behind_and_outside_are_no_tracked_pixels() -> None:
-    view = view_at((0, 0, -1), ())
+    pose = view_at((0, 0, -1), ()).world_from_cam
     points = np.array([[0.0, 0, 3], [0, 0, -2], [0, 0, 3]])
-    found = tracked_pixels(view, points, np.array([[8.2, 5.9], [8, 6], [16.4, 6]]))
+    found = tracked_pixels(points, np.array([[8.2, 5.9], [8, 6], [16.4, 6]]), pose, SHAPE)
     assert found.pixel.tolist() == [[8, 6]] and found.depth.tolist() == [4.0]
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from golden_scene import ALIGNMENT_SCENES, load_scene
 
+from mast3r_sfm.dense import DenseResult
 from mast3r_sfm.densify import _known_maps, clean_confidences, dense_depth
 from mast3r_sfm.geometry import points_of_depth, project, to_world
 from mast3r_sfm.types import CanonicalView
@@ -158,8 +159,14 @@ def test_a_lens_does_not_show_what_its_distortion_would_fold_back() -> None:
     assert clean(depths, confs, poses((0.6, 0, 0), (0, 0, 0)), distortion=(0.0, -0.3))[0][6, 8] == 0
 
 
-def test_a_depth_that_is_none_is_nan_without_confidence() -> None:
-    depth, conf, clean = _known_maps(torch.tensor([[1.0, 0.0, -13.6, torch.inf, torch.nan]]), *torch.ones(2, 1, 5))
+@pytest.mark.parametrize("at_once", [1 << 23, 5])
+def test_a_depth_that_is_none_is_nan_without_confidence(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mast3r_sfm.densify._COPIED_AT_ONCE", at_once)
+    ones = torch.ones(1, 5)
+    depths = (torch.tensor([[1.0, 0.0, -13.6, torch.inf, torch.nan]]), torch.full((3, 2), 2.0))
+    made = DenseResult(depths, (ones, torch.full((3, 2), 7.0)), (ones, torch.full((3, 2), 6.0)))
+    (depth, conf, clean), other = _known_maps(made)
+    assert [one.shape for one in other] == [(3, 2)] * 3 and [float(one[2, 1]) for one in other] == [2, 7, 6]
     assert depth[0, 0] == 1 and np.isnan(depth[0, 1:]).all()
     assert conf.tolist() == clean.tolist() == [[1, 0, 0, 0, 0]]
 

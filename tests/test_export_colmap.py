@@ -163,7 +163,7 @@ class TestPhotos:
             assert np.abs(np.asarray(image).astype(int) - upright).max() < 12
 
     @pytest.mark.parametrize(
-        ("suffix", "expected"), [(".webp", "a.jpg"), (".heic", "a.jpg"), (".png", "a.png"), (".tif", "a.png")]
+        ("suffix", "expected"), [(".webp", "a.jpg"), (".heic", "a.jpg"), (".png", "a.png"), (".tif", "a.tif")]
     )
     def test_what_other_programs_may_not_read_is_written_anew(self, tmp_path: Path, suffix: str, expected: str) -> None:
         picture = Image.fromarray(picture_of_dots(np.array([[30, 40]])))
@@ -178,6 +178,31 @@ class TestPhotos:
         found = self.exported(tmp_path, camera_view(0, tmp_path / f"a{suffix}"))
         with Image.open(found[expected]) as image:
             assert image.mode == "RGB" and image.size == SIZE and image.getpixel((30, 40))[0] > 240  # type: ignore[index]
+
+    @pytest.mark.parametrize("options", [PhotoOptions(undistort=True), PhotoOptions(max_image_size=200)])
+    @pytest.mark.parametrize(
+        ("name", "kind"),
+        [
+            ("A.JPG", "JPEG"),
+            ("a.jpeg", "JPEG"),
+            ("a.PNG", "PNG"),
+            ("a.tif", "TIFF"),
+            ("a.TIFF", "TIFF"),
+            ("a.bmp", "BMP"),
+        ],
+    )
+    def test_photos_written_anew_keep_their_names(
+        self, tmp_path: Path, name: str, kind: str, options: PhotoOptions
+    ) -> None:
+        halves = np.zeros((*SIZE[::-1], 3), np.uint8)
+        halves[:, :160], halves[:, 160:] = (220, 30, 10), (10, 60, 200)
+        Image.fromarray(halves).save(tmp_path / name, quality=98)  # which JPEG alone minds
+        found = self.exported(tmp_path, camera_view(0, tmp_path / name, -0.1), options=options)
+        [camera] = read(tmp_path / "out").cameras.values()
+        with Image.open(found[name]) as image:
+            assert image.format == kind and image.mode == "RGB" and image.size == (camera.width, camera.height)
+            corners = np.asarray(image)[[10, -10], [10, -10]]
+        np.testing.assert_allclose(corners, [(220, 30, 10), (10, 60, 200)], atol=12)
 
     def test_a_file_with_another_formats_name(self, tmp_path: Path) -> None:
         Image.new("RGB", SIZE).save(tmp_path / "a.png", format="JPEG")
@@ -373,6 +398,47 @@ class TestInAResult:
             scene.save(tmp_path / "out", SceneOptions(min_conf_thr=1), exports=["colmap"])
         assert str(caught.value).endswith(f"run: mast3r-sfm export {tmp_path / 'out'} --export colmap")
         assert (tmp_path / "out" / "scene.glb").exists() and not (tmp_path / "out" / "colmap").exists()
+
+    def test_it_finds_photos_from_any_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        project = tmp_path / "project"
+        scene_of(project / "photos")
+        monkeypatch.chdir(project)  # named as on a command line
+        views = [
+            dataclasses.replace(one, file=f"photos/photo {k}.png")
+            for k, one in enumerate(scene_of(Path("photos")).views)
+        ]
+        Image.fromarray(np.full((240, 320), 255, np.uint8)).save("mask.png")
+        views[0] = dataclasses.replace(views[0], mask=np.ones((104, 160), bool), mask_file="mask.png")
+        Reconstruction(tuple(views), ()).save("results/out", SceneOptions(min_conf_thr=1))
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+
+        def check(folder: Path, place: Path) -> None:
+            write_exports(folder, [ExportFormat.COLMAP], PhotoOptions())
+            assert len(list((folder / "colmap" / "images").iterdir())) == 5
+            assert (folder / "colmap" / "masks" / "photo 0.png").exists()
+            loaded = Reconstruction.load(folder)
+            assert [one.path for one in loaded.views] == [place / "photos" / f"photo {k}.png" for k in range(5)]
+            assert [one.file for one in loaded.views] == [one.file for one in views]
+
+        check(project / "results" / "out", project)
+        # the result is written anew, as by a change of what it holds, and stays with its photos
+        Reconstruction.load(project / "results" / "out").save(
+            project / "results" / "again", SceneOptions(min_conf_thr=1)
+        )
+        check(project / "results" / "again", project)
+        # photos and results move together
+        moved = tmp_path / "moved"
+        project.rename(moved)
+        check(moved / "results" / "out", moved)
+        # the photos are gone: the error names where they were
+        (moved / "photos").rename(tmp_path / "away")
+        with pytest.raises(InputError, match=r"project/photos/photo 0\.png: cannot be read"):
+            write_exports(moved / "results" / "out", [ExportFormat.COLMAP], PhotoOptions())
+        # they are where the export is started, as the command named them
+        (tmp_path / "away").rename(tmp_path / "elsewhere" / "photos")
+        (moved / "mask.png").rename(tmp_path / "elsewhere" / "mask.png")
+        write_exports(moved / "results" / "out", [ExportFormat.COLMAP], PhotoOptions())
 
     def test_formats_that_are_not_known(self, tmp_path: Path) -> None:
         scene = scene_of(tmp_path / "photos")

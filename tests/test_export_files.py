@@ -217,7 +217,9 @@ class TestStore:
             view_of=np.array([0, 1, 0, 1, 0, 1]),
             xy=rng.random((6, 2)),
         )
-        return ReconstructedScene((full, lost), pairs, tracks)
+        # a view that is read knows what its file is relative to
+        views = tuple(dataclasses.replace(one, folder=str(Path.cwd())) for one in (full, lost))
+        return ReconstructedScene(views, pairs, tracks)
 
     @staticmethod
     def assert_same(value: Any, expected: Any) -> None:

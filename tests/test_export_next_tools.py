@@ -204,6 +204,19 @@ class TestNerfstudio:
             lost.export("nerfstudio", tmp_path / "out", OPTIONS)
         assert len(nerfstudio(tmp_path / "out")["frames"]) == 4
 
+    def test_intrinsics_that_all_photos_share_stand_beside_the_frames(self, tmp_path: Path) -> None:
+        names = {"w", "h", "fl_x", "fl_y", "cx", "cy", "k1", "k2", "p1", "p2"}
+        scene_of(tmp_path / "one", -0.1).export("nerfstudio", tmp_path / "shared", OPTIONS)
+        document = nerfstudio(tmp_path / "shared")
+        assert names <= set(document) and (document["w"], document["k1"]) == (320, -0.1)
+        for frame in document["frames"]:
+            for name in names:
+                assert frame[name] == pytest.approx(document[name], abs=1e-9)
+        # of several cameras none may stand there: readers would take it for all
+        mixed_scene(tmp_path / "mixed").export("nerfstudio", tmp_path / "several", OPTIONS)
+        document = nerfstudio(tmp_path / "several")
+        assert not names & set(document) and all(names <= set(frame) for frame in document["frames"])
+
     def test_it_replaces_itself_and_nothing_else(self, tmp_path: Path) -> None:
         scene = scene_of(tmp_path / "photos")
         scene.save(tmp_path / "out", OPTIONS, exports=["nerfstudio"])

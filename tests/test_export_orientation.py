@@ -206,4 +206,7 @@ class TestExif:
         frame = scene_frame(placed_views([one], SceneOptions()), Up.AUTO)
         assert frame.up_from == "exif"
         np.testing.assert_allclose(frame.gltf_from_world[1, :3], [0, -0.8, -0.6], atol=1e-6)
+        # named from another folder, as in a result that is exported from elsewhere
+        there = dataclasses.replace(one, file="a.jpg", folder=str(tmp_path))
+        assert scene_frame(placed_views([there], SceneOptions()), Up.AUTO).up_from == "exif"
         assert gravity_of_photo(str(tmp_path / "missing.jpg")) is None

@@ -10,10 +10,12 @@ import pytest
 import torch
 from test_pipeline import view_of
 
+from mast3r_sfm import canonical
 from mast3r_sfm.alignment import solver
+from mast3r_sfm.dense import stage as dense_stage
 from mast3r_sfm.device import has_triton
 from mast3r_sfm.inference import encode_views, predict_batches
-from mast3r_sfm.matching import match_pairs
+from mast3r_sfm.matching import RepeatedMatching, match_pairs
 from mast3r_sfm.matching import pairs as matching_pairs
 from mast3r_sfm.matching.reciprocal import match_plain
 from mast3r_sfm.model.checkpoint import load_model
@@ -34,7 +36,7 @@ def _views(count: int, size: tuple[int, int] = (160, 120), degrees: float = 60) 
 def plain_paths() -> Iterator[None]:
     """The same device and precision without fused kernels and without a recorded alignment."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (matching_pairs, operations):
+        for module in (canonical, dense_stage, matching_pairs, operations):
             patch.setattr(module, "has_triton", lambda: False)
         patch.setattr(solver, "record", lambda stage: stage.step)
         yield
@@ -105,6 +107,26 @@ def test_fused_matching_finds_the_plain_matches() -> None:
             a, b = ({tuple(row) for row in torch.cat([m.xy_i, m.xy_j], 1).tolist()} for m in (fast, plain))
             common, total = common + len(a & b), total + len(a | b)
     assert total > 500 and common / total >= 0.99
+
+
+def test_recorded_decoding_and_matching_find_what_the_usual_ones_do() -> None:
+    """Bit by bit, over enough batches to be recorded; sizes are mixed, and the last batches are shorter."""
+    model = load_model("small", "cuda", "fp16")
+    views = [*_views(6), *_views(4, (120, 160))]
+    encoded = encode_views(model, views)
+    pairs = [(i, j) for i in range(len(views)) for j in range(i)]
+    recorded = RepeatedMatching()
+    found = []
+    for batch in predict_batches(model, encoded, pairs, batch_size=2, overwrite=True):
+        maps = [view.points.clone() for one in batch for view in (one.i_in_i, one.j_in_i, one.j_in_j, one.i_in_j)]
+        found.append((maps, recorded(batch, 8)))
+    usual = predict_batches(model, encoded, pairs, batch_size=2)
+    for (maps, matches), batch in zip(found, usual, strict=True):
+        views_of = [view.points for one in batch for view in (one.i_in_i, one.j_in_i, one.j_in_j, one.i_in_j)]
+        assert all(torch.equal(a, b) for a, b in zip(maps, views_of, strict=True))
+        for a, b in zip(matches, match_pairs(batch, 8), strict=True):
+            assert (a.i, a.j) == (b.i, b.j)
+            assert torch.equal(a.xy_i, b.xy_i) and torch.equal(a.xy_j, b.xy_j) and torch.equal(a.conf, b.conf)
 
 
 def test_whole_reconstruction_equals_that_of_the_cpu() -> None:

@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from photo_scene import SIZE, camera_view
 from PIL import Image
 
-from mast3r_sfm.dense import DenseView
 from mast3r_sfm.dense.agreement import Surfaces
 from mast3r_sfm.dense.sky import sky_of
 from mast3r_sfm.dense.trust import CONFIRMED, OFFSET, judge
+from mast3r_sfm.dense.views import DenseView
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.points import scene_points
 from mast3r_sfm.gaps import _Photo

@@ -22,6 +22,14 @@ pytestmark = outside
 HALF = torch.float16
 TYPES = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64",
+    torch.uint8: "*u8",
+}  # fmt: skip
+
+
+DENSE = {
+    "_triangulate_kernel", "_sum_kernel", "_segment_median_kernel", "_histogram_kernel", "_opinions_kernel",
+    "_start_kernel", "_direction_kernel", "_step_kernel", "_edges_kernel", "_ranges_kernel", "_samples_kernel",
+    "_confidence_kernel", "_cleaning_kernel",
 }  # fmt: skip
 
 
@@ -110,6 +118,14 @@ def _canonical() -> None:
     canonical_triton.focals_of_planes(torch.zeros(2, 3, 16, 24), 10.0, 70.0, 10)
 
 
+def _dense() -> None:
+    from test_dense_triton import make_scene
+
+    from mast3r_sfm.dense.stage_cuda import agree_fused
+
+    agree_fused(make_scene(), 2)
+
+
 def _renderer() -> None:
     from synthetic.pairs import plan_pairs
     from synthetic.shading_triton import render_rays_fused
@@ -127,6 +143,7 @@ def _renderer() -> None:
         (_heads, {"_points_kernel", "_descriptors_kernel"}),
         (_search, {"_pack_kernel", "_tile_maxima_kernel", "_rescore_kernel"}),
         (_canonical, {"_add_kernel", "_focal_kernel"}),
+        (_dense, DENSE),
         (_renderer, {"_render_kernel"}),
     ],
 )

@@ -16,7 +16,7 @@ def capture(run: Callable[[], Result], device: torch.device) -> tuple[Callable[[
 
     The result's tensors are filled by a replay and overwritten by the next. `run` must have been called before, outside
     of a recording: what is compiled or allocated once cannot be recorded. It must not ask the host, and it reads its
-    inputs from where they lie now.
+    inputs from where they lie now: the caller keeps these tensors as long as it replays.
 
     `torch.cuda.graph` would also empty the allocator's cache, which costs more than this recording.
     """

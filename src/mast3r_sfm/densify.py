@@ -15,18 +15,29 @@ import torch
 
 from mast3r_sfm.alignment import AlignedGroup
 from mast3r_sfm.canonical import block_centres, nearest_pixels, spread_blocks
-from mast3r_sfm.dense import DenseResult, DenseView, agreed_depth, observe, sightings_of_matches, sky_of, tracked_pixels
+from mast3r_sfm.dense import DenseCameras, DenseResult, DenseScene, TrackedPixels, agree, sky_of, tracked_pixels
+from mast3r_sfm.dense.packed import runs_of_size
 from mast3r_sfm.device import matmul_precision
 from mast3r_sfm.geometry import invert, pixels_without_distortion
 from mast3r_sfm.graphs import strongest_neighbours
 from mast3r_sfm.options import DenseOptions, ReconstructionOptions
 from mast3r_sfm.pairwise import PairwiseData
-from mast3r_sfm.types import CanonicalView, FeatureSupport, ReconstructedView, Refinement, View
+from mast3r_sfm.types import CanonicalView, FeatureSupport, ReconstructedView, Refinement, Tracks, View
 
 _ALL_PAIRS_CLEANED = 40  # views up to which every view is cleaned against all others
 
+_COPIED_AT_ONCE = 1 << 23  # pixels of maps that come to main memory together
+
 # points in flight, times views they are compared with: in cache on a CPU, in memory on a GPU
 _CHUNK = {"cpu": 1 << 17, "cuda": 1 << 23}
+
+
+class Maps(NamedTuple):
+    """Depth, confidence and cleaned confidence of a view, (H, W) float32 each."""
+
+    depth: np.ndarray
+    conf: np.ndarray
+    clean: np.ndarray
 
 
 def densify_views(
@@ -44,26 +55,28 @@ def densify_views(
             made = _published_maps(data, aligned, world_from_cam, subsample)
         else:
             made = _agreed_maps(views, data, aligned, world_from_cam, subsample, options.dense)
+    known = _known_maps(made)
     counts = np.zeros(len(views), dtype=np.int64)
     for m in aligned.matches:
         counts[[m.i, m.j]] += len(m)
 
+    errors_px = aligned.errors_px.tolist()
     result = []
     for view in views:
         common = (view.index, str(view.path), view.transform, view.rgb)
         if view.index in position_of:
             k = position_of[view.index]
-            maps = _known_maps(made.depths[k], made.confs[k], made.clean[k])
+            maps = known[k]
             if options.sky:
                 maps = _without_sky(maps, view, aligned)
             placed = (True, K[k], world_from_cam[k])
-            error = float(aligned.errors_px[k])
+            error = errors_px[k]
             of_features = {} if aligned.refinement is None else _refined_fields(aligned.refinement, k)
             if aligned.support is not None:
                 of_features |= _support_fields(aligned.support, k)
         else:
             alone, own_K = _alone_maps(view, data.canonical[view.index], subsample)
-            maps = _known_maps(*alone)
+            (maps,) = _known_maps(alone)
             placed = (False, own_K, np.eye(4))
             error = float("nan")
             of_features = {}
@@ -85,10 +98,8 @@ def densify_views(
     return tuple(result)
 
 
-def _without_sky(
-    maps: tuple[np.ndarray, np.ndarray, np.ndarray], view: View, aligned: AlignedGroup
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Depth, confidence and cleaned confidence of a view, the last two 0 in the sky."""
+def _without_sky(maps: Maps, view: View, aligned: AlignedGroup) -> Maps:
+    """The maps of a view with confidences that are 0 in the sky."""
     depth, conf, clean = maps
     nothing = torch.zeros(0, 2, dtype=torch.int64)
     matched = torch.cat(
@@ -97,7 +108,7 @@ def _without_sky(
         + [nearest_pixels(m.xy_j) for m in aligned.matches if m.j == view.index]
     )
     sky = sky_of(depth, conf, view.rgb, matched.cpu().numpy())
-    return depth, np.where(sky, np.float32(0), conf), np.where(sky, np.float32(0), clean)
+    return Maps(depth, np.where(sky, np.float32(0), conf), np.where(sky, np.float32(0), clean))
 
 
 def _agreed_maps(
@@ -109,30 +120,33 @@ def _agreed_maps(
     options: DenseOptions,
 ) -> DenseResult:
     """Maps of the group's views that agree with each other."""
-    K, refinement, distortion = aligned.cameras.K.cpu().numpy(), aligned.refinement, aligned.distortion
+    refinement = aligned.refinement
     position_of = {index: k for k, index in enumerate(aligned.group)}
     shared = ((position_of[m.i], position_of[m.j], len(m)) for m in aligned.matches)
-    neighbours = strongest_neighbours(len(aligned.group), shared, options.num_neighbours)
-    canonical = [data.usable(index) for index in aligned.group]
-    dense_views = [
-        DenseView.of(
-            canonical[k], views[index].rgb, K[k], float(distortion[k]), world_from_cam[k], neighbours[k], subsample
-        )
-        for k, index in enumerate(aligned.group)
-    ]
-    sightings = sightings_of_matches(dense_views, aligned.group, aligned.matches)
-    observed, usual = [], []
-    for k, index in enumerate(aligned.group):
-        tracked = None
-        if refinement is not None:
-            tracks, own = refinement.tracks, refinement.tracks.view_of == index
-            xy = views[index].transform.to_network(tracks.xy[own])
-            tracked = tracked_pixels(dense_views[k], tracks.points[tracks.point_of[own]], xy)
-        observed.append(observe(dense_views, k, sightings[k], tracked))
-        predicted = canonical[k].core_depth
-        factor = aligned.cameras.core_depths[k].to(predicted).reshape(predicted.shape) / predicted
-        usual.append(float(factor.median().log()))
-    return agreed_depth(dense_views, observed, usual, options.num_rounds)
+    tracked = None
+    if refinement is not None:
+        tracked = [
+            _tracked(views[index], refinement.tracks, world_from_cam[k]) for k, index in enumerate(aligned.group)
+        ]
+    scene = DenseScene(
+        canonical=[data.usable(index) for index in aligned.group],
+        photos=[views[index].rgb for index in aligned.group],
+        cameras=DenseCameras(aligned.cameras.K.cpu().numpy(), aligned.distortion, world_from_cam),
+        core_depths=aligned.cameras.core_depths,
+        neighbours=strongest_neighbours(len(aligned.group), shared, options.num_neighbours),
+        group=aligned.group,
+        matches=aligned.matches,
+        tracked=tracked,
+        subsample=subsample,
+    )
+    return agree(scene, options.num_rounds)
+
+
+def _tracked(view: View, tracks: Tracks, world_from_cam: np.ndarray) -> TrackedPixels:
+    """The pixels of a view that see points of tracks."""
+    own = tracks.view_of == view.index
+    xy = view.transform.to_network(tracks.xy[own])
+    return tracked_pixels(tracks.points[tracks.point_of[own]], xy, world_from_cam, view.shape)
 
 
 def _published_maps(
@@ -160,15 +174,31 @@ def _published_maps(
     return DenseResult(tuple(depths), tuple(confs), tuple(clean))
 
 
-def _known_maps(
-    depth: torch.Tensor, conf: torch.Tensor, clean: torch.Tensor
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Maps (H, W) on the CPU; a depth that is not positive or not finite is nan, with confidence 0."""
-    known = depth.isfinite() & (depth > 0)
-    known_depth, *confs = (
-        torch.where(known, one, other) for one, other in ((depth, torch.nan), (conf, 0.0), (clean, 0.0))
-    )
-    return known_depth.cpu().numpy(), confs[0].cpu().numpy(), confs[1].cpu().numpy()
+def _known_maps(made: DenseResult) -> list[Maps]:
+    """Maps of every view on the CPU; a depth that is not positive or not finite is nan, with confidence 0."""
+    shapes = [(int(depth.shape[0]), int(depth.shape[1])) for depth in made.depths]
+    result: list[Maps] = []
+    for run in runs_of_size(shapes, _COPIED_AT_ONCE):  # few large copies take a fraction of the time of many small ones
+        depth, conf, clean = (
+            torch.cat([maps[k].reshape(-1) for k in run]) for maps in (made.depths, made.confs, made.clean)
+        )
+        known = depth.isfinite() & (depth > 0)
+        columns = [
+            _to_main_memory(torch.where(known, one, other))
+            for one, other in ((depth, torch.nan), (conf, 0.0), (clean, 0.0))
+        ]
+        begin = 0
+        for H, W in shapes[run.start : run.stop]:
+            result.append(Maps(*(column[begin : begin + H * W].reshape(H, W) for column in columns)))
+            begin += H * W
+    return result
+
+
+def _to_main_memory(values: torch.Tensor) -> np.ndarray:
+    """The same there; numpy asks for large pages, which are mapped much faster than those torch gets."""
+    copied = np.empty(values.shape, np.float32)
+    torch.from_numpy(copied).copy_(values)
+    return copied
 
 
 def _refined_fields(refinement: Refinement, k: int) -> dict[str, Any]:
@@ -204,18 +234,16 @@ def _neighbours(pairs: Sequence[tuple[int, int]], position_of: Mapping[int, int]
     return [sorted(group) for group in found]
 
 
-def _alone_maps(
-    view: View, canonical: CanonicalView | None, subsample: int
-) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], np.ndarray]:
+def _alone_maps(view: View, canonical: CanonicalView | None, subsample: int) -> tuple[DenseResult, np.ndarray]:
     """Depth, confidences and K of a view that is not registered: its own prediction, nan if it has none."""
     H, W = view.shape
     K = np.array([[max(H, W), 0, W / 2], [0, max(H, W), H / 2], [0, 0, 1]], dtype=np.float64)
     if canonical is None:
         nothing = torch.zeros(H, W)
-        return (nothing, nothing, nothing), K
+        return DenseResult((nothing,), (nothing,), (nothing,)), K
     K[0, 0] = K[1, 1] = canonical.focal_px
     depth = dense_depth(canonical, canonical.core_depth, canonical.focal_px, subsample)
-    return (depth, canonical.conf, canonical.conf), K
+    return DenseResult((depth,), (canonical.conf,), (canonical.conf,)), K
 
 
 def dense_depth(

@@ -13,7 +13,7 @@ from mast3r_sfm.canonical import Addition, CanonicalAccumulator, Finished, add_p
 from mast3r_sfm.errors import ReconstructionError
 from mast3r_sfm.graphs import connected_components
 from mast3r_sfm.inference import encode_views, predict_batches, predict_pairs
-from mast3r_sfm.matching import match_pairs, verify_batch
+from mast3r_sfm.matching import RepeatedMatching, verify_batch
 from mast3r_sfm.model.checkpoint import Model
 from mast3r_sfm.options import ReconstructionOptions, VerificationLimits
 from mast3r_sfm.progress import StageTimer
@@ -144,11 +144,11 @@ class PairwiseCollector:
         verification: VerificationLimits | None = None,
         matching_conf_thr: float = 0.0,
         masks: Sequence[torch.Tensor | None] | None = None,
-        match: Matcher = match_pairs,
+        match: Matcher | None = None,
     ) -> None:
         """`shapes` (H, W), `names` for messages and `masks` (H, W) bool (False: not used) are per image.
 
-        match  what finds the matches of a batch of predictions
+        match  what finds the matches of a batch of predictions; None: `RepeatedMatching`
         """
         self._shapes = list(shapes)
         self._names = list(names)
@@ -156,7 +156,7 @@ class PairwiseCollector:
         self._subsample = subsample
         self._verification = verification
         self._matching_conf_thr = matching_conf_thr
-        self._match = match
+        self._match = match or RepeatedMatching()
         self._masks = list(masks) if masks is not None else [None] * len(shapes)
         self._complete: list[Finished] = []
         self._left = Counter(index for pair in pairs for index in set(pair))

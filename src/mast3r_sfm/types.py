@@ -328,6 +328,7 @@ class ReconstructedView:
     frame           the clip that the photo is a frame of, None for a photo
     sample_bits     bits that the samples of a 16-bit file fill; 16 for all other files
     mask_file       picture that says what of the photo is used, as given, None without
+    folder          what `file` and `mask_file` are relative to, "": the current folder
     """
 
     index: int
@@ -356,6 +357,17 @@ class ReconstructedView:
     frame: Frame | None = None
     sample_bits: int = 16
     mask_file: str | None = None
+    folder: str = ""
+
+    @property
+    def path(self) -> Path:
+        """Where the photo lies, as seen from the current folder."""
+        return Path(self.folder, self.file)
+
+    @property
+    def mask_path(self) -> Path | None:
+        """Where the mask file lies, as seen from the current folder; None without one."""
+        return None if self.mask_file is None else Path(self.folder, self.mask_file)
 
     @property
     def file_in_result(self) -> str:

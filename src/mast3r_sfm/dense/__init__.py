@@ -6,13 +6,14 @@
     edges           depth edges moved onto those of the photo
     trust           confidence by confirmation and contradiction; contradicted points removed
 
-`agreed_depth` runs them in this order (docs/method.md, Dense depth). `sky_of` finds the sky in what they leave.
+`agree` runs them in this order (docs/method.md, Dense depth); modules `*_triton` and `*_cuda` hold the same for CUDA
+devices. `sky_of` finds the sky in what they leave.
 """
 
-from mast3r_sfm.dense.observations import observe as observe
-from mast3r_sfm.dense.observations import sightings_of_matches as sightings_of_matches
+from mast3r_sfm.dense.observations import TrackedPixels as TrackedPixels
 from mast3r_sfm.dense.observations import tracked_pixels as tracked_pixels
+from mast3r_sfm.dense.scene import DenseResult as DenseResult
+from mast3r_sfm.dense.scene import DenseScene as DenseScene
 from mast3r_sfm.dense.sky import sky_of as sky_of
-from mast3r_sfm.dense.stage import DenseResult as DenseResult
-from mast3r_sfm.dense.stage import agreed_depth as agreed_depth
-from mast3r_sfm.dense.views import DenseView as DenseView
+from mast3r_sfm.dense.stage import agree as agree
+from mast3r_sfm.dense.views import DenseCameras as DenseCameras

@@ -16,10 +16,10 @@ OWN_SIGMA = 0.02
 OTHER_SIGMA = 0.03
 """Of another view's; also the difference from which on that one counts less."""
 
-_FARTHEST = 0.12  # log depths further apart are two surfaces
-_LEAST_SLOPE, _MOST_SLOPE = 0.3, 1.5  # how the difference changes with the own depth; 1 for surfaces seen head-on
-_STEP = 0.01  # of a log depth, to measure that
-_MOST_CONF = 20.0
+FARTHEST = 0.12  # log depths further apart are two surfaces
+LEAST_SLOPE, MOST_SLOPE = 0.3, 1.5  # how the difference changes with the own depth; 1 for surfaces seen head-on
+STEP = 0.01  # of a log depth, to measure that
+MOST_CONF = 20.0
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Surfaces:
     def of(cls, views: Sequence[DenseView], log_depths: Sequence[torch.Tensor]) -> Surfaces:
         conf = Atlas.pack([view.conf for view in views])
         usual = conf[conf > 0].median() if bool((conf > 0).any()) else conf.new_ones(())
-        return cls(Atlas(views), Atlas.pack(log_depths), conf.clamp_max(_MOST_CONF) / usual.clamp_min(1e-3))
+        return cls(Atlas(views), Atlas.pack(log_depths), conf.clamp_max(MOST_CONF) / usual.clamp_min(1e-3))
 
     def moved(self, log_depths: Sequence[torch.Tensor]) -> Surfaces:
         """The same views with other depths."""
@@ -56,12 +56,12 @@ def opinions(views: Sequence[DenseView], i: int, surfaces: Surfaces) -> Observed
     own_weight = belief / OWN_SIGMA**2
     if not others:
         return Observed(own, own_weight)
-    at = look(views, i, torch.stack([own, own + _STEP]).exp())
+    at = look(views, i, torch.stack([own, own + STEP]).exp())
     difference = at.depth.clamp_min(1e-6).log() - atlas.between(surfaces.log_depth, others, at)
-    slope = (difference[:, 1] - difference[:, 0]) / _STEP
-    move = -difference[:, 0] / torch.where(slope > _LEAST_SLOPE, slope, torch.inf)
-    valid = atlas.inside(others, at).all(1) & (slope > _LEAST_SLOPE) & (move.abs() < _FARTHEST)
-    weight = atlas.nearest(surfaces.belief, others, at.first()) * (slope.clamp(0, _MOST_SLOPE) / OTHER_SIGMA) ** 2
+    slope = (difference[:, 1] - difference[:, 0]) / STEP
+    move = -difference[:, 0] / torch.where(slope > LEAST_SLOPE, slope, torch.inf)
+    valid = atlas.inside(others, at).all(1) & (slope > LEAST_SLOPE) & (move.abs() < FARTHEST)
+    weight = atlas.nearest(surfaces.belief, others, at.first()) * (slope.clamp(0, MOST_SLOPE) / OTHER_SIGMA) ** 2
     weight = torch.where(valid, weight / (1 + (move / OTHER_SIGMA) ** 2), 0.0)
     total = own_weight + weight.sum(0) + 1e-6
     return Observed(own + torch.where(valid, weight * move, 0.0).sum(0) / total, total)

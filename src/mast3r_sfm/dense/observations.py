@@ -12,13 +12,13 @@ from mast3r_sfm.canonical import nearest_pixels
 from mast3r_sfm.dense.views import DenseView, cameras_from
 from mast3r_sfm.types import Correspondences
 
-_STEPS = 4
-_MAX_STEP = 0.3  # of a log depth
-_PIXEL_SIGMA = 0.5  # of a match, network pixels
-_LEAST_SIGMA = 0.005  # of a log depth: no match says more, because a pixel is not a point
-_TRACK_SIGMA = 0.005
-_SPREAD = 0.03  # observations of one pixel that differ by more are not believed both
-_UNITS = 1 << 20  # of sums in integers
+STEPS = 4
+MAX_STEP = 0.3  # of a log depth
+PIXEL_SIGMA = 0.5  # of a match, network pixels
+LEAST_SIGMA = 0.005  # of a log depth: no match says more, because a pixel is not a point
+TRACK_SIGMA = 0.005
+SPREAD = 0.03  # observations of one pixel that differ by more are not believed both
+UNITS = 1 << 20  # of sums in integers
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,9 @@ class TrackedPixels:
     pixel: torch.Tensor
     depth: torch.Tensor
 
+    def to(self, device: torch.device) -> TrackedPixels:
+        return TrackedPixels(self.pixel.to(device), self.depth.to(device))
+
 
 @dataclass(frozen=True)
 class Observed:
@@ -59,7 +62,7 @@ def observe(views: Sequence[DenseView], i: int, seen: Sightings, tracked: Tracke
     index = seen.pixel[:, 1] * W + seen.pixel[:, 0]
     if tracked is not None:
         x = torch.cat([x, tracked.depth.log()])
-        weight = torch.cat([weight, torch.full_like(tracked.depth, _TRACK_SIGMA**-2)])
+        weight = torch.cat([weight, torch.full_like(tracked.depth, TRACK_SIGMA**-2)])
         index = torch.cat([index, tracked.pixel[:, 1] * W + tracked.pixel[:, 0]])
     # counted from the relief, so that the sums are of small numbers
     base = view.relief.reshape(-1)
@@ -70,7 +73,7 @@ def observe(views: Sequence[DenseView], i: int, seen: Sightings, tracked: Tracke
     for _ in range(2):
         total = _sum_at(index, robust, H * W)
         mean = _sum_at(index, robust * excess, H * W) / total.clamp_min(1e-6)
-        robust = weight / (1 + ((excess - mean[index]) / _SPREAD) ** 2)
+        robust = weight / (1 + ((excess - mean[index]) / SPREAD) ** 2)
     total = _sum_at(index, robust, H * W)
     return Observed((base + mean).view(H, W), total.view(H, W))
 
@@ -99,16 +102,16 @@ def _triangulated(views: Sequence[DenseView], i: int, seen: Sightings) -> tuple[
 
     step = 1e-3
     target = seen.seen_at.T
-    for _ in range(_STEPS):
+    for _ in range(STEPS):
         at = project(x)
         slope = (project(x + step) - at) / step
         move = (slope * (target - at)).sum(0) / slope.square().sum(0).clamp_min(1e-6)
-        x = x + move.nan_to_num().clamp(-_MAX_STEP, _MAX_STEP)
+        x = x + move.nan_to_num().clamp(-MAX_STEP, MAX_STEP)
     at = project(x)
     slope_sq = ((project(x + step) - at) / step).square().sum(0)
     error_sq = (at - target).square().sum(0)
-    weight = seen.conf * slope_sq / (_PIXEL_SIGMA**2 + error_sq)
-    return x, weight.nan_to_num(posinf=0.0).clamp(0, _LEAST_SIGMA**-2)
+    weight = seen.conf * slope_sq / (PIXEL_SIGMA**2 + error_sq)
+    return x, weight.nan_to_num(posinf=0.0).clamp(0, LEAST_SIGMA**-2)
 
 
 def view_device(view: DenseView) -> torch.device:
@@ -118,7 +121,7 @@ def view_device(view: DenseView) -> torch.device:
 def _sum_at(index: torch.Tensor, values: torch.Tensor, size: int) -> torch.Tensor:
     """(size,) sums of the values at each index, in integers: the order in which a device adds cannot matter."""
     sums = torch.zeros(size, dtype=torch.int64, device=values.device)
-    return sums.index_add_(0, index, (values.double() * _UNITS).round().long()).double().div_(_UNITS).float()
+    return sums.index_add_(0, index, (values.double() * UNITS).round().long()).double().div_(UNITS).float()
 
 
 def sightings_of_matches(
@@ -148,11 +151,15 @@ def sightings_of_matches(
     return result
 
 
-def tracked_pixels(view: DenseView, points: np.ndarray, xy: np.ndarray) -> TrackedPixels:
-    """Points (M, 3) of the world that a view sees at pixels (M, 2), as far as they lie in the image and before it."""
-    H, W = view.shape
-    depth = ((points - view.world_from_cam[:3, 3]) @ view.world_from_cam[:3, :3])[:, 2]
+def tracked_pixels(
+    points: np.ndarray, xy: np.ndarray, world_from_cam: np.ndarray, shape: tuple[int, int]
+) -> TrackedPixels:
+    """Points (M, 3) of the world that a view of `shape` (H, W) sees at pixels (M, 2), in main memory.
+
+    Those that lie outside of the image or behind the camera are left out.
+    """
+    H, W = shape
+    depth = ((points - world_from_cam[:3, 3]) @ world_from_cam[:3, :3])[:, 2]
     pixel = np.rint(xy).astype(np.int64)
     inside = ((pixel >= 0) & (pixel < [W, H])).all(1) & np.isfinite(depth) & (depth > 0)
-    device = view_device(view)
-    return TrackedPixels(torch.from_numpy(pixel[inside]).to(device), torch.from_numpy(depth[inside]).float().to(device))
+    return TrackedPixels(torch.from_numpy(pixel[inside]), torch.from_numpy(depth[inside]).float())

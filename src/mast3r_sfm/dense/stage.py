@@ -4,30 +4,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from mast3r_sfm.dense.agreement import Surfaces, opinions
 from mast3r_sfm.dense.edges import sharpen_edges
 from mast3r_sfm.dense.field import Stiffness, solve_field
-from mast3r_sfm.dense.observations import Observed
+from mast3r_sfm.dense.observations import Observed, observe, sightings_of_matches
+from mast3r_sfm.dense.scene import DenseResult, DenseScene
 from mast3r_sfm.dense.trust import judge
 from mast3r_sfm.dense.views import DenseView
+from mast3r_sfm.device import current, has_triton
 
-_FIRST_SPREADS = (0.1, 0.05, 0.03)  # observations further from the field count less; round by round
-_SPREAD = 0.03
-_FIRST_ITERATIONS, _ITERATIONS = 40, 20
+FIRST_SPREADS = (0.1, 0.05, 0.03)  # observations further from the field count less; round by round
+SPREAD = 0.03
+FIRST_ITERATIONS, ITERATIONS = 40, 20
 _PIXELS_AT_ONCE = 1 << 22  # that are solved for together
 
 
-@dataclass(frozen=True)
-class DenseResult:
-    """Maps (H, W) float32 of every view: z-depth in scene units, confidence, and confidence after cleaning."""
+def agree(scene: DenseScene, num_rounds: int = 2) -> DenseResult:
+    """Depth, confidence and cleaned confidence of all views; on a CUDA device with Triton by fused kernels.
 
-    depths: tuple[torch.Tensor, ...]
-    confs: tuple[torch.Tensor, ...]
-    clean: tuple[torch.Tensor, ...]
+    num_rounds  times that every view hears what its neighbours say of its depth
+    """
+    if scene.device.type == "cuda" and has_triton():
+        from mast3r_sfm.dense.stage_cuda import agree_fused
+
+        with current(scene.device):
+            return agree_fused(scene, num_rounds)
+    cameras = scene.cameras
+    views = [
+        DenseView.of(
+            one, photo, cameras.K[k], float(cameras.distortion[k]), cameras.world_from_cam[k], scene.neighbours[k],
+            scene.subsample,
+        )
+        for k, (one, photo) in enumerate(zip(scene.canonical, scene.photos, strict=True))
+    ]  # fmt: skip
+    sightings = sightings_of_matches(views, scene.group, scene.matches)
+    observed = [
+        observe(views, k, seen, None if scene.tracked is None else scene.tracked[k].to(scene.device))
+        for k, seen in enumerate(sightings)
+    ]
+    return agreed_depth(views, observed, scene.usual_factors().tolist(), num_rounds)
 
 
 def agreed_depth(
@@ -41,15 +59,15 @@ def agreed_depth(
     """
     fields = [torch.full_like(view.relief, start) for view, start in zip(views, usual, strict=True)]
     batches = list(_batches(views))
-    for spread in _FIRST_SPREADS:
+    for spread in FIRST_SPREADS:
         for batch in batches:
-            _improve(fields, views, batch, [observed], [spread], _FIRST_ITERATIONS)
+            _improve(fields, views, batch, [observed], [spread], FIRST_ITERATIONS)
     surfaces = Surfaces.of(views, _log_depths(views, fields))
     for _ in range(num_rounds):
         surfaces = surfaces.moved(_log_depths(views, fields))
         for batch in batches:
             heard = {i: opinions(views, i, surfaces) for i in batch}
-            _improve(fields, views, batch, [observed, heard], [_SPREAD, math.inf], _ITERATIONS)
+            _improve(fields, views, batch, [observed, heard], [SPREAD, math.inf], ITERATIONS)
     log_depths = [
         sharpen_edges(log_depth, view.rgb, view.conf)
         for view, log_depth in zip(views, _log_depths(views, fields), strict=True)

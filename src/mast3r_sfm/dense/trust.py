@@ -28,10 +28,10 @@ LEAST_TOLERANCE, MOST_TOLERANCE = 0.02, 0.06
 """Log depths that differ by less than this agree. In between, three times the median difference decides: views agree
 within the error that they have."""
 
-_SAMPLED = 7  # one of so many pixels tells that error
-_SAME_SURFACE = 0.15  # log depths that differ by more say nothing of that error
-_SLANT = 0.5  # of the range of log depths around the pixel, at most `_MOST_RANGE`, is added to the tolerance
-_MOST_RANGE = 0.1
+SAMPLED = 7  # one of so many pixels tells that error
+SAME_SURFACE = 0.15  # log depths that differ by more say nothing of that error
+SLANT = 0.5  # of the range of log depths around the pixel, at most `MOST_RANGE`, is added to the tolerance
+MOST_RANGE = 0.1
 IN_FRONT = 1.5
 """How many tolerances a point must lie in front of a surface to contradict it."""
 
@@ -99,7 +99,7 @@ def _compare(
     index = atlas.index(others, at)
     return _Comparison(
         excess=at.depth.clamp_min(1e-6).log() - surfaces.log_depth[index],
-        tolerance=tolerance + _SLANT * ranges[index].clamp_max(_MOST_RANGE),
+        tolerance=tolerance + SLANT * ranges[index].clamp_max(MOST_RANGE),
         seen=atlas.inside(others, at) & (surfaces.belief[index] > 0),
         index=index,
     )
@@ -111,7 +111,8 @@ def _tolerance(views: Sequence[DenseView], surfaces: Surfaces, ranges: torch.Ten
     for i in range(len(views)):
         if views[i].neighbours:
             one = _compare(views, i, surfaces, ranges, 0.0)
-            differences.append(one.excess[one.seen & (one.excess.abs() < _SAME_SURFACE)].abs()[::_SAMPLED])
+            size, seen = (field.flatten(1)[:, ::SAMPLED] for field in (one.excess.abs(), one.seen))
+            differences.append(size[seen & (size < SAME_SURFACE)])
     if not differences or not len(found := torch.cat(differences)):
         return LEAST_TOLERANCE
     return min(max(3 * float(found.median()), LEAST_TOLERANCE), MOST_TOLERANCE)

@@ -17,6 +17,29 @@ LEAST_SHARE_OF_MEDIAN = 1e-3
 
 
 @dataclass(frozen=True)
+class DenseCameras:
+    """The cameras of n registered views, all float64.
+
+    K               (n, 3, 3) network pixels
+    distortion      (n,) k1 (`geometry.rays`)
+    world_from_cam  (n, 4, 4)
+    """
+
+    K: np.ndarray
+    distortion: np.ndarray
+    world_from_cam: np.ndarray
+
+    def lens(self) -> np.ndarray:
+        """(n, 5) fx, fy, cx, cy and k1."""
+        K = self.K
+        return np.column_stack([K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2], self.distortion])
+
+    def between(self, own: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """(E, 4, 4) of the cameras `other` (E,) from those `own` (E,)."""
+        return np.linalg.inv(self.world_from_cam)[other] @ self.world_from_cam[own]
+
+
+@dataclass(frozen=True)
 class DenseView:
     """One registered view. H and W are those of the network's image; tensors float32 on one device.
 
@@ -110,7 +133,7 @@ class Sights:
 
 def cameras_from(view: DenseView, others: Sequence[DenseView]) -> tuple[torch.Tensor, torch.Tensor]:
     """(J, 4, 4) of the cameras of other views from that of a view, and (J, 5) their fx, fy, cx, cy and k1."""
-    other_from_view = np.stack([np.linalg.inv(other.world_from_cam) @ view.world_from_cam for other in others])
+    other_from_view = np.linalg.inv(np.stack([other.world_from_cam for other in others])) @ view.world_from_cam
     lens = np.array([[v.K[0, 0], v.K[1, 1], v.K[0, 2], v.K[1, 2], v.distortion] for v in others])
     device = view.relief.device
     return torch.from_numpy(other_from_view).float().to(device), torch.from_numpy(lens).float().to(device)

@@ -59,12 +59,23 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
             archive.writestr(entry, _npy_bytes(array), method, compresslevel=1)
 
 
+LOSSLESS = (".png", ".tif", ".tiff", ".bmp")
+"""Suffixes of the kinds of file that `encode_lossless` makes."""
+
+
 def encode_png(rgb: np.ndarray) -> bytes:
     """PNG of an (H, W, 3) uint8 RGB picture, or of an (H, W) uint8 grey one."""
+    return encode_lossless(rgb, ".png")
+
+
+def encode_lossless(rgb: np.ndarray, suffix: str) -> bytes:
+    """The file of an (H, W, 3) uint8 RGB picture, or of an (H, W) grey one, whose kind is that of the suffix, one of
+    `LOSSLESS` in any case."""
     import cv2
 
     picture = rgb if rgb.ndim == 2 else cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
-    _, data = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    settings = [cv2.IMWRITE_PNG_COMPRESSION, 3] if suffix.lower() == ".png" else []
+    _, data = cv2.imencode(suffix.lower(), picture, settings)
     return data.tobytes()
 
 

@@ -2,7 +2,8 @@
 
 Its cameras have OpenGL axes (x right, y up, z backward), its world has z up, and its pixels have their origin at the
 corner of the image instead of the centre of the first pixel: principal points are half a pixel larger there. Every
-frame has intrinsics and distortion of its own, so that photos of several cameras and orientations may stand together.
+frame has intrinsics and distortion of its own, so that photos of several cameras and orientations may stand together;
+if they are the same for all, they stand beside the frames as well, where older versions of LichtFeld look for them.
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ def write_nerfstudio(
             "applied_transform": saved_from_world[:3],
             "depth_unit_scale_factor": steps.metres,
         }
+        if all(photo.camera.same(photos[0].camera) for photo in photos):
+            document |= _intrinsics(photos[0].camera)
         if _write_points(scene, scene_options, saved_from_world, staging / POINTS):
             document["ply_file_path"] = POINTS
         write_json(staging / TRANSFORMS, document)
@@ -72,22 +75,20 @@ def write_nerfstudio(
 def _frame(
     view: ReconstructedView, photo: WrittenPhoto, mask: str | None, saved_from_world: np.ndarray
 ) -> dict[str, Any]:
-    camera = photo.camera
-    (fx, fy), (cx, cy) = camera.focal_xy, camera.centre + _CORNER
     frame = {
         "file_path": f"{IMAGES}/{photo.name}",
-        "w": camera.size[0],
-        "h": camera.size[1],
-        "fl_x": fx,
-        "fl_y": fy,
-        "cx": cx,
-        "cy": cy,
-        **dict.fromkeys(("k1", "k2", "p1", "p2"), 0.0),
-        "k1": camera.distortion,
+        **_intrinsics(photo.camera),
         "transform_matrix": saved_from_world @ view.world_from_cam @ OPENGL_FROM_OPENCV,
         "depth_file_path": f"{DEPTHS}/{_depth_name(photo)}",
     }
     return frame if mask is None else {**frame, "mask_path": mask}
+
+
+def _intrinsics(camera: PictureCamera) -> dict[str, Any]:
+    (fx, fy), (cx, cy) = camera.focal_xy, camera.centre + _CORNER
+    width, height = camera.size
+    own = {"w": width, "h": height, "fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy, "k1": camera.distortion}
+    return {**own, **dict.fromkeys(("k2", "p1", "p2"), 0.0)}
 
 
 def _depth_name(photo: WrittenPhoto) -> str:

@@ -119,7 +119,7 @@ def scene_frame(placed: Sequence[PlacedView], up: Up) -> SceneFrame:
 
 def up_of_exif(views: Sequence[ReconstructedView]) -> np.ndarray | None:
     """(3,) unit vector of the world that points up, the mean over the photos that know; None if none does."""
-    found = [-view.world_from_cam[:3, :3] @ down for view in views if (down := gravity_of_photo(view.file)) is not None]
+    found = [-view.world_from_cam[:3, :3] @ down for view in views if (down := gravity_of_photo(view.path)) is not None]
     if not found:
         return None
     # the median is that of most photos, should a few have been taken while the phone moved

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mast3r_sfm.errors import InputError
-from mast3r_sfm.export.files import encode_jpeg, write_png
+from mast3r_sfm.export.files import LOSSLESS, encode_jpeg, encode_lossless, write_png
 from mast3r_sfm.export.folders import check_replaceable, replaced_folder
 from mast3r_sfm.export.optics import (
     PictureCamera,
@@ -32,7 +32,7 @@ from mast3r_sfm.types import ReconstructedScene, ReconstructedView
 IMAGES, MASKS = "images", "masks"
 """Folders of an export with photos."""
 
-_LOSSLESS = (".png", ".tif", ".tiff", ".bmp")
+_JPEG = (".jpg", ".jpeg")
 _QUALITY = 95
 
 
@@ -91,8 +91,8 @@ def write_photos(
             else 0
 
     Upright JPEG, PNG, TIFF and BMP files of 8 bits in sRGB are copied byte for byte if they are to be neither
-    straightened nor reduced. Everything else becomes an upright 8-bit PNG if it was lossless or has transparency, else
-    a JPEG.
+    straightened nor reduced. Everything else is written anew, upright and of 8 bits, under its own name if that is one
+    of a JPEG, PNG, TIFF or BMP file; a photo with transparency becomes a PNG, other kinds a JPEG.
 
     Raises InputError that names the file if a photo or mask cannot be read, or is not the one that was reconstructed.
     """
@@ -137,12 +137,8 @@ def _write_photo(view: ReconstructedView, stem: str, folder: Path, masks: Path, 
         return reduced_picture(straightened_picture(np.asarray(picture), source, straight), straight, target)
 
     if plain is None:
-        if decoded.alpha is not None or suffix.lower() in _LOSSLESS:
-            name = f"{stem}.png"
-            write_png(folder / name, as_written(decoded.rgb))
-        else:
-            name = f"{stem}.jpg"
-            (folder / name).write_bytes(encode_jpeg(as_written(decoded.rgb), _QUALITY))
+        name = stem + _suffix_of_new(suffix, decoded.alpha is not None)
+        (folder / name).write_bytes(_encoded(as_written(decoded.rgb), Path(name).suffix))
     photo = WrittenPhoto(name, target)
     used = _opacity(view, decoded)
     if used is not None:
@@ -150,23 +146,33 @@ def _write_photo(view: ReconstructedView, stem: str, folder: Path, masks: Path, 
     return photo
 
 
+def _suffix_of_new(suffix: str, is_transparent: bool) -> str:
+    """Of a photo that is written anew: its own, unless its kind of file is not written or has no place for a mask."""
+    kept = (".png",) if is_transparent else (*_JPEG, *LOSSLESS)
+    return suffix if suffix.lower() in kept else ".png" if is_transparent else ".jpg"
+
+
+def _encoded(picture: np.ndarray, suffix: str) -> bytes:
+    return encode_jpeg(picture, _QUALITY) if suffix.lower() in _JPEG else encode_lossless(picture, suffix)
+
+
 def _opacity(view: ReconstructedView, decoded: DecodedImage) -> Image.Image | None:
     """What of a photo is used; None: all of it. Raises InputError if its mask file is not what it was."""
     if view.mask is None:
         return None
     try:
-        return opacity(decoded.alpha, None if view.mask_file is None else Path(view.mask_file), decoded.rgb.size)
+        return opacity(decoded.alpha, view.mask_path, decoded.rgb.size)
     except InputError as error:
         raise InputError(f"{error} (the export needs the masks where they were when they were used)") from error
 
 
 def _bytes_of(view: ReconstructedView) -> bytes:
     try:
-        return Path(view.file).read_bytes()
+        return view.path.read_bytes()
     except OSError as error:
-        hint = "" if Path(view.file).is_absolute() else ", or start from the folder that this path is relative to"
+        hint = "" if view.path.is_absolute() else ", or start from the folder that this path is relative to"
         raise InputError(
-            f"{view.file}: cannot be read ({error.strerror or error}); the export needs the photos where they were "
+            f"{view.path}: cannot be read ({error.strerror or error}); the export needs the photos where they were "
             f"when they were reconstructed: put them back{hint}"
         ) from error
 

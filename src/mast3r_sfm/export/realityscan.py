@@ -3,8 +3,15 @@
 The table is RealityScan's "Internal/External camera parameters". Its world has z up. Of a camera whose axes are x
 right, y up, z backward, the rotation world from camera is Rz(-heading) Rx(pitch) Ry(roll): looking down with the top of
 the picture to the north, all three are 0. f is in millimetres of a sensor whose long edge has 36; px and py are how far
-the principal point lies from the middle of the picture, in units of its long edge (as nerfstudio's and Brush's readers
-of this table take them). k1 is the lens in units of the focal length.
+the principal point lies from the middle of the picture, in units of its long edge; k1 is the lens in units of the focal
+length.
+
+Sources: the template of this table in RealityScan 2.2's calibration.xml ({0CA18733-1EBC-4254-9974-17197EB409BD}), as
+public notes quote it, fills the columns f_35mm, px_norm, py_norm (f, px, py in earlier versions; Brush asks for those
+names) with $(f*36), $(px), $(py). The one for OpenCV there has the same in pixels: $(f*scale), $(px*scale+width*0.5),
+$(py*scale+height*0.5). By RealityCapture's help (Functions and Variables Available in the Reports, Cameras) scale is
+the larger of width and height. nerfstudio and Brush read the table so. The label [mm] that RealityScan's windows give
+the principal point is not true of these columns.
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ def _keep_frames(reconstruction: ReconstructedScene, folder: Path) -> None:
         if view.frame is not None:
             folder.mkdir(exist_ok=True)
             try:
-                shutil.copyfile(view.file, folder / Path(view.file).name)
+                shutil.copyfile(view.path, folder / Path(view.file).name)
             except FileNotFoundError:
                 gone.append(view.file)
     if gone:

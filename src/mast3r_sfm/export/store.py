@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,7 @@ def save_reconstruction(reconstruction: ReconstructedScene, path: Path) -> None:
         "clip_time_s": np.array([view.frame.time_s if view.frame else 0.0 for view in views], dtype=np.float64),
         "sample_bits": np.array([view.sample_bits for view in views], dtype=np.int64),
         "mask_file": np.array([view.mask_file or "" for view in views], dtype=np.str_),
+        "photo_folders": np.array(_photo_folders(views, path), dtype=np.str_),
         "group": np.array([group_of.get(view.index, -1) for view in views], dtype=np.int64),
         "verdict": np.array(_verdict_text(reconstruction.verdict), dtype=np.str_),
         **{f"match_{key}": array for key, array in pack_matches(reconstruction.matches).items()},
@@ -103,7 +105,8 @@ def load_reconstruction(path: Path) -> ReconstructedScene:
             # earlier formats do not have all of them
             columns |= {key: file.get(key, np.full(count, usual)) for key, usual in _LATER_COLUMNS.items()}
             columns["gps"] = file.get("gps", np.full((count, 4), np.nan))
-            views = tuple(_view(file, columns, number, path.parent) for number in range(len(columns["index"])))
+            photo_folder = _photo_folder(file, columns, path)
+            views = tuple(_view(file, columns, number, path.parent, photo_folder) for number in range(count))
             groups = _groups(columns["index"], columns["group"])
             verdict = _verdict(str(file["verdict"])) if "verdict" in file else None
             tracks = Tracks(**{key: file[f"track_{key}"] for key in _TRACKS}) if "track_points" in file else None
@@ -151,6 +154,28 @@ def _groups(index: np.ndarray, group: np.ndarray) -> tuple[tuple[int, ...], ...]
     return tuple(tuple(index[group == number].tolist()) for number in range(int(group.max(initial=-1)) + 1))
 
 
+def _photo_folders(views: Sequence[ReconstructedView], path: Path) -> tuple[str, str]:
+    """What names of photos and masks are relative to: the folder as it is named now, and seen from that of the store.
+
+    The first holds from wherever an export is started, the second where photos and result moved together.
+    """
+    folder = Path(next((view.folder for view in views if view.folder), "")).absolute()
+    try:
+        return str(folder), os.path.relpath(folder, path.absolute().parent)
+    except ValueError:  # another drive of Windows: there is no way between the two
+        return str(folder), str(folder)
+
+
+def _photo_folder(file: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray], path: Path) -> str:
+    """The folder that names of photos are relative to: the first that has one of them; "" for the current one."""
+    if "photo_folders" not in file:
+        return ""  # older results do not say
+    named, seen_from_here = (str(folder) for folder in file["photo_folders"])
+    names = [str(name) for name, clip in zip(columns["file"], columns["clip"], strict=True) if not clip]
+    candidates = (named, os.path.normpath(path.absolute().parent / seen_from_here), "")
+    return next((folder for folder in candidates if any(Path(folder, name).exists() for name in names)), named)
+
+
 def _verdict_text(verdict: SceneVerdict | None) -> str:
     """A verdict as JSON; "" without one."""
     if verdict is None:
@@ -193,7 +218,7 @@ def _packed_transform(transform: ImageTransform) -> list[tuple[int, int]]:
 
 
 def _view(
-    file: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray], number: int, folder: Path
+    file: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray], number: int, folder: Path, photo_folder: str
 ) -> ReconstructedView:
     name, clip = str(columns["file"][number]), str(columns["clip"][number])
     conf = file[f"conf_{number:03d}"]
@@ -225,4 +250,5 @@ def _view(
         frame=Frame(clip, float(columns["clip_time_s"][number])) if clip else None,
         sample_bits=int(columns["sample_bits"][number]),
         mask_file=str(columns["mask_file"][number]) or None,
+        folder="" if clip else photo_folder,
     )

@@ -20,7 +20,7 @@ _IFD_OFFSET = 14  # of the directory in Apple's note, whose offsets count from t
 _SHOWN_FROM_UPRIGHT = {1: ((0, 1), (-1, 0)), 3: ((0, -1), (1, 0)), 6: ((1, 0), (0, 1)), 8: ((-1, 0), (0, -1))}
 
 
-def gravity_of_photo(file: str) -> np.ndarray | None:
+def gravity_of_photo(file: str | Path) -> np.ndarray | None:
     """(3,) unit vector of the camera's frame (x right, y down, z forward) that points down; None if unknown.
 
     Unknown is also what cannot be read: the scene is written all the same.

@@ -107,11 +107,27 @@ def pack_maps(maps: Sequence[torch.Tensor], tuning: SearchTuning | None = None) 
         torch.zeros(len(exact), dtype=torch.int32, device=device),
         tuning,
     )
-    _pack_kernel[(tiles, len(exact))](
-        packed.address, packed.shape, packed.half, packed.rounding, tiles,
-        DEPTH=depth, PADDED=padded, TILE_H=tuning.tile[0], TILE_W=tuning.tile[1], num_warps=4,
-    )  # fmt: skip
+    _pack(packed)
     return packed
+
+
+def pack_anew(packed: DescriptorMaps, maps: Sequence[torch.Tensor]) -> DescriptorMaps:
+    """`pack_maps` of as many maps of the same shapes, into the tensors of `packed`."""
+    exact = tuple(_aligned(m.contiguous()) for m in maps)
+    packed.address.copy_(to_device([m.data_ptr() for m in exact], torch.int64, packed.address.device))
+    packed.rounding.zero_()
+    packed = packed._replace(exact=exact)
+    _pack(packed)
+    return packed
+
+
+def _pack(packed: DescriptorMaps) -> None:
+    count, tiles, _, padded = packed.half.shape
+    tuning = packed.tuning
+    _pack_kernel[(tiles, count)](
+        packed.address, packed.shape, packed.half, packed.rounding, tiles,
+        DEPTH=packed.exact[0].shape[2], PADDED=padded, TILE_H=tuning.tile[0], TILE_W=tuning.tile[1], num_warps=4,
+    )  # fmt: skip
 
 
 def make_workspace(maps: DescriptorMaps, jobs: int, seeds: int) -> Workspace:

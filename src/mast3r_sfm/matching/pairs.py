@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -36,6 +36,29 @@ def match_pairs(predictions: Sequence[PairPrediction], subsample: int = 8) -> li
     if predictions[0].i_in_i.conf.device.type == "cpu":
         return map_on_cores(lambda prediction: match_plain(prediction, subsample), predictions)
     return [match_plain(prediction, subsample) for prediction in predictions]
+
+
+class RepeatedMatching:
+    """`match_pairs` for many batches: on CUDA devices the search is recorded, if the memory allows it."""
+
+    def __init__(self) -> None:
+        self._recorded: Callable[[Sequence[PairPrediction], int], list[Correspondences]] | None = None
+        self._may_record = True
+
+    def __call__(self, predictions: Sequence[PairPrediction], subsample: int = 8) -> list[Correspondences]:
+        """See `match_pairs`."""
+        if not (self._may_record and predictions and predictions[0].i_in_i.conf.is_cuda and has_triton()):
+            return match_pairs(predictions, subsample)
+        _require_descriptors(predictions[0])
+        from mast3r_sfm.matching.reciprocal_cuda import RecordedMatching
+
+        self._recorded = self._recorded or RecordedMatching()
+        try:
+            with current(predictions[0].i_in_i.conf.device):
+                return self._recorded(predictions, subsample)
+        except torch.cuda.OutOfMemoryError:
+            self._recorded, self._may_record = None, False
+        return match_pairs(predictions, subsample)
 
 
 def _match_fused(predictions: Sequence[PairPrediction], subsample: int) -> list[Correspondences]:
