@@ -282,16 +282,17 @@ def test_interrupt(photos: Path, tmp_path: Path) -> None:
 def test_the_scripts_help_is_the_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """`./predict.sh --help` shows a copy, because there may be no environment yet. To renew it: CONTRIBUTING.md."""
     monkeypatch.setenv("COLUMNS", "110")
-    assert run("reconstruct", "--help") == 0
-    copy = Path(__file__).parents[1] / "docs" / "reconstruct_help.txt"
-    assert capsys.readouterr().out == copy.read_text()
+    for command in ("reconstruct", "serve"):
+        assert run(command, "--help") == 0
+        copy = Path(__file__).parents[1] / "docs" / f"{command}_help.txt"
+        assert capsys.readouterr().out == copy.read_text()
 
 
 def test_help_names_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     shown = " ".join(capsys.readouterr().out.split())
     codes = re.findall(r"\b(\d+) ", shown.partition("Exit codes:")[2])
-    assert codes == ["0", "1", "2", "3", "4", "5", "6", "130"]
+    assert codes == ["0", "1", "2", "3", "4", "5", "6", "7", "130"]
     assert " verify " not in shown  # the old name of `compare` still works, and is not shown
     assert run("verify", "--help") == 0
 

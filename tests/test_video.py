@@ -387,6 +387,18 @@ def test_bad_clips_are_one_line(kind: str, tmp_path: Path) -> None:
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "words", ["ffconcat version 1.0\nfile film.mp4\n", "#EXTM3U\n#EXTINF:1,\nfilm.mp4\n#EXT-X-ENDLIST\n"]
+)
+def test_a_list_that_names_other_files_is_no_clip(tmp_path: Path, words: str) -> None:
+    """Though FFmpeg would read them: the file may come from a stranger."""
+    film = write_clip(tmp_path / "film.mp4", [window(x) for x in range(0, 40, 4)])
+    assert open_clip(film).num_pictures == 10
+    (tmp_path / "list.mp4").write_text(words)
+    with pytest.raises(InputError, match=r"list\.mp4: the clip cannot be decoded"):
+        open_clip(tmp_path / "list.mp4")
+
+
 def test_a_clip_damaged_in_the_middle_is_used_as_far_as_possible(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -41,7 +41,7 @@ class WarningCollector(logging.Handler):
     def warn(self, message: str) -> None:
         """A warning of the command line's own."""
         self.messages.append(message)
-        console.print(f"[yellow]Warning:[/yellow] {_plain(message)}", soft_wrap=True)
+        warn(message)
 
 
 def _plain(text: str) -> str:
@@ -65,8 +65,32 @@ def logging_to_console(debug: bool) -> Iterator[WarningCollector]:
         logger.propagate = before[1]
 
 
+class _ServerLog(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(f"[dim]{record.name}:[/dim] {_plain(self.format(record))}", soft_wrap=True)
+
+
+@contextmanager
+def server_log(debug: bool) -> Iterator[None]:
+    """Shows errors inside, with their tracebacks, and what goes on for `debug`. Warnings belong to the jobs."""
+    handler = _ServerLog(logging.DEBUG if debug else logging.ERROR)
+    library, own = logging.getLogger("mast3r_sfm"), logging.getLogger("uvicorn")
+    before = library.level, library.propagate, own.propagate
+    for logger in (library, own):
+        logger.addHandler(handler)
+        logger.propagate = False
+    library.setLevel(logging.DEBUG if debug else logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger in (library, own):
+            logger.removeHandler(handler)
+        library.setLevel(before[0])
+        library.propagate, own.propagate = before[1:]
+
+
 class ProgressDisplay:
-    """A bar with the time left for every stage; an instance is a `progress.Progress`."""
+    """A bar with the time left for every stage, from the first stage on; an instance is a `progress.Progress`."""
 
     def __init__(self, quiet: bool) -> None:
         self._bars = Progress(
@@ -83,13 +107,13 @@ class ProgressDisplay:
         self._task_of: dict[str, TaskID] = {}
 
     def __enter__(self) -> ProgressDisplay:
-        self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        self._bars.start()
         if done == 0 or stage not in self._task_of:  # a stage that begins again, on another try, has a bar of its own
             self._task_of[stage] = self._bars.add_task(stage, total=total)
         self._bars.update(self._task_of[stage], completed=done)
@@ -99,6 +123,16 @@ def say(message: str, quiet: bool = False) -> None:
     """A line for the person at the shell."""
     if not quiet:
         console.print(_plain(message), soft_wrap=True)
+
+
+def warn(message: str) -> None:
+    """A warning that is of no result in particular."""
+    console.print(f"[yellow]Warning:[/yellow] {_plain(message)}", soft_wrap=True)
+
+
+def complain(message: str) -> None:
+    """An error that does not end the command."""
+    console.print(f"[red]Error:[/red] {_plain(message)}", soft_wrap=True)
 
 
 def show_table(rows: dict[str, str], quiet: bool) -> None:

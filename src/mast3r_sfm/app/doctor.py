@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mast3r_sfm.app.compare.published import find_upstream, import_upstream
+from mast3r_sfm.app.requests import SERVER_PACKAGES
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.options import DEFAULT_MODEL, SMALL_MODEL
 
@@ -208,6 +209,12 @@ def check_optional_parts() -> list[Check]:
         if heif
         else Check("HEIC photos", "note", "not readable", "pip install pillow-heif"),
     ]
+    missing = [package for module, package in SERVER_PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        detail, remedy = f"{', '.join(missing)} not there: only `serve` needs them", "pip install 'mast3r-sfm[serve]'"
+        checks.append(Check("server", "note", detail, remedy))
+    else:
+        checks.append(Check("server", "ok", "`serve` can run"))
     folder = find_upstream()
     if folder is None:
         detail = "not there: `compare` and `--engine upstream` need it, nothing else does"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 from collections.abc import Sequence
@@ -42,11 +43,20 @@ def estimate_memory(
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """Peak bytes so far: `ram` of this process, and `gpu` if the device is one."""
+    """Peak bytes so far, or since `forget_peak`: `ram` of this process, and `gpu` if the device is one."""
     peak = {"ram": _peak_ram()}
     if device.type == "cuda":
         peak["gpu"] = float(torch.cuda.max_memory_allocated(device))
     return peak
+
+
+def forget_peak() -> None:
+    """Peaks count from here on: of the GPU, and where the system can do it (Linux) of this process's RAM."""
+    if torch.cuda.is_initialized():
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(index)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_ram() -> float:

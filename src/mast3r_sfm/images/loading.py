@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from mast3r_sfm.errors import InputError
+from mast3r_sfm.images.clips import check_clip_library, open_clip
 from mast3r_sfm.images.decoding import decode_image, max_pixels, quiet_pillow
-from mast3r_sfm.images.finding import unreadable
+from mast3r_sfm.images.finding import is_clip, unreadable
 from mast3r_sfm.images.masks import USED, opacity
 from mast3r_sfm.images.values import sample_bits_of_set
 from mast3r_sfm.text import byte_count, listed
@@ -108,6 +109,18 @@ def load_image(path: str | Path, index: int = 0, sizing: ImageSizing | None = No
         view = _load(Path(path), index, sizing or ImageSizing(), bits)
     _warn_of_crops([view])
     return view
+
+
+def check_footage(path: Path) -> None:
+    """Decodes a photo to its last pixel, or opens a clip: whether the file is what its name says.
+
+    Raises InputError that names the file.
+    """
+    if is_clip(path):
+        check_clip_library([path])
+        open_clip(path)
+    else:
+        decode_image(_bytes_of(path), str(path))
 
 
 def read_photo(view: View) -> tuple[Image.Image, np.ndarray | None]:
