@@ -69,6 +69,8 @@ class TestNames:
             find_masks(tmp_path / "gone", photos, [None, None])
         with pytest.raises(InputError, match=r"none of its 0 file.*a\.png or a\.jpg\.png"):
             find_masks(tmp_path, photos, [None, None])
+        with pytest.raises(InputError, match=r"walk_000001\.jpg\.png, that of all frames of walk\.mp4 walk\.png"):
+            find_masks(tmp_path, [Path("walk_000001.jpg")], ["walk.mp4"])
         write(tmp_path / "a.png", half_mask(8, 8))
         warn_of_missing(tmp_path, photos, find_masks(tmp_path, photos, [None, None]))
         assert "1 of 2 photos have no mask" in caplog.text and "b.jpg" in caplog.text
@@ -99,7 +101,9 @@ class TestReading:
 
     def test_another_shape_names_both_sizes(self, tmp_path: Path) -> None:
         path = write(tmp_path / "m.png", half_mask(80, 100))
-        with pytest.raises(InputError, match=r"m\.png: the mask has 80x100 pixels and its photo 100x80 as it is shown"):
+        with pytest.raises(
+            InputError, match=r"m\.png: the mask has 80x100 pixels and its photo 100x80 as it is shown;"
+        ):
             read_mask(path, (100, 80))
         with pytest.raises(InputError, match=r"80x100 pixels and its photo 100x75;"):
             read_mask(path, (100, 75))
@@ -218,6 +222,9 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> Reconstruction:
 class TestReconstruction:
     def test_the_photo_without_a_usable_pixel_is_left_out(self, masked: Reconstruction) -> None:
         assert [view.index for view in masked.registered] == [0, 1, 2]
+        assert masked.verdict is not None
+        assert masked.verdict.views[3].reasons == ("it is masked or transparent as a whole: check it and its mask",)
+        assert not any("do not connect" in reason for reason in masked.verdict.overall.reasons)
 
     def test_no_matches_no_tracks_no_trust(self, masked: Reconstruction) -> None:
         assert masked.matches and all({m.i, m.j} <= {0, 1, 2} for m in masked.matches)

@@ -159,6 +159,17 @@ def test_photos_left_out_are_told_why() -> None:
     assert any("group 2: view_04.jpg, view_05.jpg, view_06.jpg" in reason for reason in verdict.overall.reasons)
 
 
+def test_photos_that_are_masked_as_a_whole_do_not_count_as_not_connecting() -> None:
+    evidence = scene_evidence(views=scene_evidence().views[:3], pairs=scene_evidence().pairs[:2])
+    groups = ((0, 1, 2), *((k,) for k in range(3, 8)))
+    verdict = judge(NAMES, evidence, {}, (), groups, unusable=(3, 4, 5, 6))
+    assert verdict.overall.level is Level.DOUBTFUL  # three of the four that can be used: more than half
+    masked, left_out = verdict.overall.reasons
+    assert masked.startswith("4 of 8 photos are masked") and masked.endswith("view_06.jpg: check their masks")
+    assert left_out == "1 of 8 photos do not connect: view_07.jpg: add photos between them"
+    assert "its mask" in verdict.views[4].reasons[0] and "looked at" in verdict.views[7].reasons[0]
+
+
 # ------------------------------------------------------------------ cuts
 def two_rooms(across: float, num_features: int = 0) -> tuple[PairEvidence, ...]:
     """Photos 0 to 3 and 4 to 7, all pairs; those across share as much as those within and confirm `across` of it."""

@@ -30,7 +30,7 @@ from mast3r_sfm.device import lack_of_memory_explained
 from mast3r_sfm.errors import InputError, NotFiniteError, ReconstructionError
 from mast3r_sfm.images.finding import find_footage, is_clip
 from mast3r_sfm.images.frames import clips_of, extract_frames, plan_footage, temporary_folder
-from mast3r_sfm.images.loading import ImageSizing, load_views
+from mast3r_sfm.images.loading import ImageSizing, is_usable, load_views
 from mast3r_sfm.images.masks import find_masks, warn_of_missing, without_masks
 from mast3r_sfm.inference import encode_views, predict_pairs
 from mast3r_sfm.matching import match_pair, verify_matches
@@ -371,8 +371,12 @@ def _with_first(group: Sequence[int], groups: Sequence[Sequence[int]]) -> list[l
 
 
 def _warn_of_left_out(images: Sequence[View], groups: Sequence[Sequence[int]], pairs: Sequence[PairSummary]) -> None:
-    """Names the images outside the first group, with the largest number of matches that the geometry confirms."""
-    inside, best = set(groups[0]), dict.fromkeys((k for group in groups[1:] for k in group), 0)
+    """Names the images outside the first group, with the largest number of matches that the geometry confirms.
+
+    Those of which nothing can be used were named when they were read.
+    """
+    outside = (k for group in groups[1:] for k in group if is_usable(images[k]))
+    inside, best = set(groups[0]), dict.fromkeys(outside, 0)
     for pair in pairs:
         for own, other in ((pair.i, pair.j), (pair.j, pair.i)):
             if own in best and other in inside:

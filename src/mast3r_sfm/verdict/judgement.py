@@ -5,7 +5,7 @@ The limits were set on rendered scenes, half of them spoiled on purpose (`benchm
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +63,7 @@ class Limits:
 
 LIMITS = Limits()
 _SHOWN = 6
+_UNUSABLE = "it is masked or transparent as a whole: check it and its mask"
 
 
 def judge(
@@ -72,6 +73,7 @@ def judge(
     summaries: Sequence[PairSummary],
     groups: Sequence[Sequence[int]],
     limits: Limits = LIMITS,
+    unusable: Collection[int] = (),
 ) -> SceneVerdict:
     """The verdict on a result.
 
@@ -80,15 +82,16 @@ def judge(
     doubted    by index, why the camera of a registered photo is doubtful (`quality.doubts`)
     summaries  of the pairs that were looked at
     groups     indices of the images that connect, the registered ones first
+    unusable   indices of photos that are masked or transparent as a whole
     """
     found = {one.index: one for one in evidence.views}
     own = [
         _judge_view(found[k], evidence, names, doubted.get(k), limits)
         if k in found
-        else Verdict(Level.POOR, (_why_left_out(k, names, summaries, groups),))
+        else Verdict(Level.POOR, (_UNUSABLE if k in unusable else _why_left_out(k, names, summaries, groups),))
         for k in range(len(names))
     ]
-    return SceneVerdict(_judge_scene(own, evidence, names, groups, limits), tuple(own))
+    return SceneVerdict(_judge_scene(own, evidence, names, groups, limits, unusable), tuple(own))
 
 
 def _judge_view(
@@ -163,13 +166,19 @@ def _judge_scene(
     names: Sequence[str],
     groups: Sequence[Sequence[int]],
     limits: Limits,
+    unusable: Collection[int],
 ) -> Verdict:
     registered = [one.index for one in evidence.views]
     poor: list[str] = []
     doubtful: list[str] = []
-    left_out = sorted(set(range(len(names))).difference(registered))
+    left_out = sorted(set(range(len(names))).difference(registered, unusable))
+    if unusable:
+        doubtful.append(
+            f"{len(unusable)} of {len(names)} photos are masked or transparent as a whole: "
+            f"{_listed(names[k] for k in sorted(unusable))}: check their masks"
+        )
     if left_out:
-        share = len(registered) / len(names)
+        share = len(registered) / (len(names) - len(unusable))
         text = f"{len(left_out)} of {len(names)} photos do not connect: {_listed(names[k] for k in left_out)}"
         (poor if share < limits.min_registered else doubtful).append(f"{text}: add photos between them")
     for number, group in enumerate(groups[1:], start=2):
