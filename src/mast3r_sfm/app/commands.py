@@ -285,7 +285,8 @@ def _reconstruct_native(
         num_matches = estimate_matches(views, min(num_pairs, overlapping), subsample)
         check_output(output, request.overwrite, _result_bytes(views, num_matches, request.scene, request.exports))
         memory = estimate_memory(model, views, num_pairs, subsample, request.options.batch_size)
-        shown = counted(num_pairs, "pair") if pairs is not None else "pairs chosen by similarity"
+        chosen_by = "time and similarity" if any(view.frame for view in views) else "similarity"
+        shown = f"pairs chosen by {chosen_by}" if pairs is None else counted(num_pairs, "pair")
         height, width = views[0].shape
         say(
             f"{counted(len(views), 'image')} of about {width}x{height}, {shown}, "
