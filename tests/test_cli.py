@@ -93,6 +93,11 @@ def test_export_rewrites_the_scene(result: Path, capsys: pytest.CaptureFixture[s
     assert (result / "scene.glb").read_bytes() != before
     assert run("export", result, "--as-mesh", "--min-conf-thr", 1.2, "--quiet") == 0
     assert (result / "scene.glb").read_bytes() == before
+    assert run("export", result, "--as-pointcloud") == 0
+    capsys.readouterr()
+    assert run("export", result, "--scene", "per-view") == 0  # how the meshes are: meshes are meant
+    assert "triangles" in capsys.readouterr().err
+    assert (result / "scene.glb").read_bytes() == before
     assert run("export", result, "--min-conf-thr", 1e6) == 2
     assert (result / "scene.glb").read_bytes() == before
     assert "1e+06" in (error := capsys.readouterr().err) or "1000000" in error
