@@ -56,6 +56,7 @@ from mast3r_sfm.types import (
     ModelDescription,
     PairPrediction,
     PairSummary,
+    ReconstructedView,
     View,
 )
 from mast3r_sfm.verdict import verdict_on
@@ -64,6 +65,8 @@ if TYPE_CHECKING:
     from mast3r_sfm.local_features import FeatureEvidence
 
 logger = logging.getLogger(__name__)
+
+_DOUBTS_SHOWN = 5
 
 Result = TypeVar("Result")
 
@@ -188,8 +191,7 @@ def _reconstruct_group(
     located = locate_cameras(images, seen, options, timer)
     with timer.stage("Dense depth", 1):
         views = densify_views(images, data, located.aligned, options)
-    for index, doubt in doubts(views).items():
-        logger.warning("%s: its camera is doubtful: %s", views[index].file_in_result, doubt)
+    warn_of_doubts(views)
     return Reconstruction(
         views,
         located.aligned.matches,
@@ -368,6 +370,20 @@ def _with_first(group: Sequence[int], groups: Sequence[Sequence[int]]) -> list[l
     """The groups with `group` as the first; its members leave the others."""
     others = [[k for k in other if k not in set(group)] for other in groups]
     return [list(group), *sorted((other for other in others if other), key=lambda other: (-len(other), other[0]))]
+
+
+def warn_of_doubts(views: Sequence[ReconstructedView]) -> None:
+    """Names the first photos whose cameras are doubtful, and counts the others: a clip may have hundreds."""
+    found = doubts(views)
+    for index in list(found)[:_DOUBTS_SHOWN]:
+        logger.warning("%s: its camera is doubtful: %s", views[index].file_in_result, found[index])
+    if len(found) > _DOUBTS_SHOWN:
+        others = (Path(views[index].file).name for index in list(found)[_DOUBTS_SHOWN:])
+        logger.warning(
+            "the cameras of %d more photos are doubtful, for which cameras.json has the reasons: %s",
+            len(found) - _DOUBTS_SHOWN,
+            listed(others, 10),
+        )
 
 
 def _warn_of_left_out(images: Sequence[View], groups: Sequence[Sequence[int]], pairs: Sequence[PairSummary]) -> None:

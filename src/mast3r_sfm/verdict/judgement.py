@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mast3r_sfm.graphs import connected_components
 from mast3r_sfm.text import listed
 from mast3r_sfm.types import LEAST_OF_ANOTHER_SCENE, Level, PairSummary, SceneVerdict, Verdict
 from mast3r_sfm.verdict.evidence import PARTNER_MATCHES, PairEvidence, SceneEvidence, ViewEvidence
@@ -36,6 +37,7 @@ class Limits:
     min_straight                   of `SceneEvidence`: less, and the cameras lie on a line
     max_doubtful                   share of the photos, below which a result is still good
     min_registered                 share of the photos, below which a result is poor
+    min_agreeing                   share of the registered photos in the largest set of `_agreeing`, likewise
     """
 
     max_error: float = 0.0105
@@ -59,6 +61,7 @@ class Limits:
     min_straight: float = 0.01
     max_doubtful: float = 0.05
     min_registered: float = 0.5
+    min_agreeing: float = 0.5
 
 
 LIMITS = Limits()
@@ -105,7 +108,9 @@ def _judge_view(
             "it shares matches with only one other photo" if view.num_partners else "it shares few matches with others"
         )
         reasons[-1] += ": add photos between it and its neighbours"
-    if view.error > limits.max_error:
+    if np.isinf(view.error):
+        reasons.append("most of its matches lie behind cameras: it may stand in a wrong place")
+    elif view.error > limits.max_error:
         reasons.append(
             f"its matches reproject {100 * view.error:.1f} % of the image's width off in the median: things may have "
             "moved, or it was zoomed"
@@ -200,6 +205,14 @@ def _judge_scene(
             f"{len(at_odds)} of {len(odd)} pairs of photos are at odds with the cameras, for example "
             f"{' and '.join(names[k] for k in _worst(at_odds))}: places may look alike"
         )
+    sets = [own for own in _agreeing(registered, evidence.pairs, limits) if len(own) >= LEAST_OF_ANOTHER_SCENE]
+    if len(sets) > 1:
+        text = (
+            f"the photos agree with the cameras only within {len(sets)} sets, the largest of {len(sets[0])} photos, the "
+            f"others with {_listed(names[own[0]] for own in sets[1:])}: how these stand to each other is a guess: add "
+            "photos between them"
+        )
+        (poor if len(sets[0]) < limits.min_agreeing * len(registered) else doubtful).append(text)
     doubtful += _cut_apart(evidence.pairs, names, limits)
     weak = {level: [k for k in registered if own[k].level is level] for level in (Level.DOUBTFUL, Level.POOR)}
     flawed = weak[Level.DOUBTFUL] + weak[Level.POOR]
@@ -208,6 +221,21 @@ def _judge_scene(
         (poor if 2 * len(weak[Level.POOR]) > len(registered) else doubtful).append(text)
     level = Level.POOR if poor else Level.DOUBTFUL if doubtful else Level.GOOD
     return Verdict(level, (*poor, *doubtful))
+
+
+def _agreeing(registered: Sequence[int], pairs: Sequence[PairEvidence], limits: Limits) -> list[list[int]]:
+    """Sets of photos that are joined by pairs whose matches the cameras explain, or features confirm; the largest
+    first. All photos, if no pair has matches that could tell."""
+    if not any(pair.num_matches for pair in pairs):
+        return [list(registered)]
+    place = {index: k for k, index in enumerate(registered)}
+    joined = [
+        (place[pair.i], place[pair.j])
+        for pair in pairs
+        if pair.num_features >= limits.sure_features
+        or (pair.num_explained >= PARTNER_MATCHES and pair.explained >= limits.pair_explained)
+    ]
+    return [[registered[k] for k in own] for own in connected_components(len(registered), joined)]
 
 
 def _cut_apart(pairs: Sequence[PairEvidence], names: Sequence[str], limits: Limits) -> list[str]:
