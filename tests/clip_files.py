@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,7 @@ def write_clip(
     **attributes: Any,
 ) -> Path:
     """Encodes pictures, (H, W, 3) uint8 or frames of PyAV, with times in seconds, or `fps` of them a second."""
-    import av
-
+    av: Any = import_module("av")
     pictures = list(pictures)
     milliseconds = [round(1000 * t) for t in times] if times else [round(1000 * k / fps) for k in range(len(pictures))]
     with av.open(str(path), "w") as container:

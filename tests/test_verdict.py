@@ -162,13 +162,15 @@ def test_photos_left_out_are_told_why() -> None:
 def with_pairs_at_odds(*first: int, num_features: int = 0) -> SceneEvidence:
     """The ring, in which the cameras explain a tenth of the matches of the pairs (k, k + 1) for k in `first`."""
     evidence = scene_evidence()
-    odd = dict(explained=0.1, covisible=0.01, num_features=num_features)
-    pairs = [dataclasses.replace(pair, **odd) if k in first else pair for k, pair in enumerate(evidence.pairs)]
-    return dataclasses.replace(evidence, pairs=tuple(pairs))
+    pairs = tuple(
+        dataclasses.replace(pair, explained=0.1, covisible=0.01, num_features=num_features) if k in first else pair
+        for k, pair in enumerate(evidence.pairs)
+    )
+    return dataclasses.replace(evidence, pairs=pairs)
 
 
 def test_sets_that_only_unexplained_matches_join_are_told() -> None:
-    # photos 0 to 2 and 3 to 7 agree among each other: wrong cameras show little in common, so covisible shares are small
+    # photos 0 to 2 agree, and 3 to 7; wrong cameras show little in common, so covisible shares are small
     overall, _ = judged(with_pairs_at_odds(2, 7))
     assert overall.level is Level.DOUBTFUL
     assert "only within 2 sets, the largest of 5 photos, the others with view_00.jpg:" in overall.reasons[0]

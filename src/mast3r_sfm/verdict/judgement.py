@@ -208,9 +208,9 @@ def _judge_scene(
     sets = [own for own in _agreeing(registered, evidence.pairs, limits) if len(own) >= LEAST_OF_ANOTHER_SCENE]
     if len(sets) > 1:
         text = (
-            f"the photos agree with the cameras only within {len(sets)} sets, the largest of {len(sets[0])} photos, the "
-            f"others with {_listed(names[own[0]] for own in sets[1:])}: how these stand to each other is a guess: add "
-            "photos between them"
+            f"the photos agree with the cameras only within {len(sets)} sets, the largest of {len(sets[0])} photos, "
+            f"the others with {_listed(names[own[0]] for own in sets[1:])}: how these stand to each other is a guess: "
+            "add photos between them"
         )
         (poor if len(sets[0]) < limits.min_agreeing * len(registered) else doubtful).append(text)
     doubtful += _cut_apart(evidence.pairs, names, limits)
