@@ -205,7 +205,7 @@ def _judge_scene(
             f"{len(at_odds)} of {len(odd)} pairs of photos are at odds with the cameras, for example "
             f"{' and '.join(names[k] for k in _worst(at_odds))}: places may look alike"
         )
-    sets = [own for own in _agreeing(registered, evidence.pairs, limits) if len(own) >= LEAST_OF_ANOTHER_SCENE]
+    sets = [own for own in _agreeing(len(names), evidence.pairs, limits) if len(own) >= LEAST_OF_ANOTHER_SCENE]
     if len(sets) > 1:
         text = (
             f"the photos agree with the cameras only within {len(sets)} sets, the largest of {len(sets[0])} photos, "
@@ -223,19 +223,18 @@ def _judge_scene(
     return Verdict(level, (*poor, *doubtful))
 
 
-def _agreeing(registered: Sequence[int], pairs: Sequence[PairEvidence], limits: Limits) -> list[list[int]]:
+def _agreeing(num_photos: int, pairs: Sequence[PairEvidence], limits: Limits) -> list[list[int]]:
     """Sets of photos that are joined by pairs whose matches the cameras explain, or features confirm; the largest
     first. All photos, if no pair has matches that could tell."""
     if not any(pair.num_matches for pair in pairs):
-        return [list(registered)]
-    place = {index: k for k, index in enumerate(registered)}
+        return [list(range(num_photos))]
     joined = [
-        (place[pair.i], place[pair.j])
+        (pair.i, pair.j)
         for pair in pairs
         if pair.num_features >= limits.sure_features
         or (pair.num_explained >= PARTNER_MATCHES and pair.explained >= limits.pair_explained)
     ]
-    return [[registered[k] for k in own] for own in connected_components(len(registered), joined)]
+    return connected_components(num_photos, joined)
 
 
 def _cut_apart(pairs: Sequence[PairEvidence], names: Sequence[str], limits: Limits) -> list[str]:
