@@ -36,6 +36,7 @@ from mast3r_sfm.errors import InputError, Mast3rSfmError
 from mast3r_sfm.options import (
     AlignmentConfig,
     CameraModel,
+    Compression,
     DenseOptions,
     Engine,
     ExportFormat,
@@ -297,6 +298,8 @@ def export(folder: Path, **flags: Any) -> None:
     from mast3r_sfm.app import commands
 
     changes = {name: flags[name] for name in SCENE_FLAGS if flags[name] is not None}
+    if "scene" in changes or changes.get("compress") == Compression.DRACO:  # which says something of meshes alone
+        changes.setdefault("as_pointcloud", False)
     commands.export(
         ExportRequest(folder, changes, _exports(flags), _photos(flags), flags["georeference"], _display(flags))
     )

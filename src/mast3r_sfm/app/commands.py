@@ -328,11 +328,6 @@ def _summary(written: WrittenScene) -> dict[str, str]:
         "Median reprojection error": f"{np.nanmedian(errors):.2f} px" if np.isfinite(errors).any() else "none",
         "Points kept": f"{statistics.share_kept:.0%} of the pixels",
         "Focal length": f"{' to '.join(dict.fromkeys((shortest, longest)))} px of the original images",
-        "Time": ", ".join(f"{name} {value:.1f} s" for name, value in written.seconds.items()),
-        "Peak memory": ", ".join(
-            f"{name.upper()} {byte_count(value)}" for name, value in written.peak_memory_bytes.items()
-        ),
-        "Files": str(written.output),
     }
     if tracked:
         rows["Refined cameras"] = (
@@ -348,7 +343,13 @@ def _summary(written: WrittenScene) -> dict[str, str]:
         )
     if not result.pairs:  # the published engine does not say
         del rows["Pairs used"]
-    return rows
+    return rows | {
+        "Time": ", ".join(f"{name} {value:.1f} s" for name, value in written.seconds.items()),
+        "Peak memory": ", ".join(
+            f"{name.upper()} {byte_count(value)}" for name, value in written.peak_memory_bytes.items()
+        ),
+        "Files": str(written.output),
+    }
 
 
 def _verdict_shown(result: Reconstruction) -> str:

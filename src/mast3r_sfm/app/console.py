@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -65,6 +66,9 @@ def logging_to_console(debug: bool) -> Iterator[WarningCollector]:
         logger.propagate = before[1]
 
 
+LINE_EVERY_S = 30.0
+
+
 class _ServerLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         console.print(f"[dim]{record.name}:[/dim] {_plain(self.format(record))}", soft_wrap=True)
@@ -90,7 +94,10 @@ def server_log(debug: bool) -> Iterator[None]:
 
 
 class ProgressDisplay:
-    """A bar with the time left for every stage, from the first stage on; an instance is a `progress.Progress`."""
+    """Where every stage is, with the time left; an instance is a `progress.Progress`.
+
+    Bars on a terminal. Elsewhere, as in a log file, a line when a stage ends, and one every `LINE_EVERY_S` before that.
+    """
 
     def __init__(self, quiet: bool) -> None:
         self._bars = Progress(
@@ -102,9 +109,11 @@ class ProgressDisplay:
             TimeRemainingColumn(),
             TextColumn("left"),
             console=console,
-            disable=quiet,
+            disable=quiet or not console.is_terminal,
         )
+        self._lines = not quiet and not console.is_terminal
         self._task_of: dict[str, TaskID] = {}
+        self._start_s = self._line_s = 0.0
 
     def __enter__(self) -> ProgressDisplay:
         return self
@@ -116,7 +125,12 @@ class ProgressDisplay:
         self._bars.start()
         if done == 0 or stage not in self._task_of:  # a stage that begins again, on another try, has a bar of its own
             self._task_of[stage] = self._bars.add_task(stage, total=total)
+            self._start_s = self._line_s = time.monotonic()
         self._bars.update(self._task_of[stage], completed=done)
+        now_s = time.monotonic()
+        if self._lines and (done == total or now_s - self._line_s >= LINE_EVERY_S):
+            console.print(f"{stage:<24} {done}/{total} after {now_s - self._start_s:.0f} s", soft_wrap=True)
+            self._line_s = now_s
 
 
 def say(message: str, quiet: bool = False) -> None:

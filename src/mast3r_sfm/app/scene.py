@@ -147,12 +147,14 @@ def _reconstruct_native(
     subsample = request.options.alignment.subsample
     num_matches = estimate_matches(views, min(num_pairs, overlapping), subsample)
     check_output(output, request.overwrite, _result_bytes(views, num_matches, request.scene, request.exports))
-    memory = estimate_memory(model, views, num_pairs, subsample, request.options.batch_size)
-    shown = counted(num_pairs, "pair") if pairs is not None else "pairs chosen by similarity"
+    options = request.options
+    memory = estimate_memory(model, views, num_pairs, subsample, options.batch_size, options.refinement)
+    chosen_by = "time and similarity" if any(view.frame for view in views) else "similarity"
+    shown = f"pairs chosen by {chosen_by}" if pairs is None else counted(num_pairs, "pair")
     height, width = views[0].shape
     tell(
         f"{counted(len(views), 'image')} of about {width}x{height}, {shown}, "
-        f"estimated {model.device.type.upper()} memory {byte_count(memory)}"
+        f"estimated {'RAM' if model.device.type == 'cpu' else 'GPU memory'} {byte_count(memory)}"
     )
     return run_pipeline(views, model, request.options, progress, pairs)
 

@@ -134,7 +134,7 @@ def read_photo(view: View) -> tuple[Image.Image, np.ndarray | None]:
     if alpha is None:
         return decoded.rgb, None
     used = np.asarray(alpha) >= USED
-    return decoded.rgb, used if _is_used(view) else np.zeros_like(used)
+    return decoded.rgb, used if is_usable(view) else np.zeros_like(used)
 
 
 def network_transform(original_size: tuple[int, int], sizing: ImageSizing, name: str = "image") -> ImageTransform:
@@ -225,13 +225,14 @@ def _warn_of_crops(views: Sequence[View]) -> None:
         )
 
 
-def _is_used(view: View) -> bool:
+def is_usable(view: View) -> bool:
+    """Whether some of the photo can be used: not if it is (almost) wholly transparent or masked."""
     return view.mask is None or bool(view.mask.any())
 
 
 def _warn_of_unused(views: Sequence[View]) -> None:
     """Names the photos that are (almost) wholly transparent or masked. Raises InputError if all are."""
-    unused = [view for view in views if not _is_used(view)]
+    unused = [view for view in views if not is_usable(view)]
     if not unused:
         return
     named = listed((view.path.name for view in unused), 10)
