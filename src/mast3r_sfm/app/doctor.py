@@ -39,6 +39,7 @@ _EXTRAS: Mapping[str, str] = {
     "geo": "--georeference",
     "meshopt": "--compress meshopt",
     "draco": "--compress draco",
+    "serve": "the command serve",
 }
 """What needs each optional extra of `pyproject.toml`."""
 
