@@ -81,7 +81,8 @@ def load_images(
 ) -> list[View]:
     """The photos and frames of clips that `inputs` name (folders, files, globs), upright and resized for `model`.
 
-    image_size  long edge of the network's images in pixels, None: the model's own
+    image_size  long edge of the network's images in pixels, None: the model's own; `small` has two, see
+                `ModelConfig.usual_image_size`
     footage     what is taken of folders and clips, and the masks of photos and frames
     frames      folder for the frames of clips, which stay there as files: the original photos of what follows. None: a
                 temporary one, which goes when the program ends. `Reconstruction.save` keeps them in the result.
@@ -99,9 +100,9 @@ def load_images(
         masks = find_masks(Path(footage.masks), paths, clips_of(paths))
         warn_of_missing(Path(footage.masks), paths, masks)
     config = model.config
-    sizing = ImageSizing.for_model(
-        config.image_size if image_size is None else image_size, config.patch_size, config.accept_squares
-    )
+    if image_size is None:
+        image_size = config.usual_image_size(len(paths), model.device.type != "cpu")
+    sizing = ImageSizing.for_model(image_size, config.patch_size, config.accept_squares)
     with StageTimer(progress, model.device).stage("Read images", len(paths)) as advance:
         return load_views(paths, sizing, masks=masks, progress=advance)
 

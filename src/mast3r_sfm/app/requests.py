@@ -54,7 +54,9 @@ class ModelRequest:
     )
     revision: str | None = choice(None, "Branch, tag or commit of the model on the hub.")
     image_size: int | None = choice(
-        None, "Long edge of the network's images [default: the model's own, 512 for the published]."
+        None,
+        "Long edge of the network's images [default: the model's own, 512 for the published; for 'small' 320 on a GPU "
+        "and for up to nine photos, else 224].",
     )
     device: Device = choice(Device(), "auto, cuda, cuda:N, cpu, mps.")
     precision: Precision = choice(Precision.AUTO, "Of the matrix products.")

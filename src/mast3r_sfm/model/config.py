@@ -50,11 +50,16 @@ class Activation:
     high: float
 
 
+FINE_PAIRS_ON_CPU = 36
+"""Pairs (those of a complete graph of nine photos) up to which a CPU has the time for a model's fine image size."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Architecture of a two-view network, plus what a model may say about its own use.
 
     image_shape      (H, W) pixels the model was trained at; the long edge is the default image size
+    fine_image_size  long edge at which it is more exact on photos, for who has the time; None: no other
     patch_size       side of a token in pixels
     rope_base        base of the rotary position embedding's frequencies
     desc_dim         length of the local descriptors, None for DUSt3R
@@ -76,6 +81,7 @@ class ModelConfig:
     dec_depth: int
     dec_num_heads: int
     image_shape: tuple[int, int] = (224, 224)
+    fine_image_size: int | None = None
     patch_size: int = 16
     rope_base: float = 100.0
     desc_dim: int | None = None
@@ -112,6 +118,12 @@ class ModelConfig:
     def image_size(self) -> int:
         """Default long edge of the network's images in pixels."""
         return max(self.image_shape)
+
+    def usual_image_size(self, num_images: int, on_gpu: bool) -> int:
+        """Long edge that suits a set of so many images: the fine one on a GPU, and on a CPU where pairs are few."""
+        pairs = num_images * (num_images - 1) // 2
+        fine = self.fine_image_size is not None and (on_gpu or pairs <= FINE_PAIRS_ON_CPU)
+        return self.fine_image_size if fine and self.fine_image_size else self.image_size
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str = "config.json") -> ModelConfig:
@@ -151,6 +163,7 @@ class ModelConfig:
                 conf_mode=_activation(raw["conf_mode"], ("exp", "sigmoid"), "conf_mode", source),
                 **{name: int(raw[name]) for name in _REQUIRED if name.startswith(("enc_", "dec_"))},
                 image_shape=_size(raw.get("img_size", (224, 224))),
+                fine_image_size=None if raw.get("fine_img_size") is None else int(raw["fine_img_size"]),
                 patch_size=int(raw.get("patch_size", 16)),
                 rope_base=float(position[4:]),
                 desc_dim=desc_dim,
