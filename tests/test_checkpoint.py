@@ -273,3 +273,12 @@ def test_published_checkpoint_of_full_size(tmp_path: Path) -> None:
     print(f"weights {size / 1e9:.3f} GB, peak {peak / 1e9:.3f} GB, of that before loading {before / 1e9:.3f} GB")
     assert count == 688_638_856 == golden["parameters"]
     assert peak <= 1.3 * size
+
+
+def test_small_looks_closer_where_that_costs_little() -> None:
+    """By device and number of photos alone."""
+    config = load_model("small", "cpu").config
+    sizes = [config.usual_image_size(count, on_gpu) for on_gpu in (False, True) for count in (1, 9, 10, 200)]
+    assert sizes == [320, 320, 224, 224, 320, 320, 320, 320]
+    published = PRESETS[DEFAULT_MODEL]
+    assert {published.usual_image_size(count, on_gpu) for on_gpu in (False, True) for count in (2, 200)} == {512}

@@ -122,8 +122,9 @@ class ModelConfig:
     def usual_image_size(self, num_images: int, on_gpu: bool) -> int:
         """Long edge that suits a set of so many images: the fine one on a GPU, and on a CPU where pairs are few."""
         pairs = num_images * (num_images - 1) // 2
-        fine = self.fine_image_size is not None and (on_gpu or pairs <= FINE_PAIRS_ON_CPU)
-        return self.fine_image_size if fine and self.fine_image_size else self.image_size
+        if self.fine_image_size is not None and (on_gpu or pairs <= FINE_PAIRS_ON_CPU):
+            return self.fine_image_size
+        return self.image_size
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str = "config.json") -> ModelConfig:
@@ -163,7 +164,7 @@ class ModelConfig:
                 conf_mode=_activation(raw["conf_mode"], ("exp", "sigmoid"), "conf_mode", source),
                 **{name: int(raw[name]) for name in _REQUIRED if name.startswith(("enc_", "dec_"))},
                 image_shape=_size(raw.get("img_size", (224, 224))),
-                fine_image_size=None if raw.get("fine_img_size") is None else int(raw["fine_img_size"]),
+                fine_image_size=None if raw.get("fine_image_size") is None else int(raw["fine_image_size"]),
                 patch_size=int(raw.get("patch_size", 16)),
                 rope_base=float(position[4:]),
                 desc_dim=desc_dim,
