@@ -294,6 +294,19 @@ def test_products_of_onednn_are_as_exact_as_those_of_torch() -> None:
     assert linear(x[0, :0], layer.weight).shape == (0, 100)
 
 
+@pytest.mark.skipif(not has_onednn(), reason="torch is built without oneDNN")
+@torch.inference_mode()
+def test_attention_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parts as well, with more keys than queries, and heads that lie apart in memory."""
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(2, 200, 9, 32, generator=generator)
+    q, k, v = qkv[:, :150, :3], qkv[:, :, 3:6], qkv[:, :, 6:]
+    expected = PlainOperations().attend(q, k, v)
+    for scores in (1 << 20, 1):
+        monkeypatch.setattr(operations_plain, "_SCORES", scores)
+        torch.testing.assert_close(OneDnnOperations().attend(q, k, v), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.skipif(not has_triton(), reason="Triton is not installed")
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_operations_of_inference_on_a_gpu(context: type) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from torch import nn
-from torch.nn import functional as F
 
 from mast3r_sfm.model.network.operations import Operations
 from mast3r_sfm.model.network.rope import RopeTable
@@ -39,12 +38,6 @@ def _split_heads(x: torch.Tensor, count: int) -> torch.Tensor:
     return rearrange(x, "b n (heads d) -> b n heads d", heads=count)
 
 
-def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """softmax(q k^T / sqrt(head_dim)) v over (B, N, heads, head_dim) -> (B, N, heads * head_dim)."""
-    q, k, v = (rearrange(x, "b n heads d -> b heads n d") for x in (q, k, v))
-    return rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)")
-
-
 class SelfAttention(nn.Module):
     """Multi-head self-attention with rotary positions on queries and keys."""
 
@@ -57,7 +50,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: torch.Tensor, rope: RopeTable, ops: Operations) -> torch.Tensor:
         qkv = _split_heads(ops.linear(self.qkv, x), 3 * self.num_heads)
         q, k = ops.rotate(qkv[:, :, : 2 * self.num_heads], rope).chunk(2, 2)
-        return ops.linear(self.proj, _attend(q, k, qkv[:, :, 2 * self.num_heads :]))
+        return ops.linear(self.proj, ops.attend(q, k, qkv[:, :, 2 * self.num_heads :]))
 
 
 class CrossAttention(nn.Module):
@@ -76,7 +69,7 @@ class CrossAttention(nn.Module):
     ) -> torch.Tensor:
         projected = ((self.projq, x), (self.projk, y), (self.projv, y))
         q, k, v = (_split_heads(ops.linear(layer, tokens), self.num_heads) for layer, tokens in projected)
-        return ops.linear(self.proj, _attend(ops.rotate(q, rope_x), ops.rotate(k, rope_y), v))
+        return ops.linear(self.proj, ops.attend(ops.rotate(q, rope_x), ops.rotate(k, rope_y), v))
 
 
 class EncoderBlock(nn.Module):

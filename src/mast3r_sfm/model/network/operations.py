@@ -25,6 +25,10 @@ class Operations(Protocol):
         """layer(x), then exact GELU if asked; x (..., in) in the type of the weights."""
         ...
 
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """softmax(q k^T / sqrt(head_dim)) v over (B, N, heads, head_dim) -> (B, N, heads * head_dim)."""
+        ...
+
     def normalise(self, x: torch.Tensor, norm: nn.LayerNorm, dtype: torch.dtype) -> torch.Tensor:
         """norm(x) in `dtype`, that of the weights it goes to; x (..., width) float32."""
         ...

@@ -15,6 +15,7 @@ from mast3r_sfm.model.config import Activation
 from mast3r_sfm.model.network.maps import activate_confidence, activate_points, unpatchify
 from mast3r_sfm.model.network.rope import RopeTable, rotate
 
+_SCORES = 1 << 20  # of an attention that a CPU holds at once
 _PIXEL_BYTES = 256 * 2**20  # of activations at the image's own resolution that inference holds at once
 
 
@@ -39,6 +40,10 @@ class PlainOperations:
 
     def linear(self, layer: nn.Linear, x: torch.Tensor, gelu: bool = False) -> torch.Tensor:
         return F.gelu(layer(x)) if gelu else layer(x)
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        q, k, v = (rearrange(x, "b n heads d -> b heads n d") for x in (q, k, v))
+        return rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)")
 
     def normalise(self, x: torch.Tensor, norm: nn.LayerNorm, dtype: torch.dtype) -> torch.Tensor:
         return norm(x).to(dtype)
@@ -107,3 +112,17 @@ class OneDnnOperations(PlainOperations):
 
     def linear(self, layer: nn.Linear, x: torch.Tensor, gelu: bool = False) -> torch.Tensor:
         return linear(x, layer.weight, layer.bias, gelu)
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Head by head, whose scores stay in the cache: oneDNN's products make up for what is written and read."""
+        batch, count, heads, width = q.shape
+        out = q.new_empty(batch, count, heads, width)
+        rows = max(64, _SCORES // k.shape[1])
+        for b in range(batch):
+            for head in range(heads):
+                queries, keys = q[b, :, head] * width**-0.5, k[b, :, head].contiguous()
+                values = v[b, :, head].T.contiguous()
+                for start in range(0, count, rows):
+                    part = slice(start, start + rows)
+                    out[b, part, head] = linear(linear(queries[part], keys).softmax(-1), values)
+        return out.flatten(2)
