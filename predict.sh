@@ -4,7 +4,7 @@
 #
 #   ./predict.sh                                   the demo photos, into outputs/
 #   ./predict.sh --input PHOTOS --output RESULT    a folder, file or glob; --input may be repeated
-#   ./predict.sh --input PHOTOS --scene-graph swin --niter 500
+#   ./predict.sh --input PHOTOS --scene-graph swin-5
 #   ./predict.sh --batch SCENES --output RESULTS   every subfolder of SCENES is a scene
 #   ./predict.sh --serve                           a page to drop photos on, at http://127.0.0.1:8000 (docs/serve.md)
 #

@@ -11,7 +11,6 @@ import sys
 import numpy as np
 
 from mast3r_sfm import (
-    AlignmentConfig,
     IntrinsicsGroups,
     ReconstructionOptions,
     SceneGraph,
@@ -25,7 +24,6 @@ def main(photos: str, output: str) -> None:
     model = load_model("small", device="cpu")
     options = ReconstructionOptions(
         scene_graph=SceneGraph.parse("swin-2"),  # the photos follow each other
-        alignment=AlignmentConfig(niter_coarse=100, niter_fine=100),
         intrinsics_groups=IntrinsicsGroups.SHARED,  # one camera took them all
     )
     result = reconstruct(load_images(photos, model, image_size=160), model, options)

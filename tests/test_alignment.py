@@ -535,13 +535,14 @@ def test_reprojection_errors_by_hand() -> None:
 
 def test_runs_repeat_to_the_bit_and_report_progress() -> None:
     scene = load_scene("mixed4")
-    config = AlignmentConfig(niter_coarse=25, niter_fine=12)
-    problem = problem_of(scene, config)
-    calls: list[int] = []
-    first, second = align(problem, config, calls.append), align(problem, config)
-    assert torch.equal(first.world_from_cam, second.world_from_cam)
-    assert all(torch.equal(a, b) for a, b in zip(first.core_depths, second.core_depths, strict=True))
-    assert calls == [10, 10, 5, 10, 2]  # 25 coarse and 12 fine iterations
+    for second_order, expected in ((False, [10, 10, 5, 10, 2]), (True, [10, 2])):  # 25 coarse, 12 fine iterations
+        config = AlignmentConfig(niter_coarse=25, niter_fine=12, second_order=second_order)
+        problem = problem_of(scene, config)
+        calls: list[int] = []
+        first, second = align(problem, config, calls.append), align(problem, config)
+        assert torch.equal(first.world_from_cam, second.world_from_cam)
+        assert all(torch.equal(a, b) for a, b in zip(first.core_depths, second.core_depths, strict=True))
+        assert calls == expected
     assert [depth.shape for depth in first.core_depths] == [view.core_depth.shape for view in scene.canonical_views]
 
 

@@ -260,8 +260,13 @@ class AlignmentConfig:
 
     subsample            side S of the blocks that share an anchor, pixels
     tree                 "mst" or "hclust-LINKAGE" with a SciPy linkage name: how the chain of poses is chosen
-    lr_*, niter_*        learning rate at the first iteration (cosine to zero) and number of iterations;
-                         niter_fine = 0 leaves out the fine stage
+    second_order         the fine stage takes Gauss-Newton steps, and starts where the views are placed along the tree;
+                         the coarse stage runs only if there is no fine one, or views cannot be placed (pairs without
+                         a good match). False: both stages take steps of Adam, which needs 300 for each.
+    niter_*              number of iterations; niter_fine = 0 leaves out the fine stage
+    lr_*                 learning rate of Adam at the first iteration (cosine to zero)
+    matches_per_pair     most matches of a pair that enter: the surest, evenly over the image (`alignment.thinning`);
+                         None: all
     place_along_tree     start the coarse stage with the views placed by the matched points of their best pairs;
                          False: with all of them in one place
     relative_distances   the coarse stage divides distances between matched points by their depth. Without it a few
@@ -289,8 +294,12 @@ class AlignmentConfig:
     tree: str = "hclust-ward"
     lr_coarse: float = 0.07
     lr_fine: float = 0.005
-    niter_coarse: int = choice(300, "Iterations of each of the two stages.", minimum=0)
-    niter_fine: int = 300
+    second_order: bool = True
+    niter_coarse: int = choice(
+        300, "Most iterations of the alignment, which takes 15, or 300 if it stops after the first stage.", minimum=0
+    )
+    niter_fine: int = 15
+    matches_per_pair: int | None = 5000
     place_along_tree: bool = True
     relative_distances: bool = True
     exponent_coarse: float = 1.5
@@ -314,13 +323,22 @@ class AlignmentConfig:
         published: dict[str, Any] = {
             "focal_prior": 0.0,
             "lr_fine": 0.01,
+            "matches_per_pair": None,
+            "niter_fine": 300,
             "original_pixels": False,
             "place_along_tree": False,
             "principal_point_prior": 0.0,
             "relative_distances": False,
+            "second_order": False,
             "train_root": True,
         }
         return cls(**(published | changes))
+
+    @classmethod
+    def within(cls, niter: int, **changes: Any) -> AlignmentConfig:
+        """The defaults with at most `niter` iterations of each stage, and with `changes`."""
+        fewer = {"niter_coarse": min(niter, cls.niter_coarse), "niter_fine": min(niter, cls.niter_fine)}
+        return cls(**(fewer | changes))
 
     def __post_init__(self) -> None:
         if self.subsample < 1:
@@ -329,6 +347,8 @@ class AlignmentConfig:
             raise InputError(
                 f"`niter_coarse` or `niter_fine` is {min(self.niter_coarse, self.niter_fine)}, must be 0 or more"
             )
+        if self.matches_per_pair is not None and self.matches_per_pair < 1:
+            raise InputError(f"`matches_per_pair` is {self.matches_per_pair}, must be 1 or more")
         if math.isnan(self.matching_conf_thr):
             raise InputError(f"`matching_conf_thr` is {self.matching_conf_thr}, must be a number")
         if min(self.exponent_coarse, self.exponent_fine, self.exponent_fallback) <= 0:

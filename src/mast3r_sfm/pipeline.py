@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from mast3r_sfm.alignment import AlignedGroup, CameraLayout, align_group
+from mast3r_sfm.alignment import AlignedGroup, CameraLayout, align_group, num_iterations
 from mast3r_sfm.camera_groups import group_cameras, stated_focals
 from mast3r_sfm.densify import densify_views
 from mast3r_sfm.device import lack_of_memory_explained
@@ -258,7 +258,7 @@ def locate_cameras(
     base_focals = _focals_of_originals(images, data.canonical)
     camera_of = group_cameras(images, options.intrinsics_groups, base_focals)
     layout = _camera_layout(images, groups[0], camera_of, base_focals, options)
-    with timer.stage("Align cameras", config.niter_coarse + config.niter_fine) as advance:
+    with timer.stage("Align cameras", num_iterations(config, all_good=not data.fallback)) as advance:
         aligned = align_group(groups[0], data.canonical, data.correspondences, data.fallback, config, advance, layout)
 
     if seen.evidence is not None:

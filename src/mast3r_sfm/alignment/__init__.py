@@ -12,4 +12,5 @@ from mast3r_sfm.alignment.problem import build_problem as build_problem
 from mast3r_sfm.alignment.reprojection import reprojection_errors as reprojection_errors
 from mast3r_sfm.alignment.solver import AlignmentResult as AlignmentResult
 from mast3r_sfm.alignment.solver import align as align
+from mast3r_sfm.alignment.solver import num_iterations as num_iterations
 from mast3r_sfm.options import AlignmentConfig as AlignmentConfig

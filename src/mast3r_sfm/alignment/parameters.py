@@ -60,12 +60,30 @@ class Extrinsics:
     scales: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Scene:
+    """Cameras and depths in the world.
+
+    log_focals, principal_points  as of `Parameters`
+    rotations  (n, 3, 3) world from camera
+    centres    (n, 3)
+    depths     (n, A) of the anchors
+    """
+
+    log_focals: torch.Tensor
+    principal_points: torch.Tensor
+    rotations: torch.Tensor
+    centres: torch.Tensor
+    depths: torch.Tensor
+
+
 class SceneModel:
     """The forward model of one problem: constants, layout of the flat vector, equations.
 
     focal_shares   (F,) the share of the views that have each focal length
     centre_shares  (C,) likewise of the principal points; None if it is the same for all of them
     stated_focals  (F,) as of `CameraLayout`
+    of_focals, of_centres  between these numbers and the views that share them
     """
 
     def __init__(self, problem: AlignmentProblem) -> None:
@@ -91,10 +109,10 @@ class SceneModel:
         self._focal_range = (0.25 * diagonal, 10 * diagonal)
         self._inverse_base_focals = problem.base_focals.reciprocal()
         self._focal_factors = layout.focal_factors.to(device)
-        self._of_focals = _Shared(layout.focal_of, self._focal_factors)
-        self._of_centres = _Shared(layout.centre_of, self._focal_factors)
-        self.focal_shares = self._of_focals.total(self._focal_factors.new_full((n,), 1 / n))
-        centre_shares = self._of_centres.total(self._focal_factors.new_full((n,), 1 / n))
+        self.of_focals = Shared(layout.focal_of, self._focal_factors)
+        self.of_centres = Shared(layout.centre_of, self._focal_factors)
+        self.focal_shares = self.of_focals.total(self._focal_factors.new_full((n,), 1 / n))
+        centre_shares = self.of_centres.total(self._focal_factors.new_full((n,), 1 / n))
         self.centre_shares = centre_shares if 1 < layout.num_centres < n else None
         self.stated_focals = layout.stated_focals.to(device)
         centres = layout.centres.to(device)
@@ -117,8 +135,8 @@ class SceneModel:
         theta = torch.zeros(self.size, device=problem.device)
         start = self.unpack(theta)
         start.quaternions[:, 3] = 1
-        weight = problem.mean_confs / self._of_focals.per_view(self._of_focals.total(problem.mean_confs))
-        mean = self._of_focals.total(weight * (problem.base_focals / self._focal_factors))
+        weight = problem.mean_confs / self.of_focals.per_view(self.of_focals.total(problem.mean_confs))
+        mean = self.of_focals.total(weight * (problem.base_focals / self._focal_factors))
         start.log_focals[:] = torch.where(self.stated_focals.isfinite(), self.stated_focals, mean).log()
         start.principal_points[:] = 0.5
         start.normalized_core_depths[:] = problem.normalized_core_depths
@@ -127,9 +145,24 @@ class SceneModel:
     def unpack(self, theta: torch.Tensor) -> Parameters:
         return Parameters(**{name: theta[self.slices[name]].view(shape) for name, shape in self.shapes.items()})
 
+    def scene(self, theta: torch.Tensor) -> Scene:
+        """What the parameters stand for."""
+        parameters = self.unpack(theta)
+        intrinsics = self.intrinsics(parameters.log_focals, parameters.principal_points)
+        extrinsics = self.extrinsics(
+            parameters.quaternions, parameters.translations, parameters.log_sizes, intrinsics.levers
+        )
+        return Scene(
+            log_focals=parameters.log_focals,
+            principal_points=parameters.principal_points,
+            rotations=extrinsics.rotations,
+            centres=extrinsics.centres,
+            depths=self.depths(extrinsics.scales, intrinsics.zooms, parameters.normalized_core_depths),
+        )
+
     def intrinsics(self, log_focals: torch.Tensor, principal_points: torch.Tensor) -> Intrinsics:
-        focals = (self._of_focals.per_view(log_focals.exp()) * self._focal_factors).clamp(*self._focal_range)
-        centres = self._of_centres.per_view(principal_points) * self._centre_units + self._centre_offsets
+        focals = (self.of_focals.per_view(log_focals.exp()) * self._focal_factors).clamp(*self._focal_range)
+        centres = self.of_centres.per_view(principal_points) * self._centre_units + self._centre_offsets
         centre_x, centre_y = centres.unbind(1)
         inverse = focals.reciprocal()
         zero, one = self._zeros, self._ones
@@ -148,7 +181,7 @@ class SceneModel:
     def extrinsics(
         self, quaternions: torch.Tensor, translations: torch.Tensor, log_sizes: torch.Tensor, levers: torch.Tensor
     ) -> Extrinsics:
-        poses = self._chain(torch.cat([self._rotations(quaternions), translations[:, :, None]], 2))
+        poses = self._chain(torch.cat([self.rotations(quaternions), translations[:, :, None]], 2))
         sizes = log_sizes.exp()
         scaling = sizes.amin().reciprocal()  # the gradient is spread evenly over ties
         scales = sizes * scaling
@@ -165,7 +198,7 @@ class SceneModel:
         unit = scales * self.problem.median_depths
         return torch.addcmul((unit * (zooms - 1))[:, None], unit[:, None], normalized_core_depths)
 
-    def _rotations(self, quaternions: torch.Tensor) -> torch.Tensor:
+    def rotations(self, quaternions: torch.Tensor) -> torch.Tensor:
         """(n, 4) xyzw of any length -> (n, 3, 3)
 
         In the form 1 - 2(yy + zz): its gradient along an identity quaternion is exactly zero, whereas Adam would
@@ -186,7 +219,7 @@ class SceneModel:
         return poses
 
 
-class _Shared:
+class Shared:
     """Values that n views share: from one per number to one per view, and sums the other way.
 
     One value, or as many as views, are broadcast as they are. Otherwise a matrix selects: the gradient of an indexed
@@ -207,7 +240,7 @@ class _Shared:
         return values if self._broadcast else self._select @ values
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
-        """(n,) -> (count,): the sums over the views that share a number."""
+        """(n, ...) -> (count, ...): the sums over the views that share a number."""
         if self._broadcast:
             return values.sum(0, keepdim=True) if self._summed else values
         return self._select.T @ values

@@ -18,6 +18,7 @@ from mast3r_sfm.alignment.execution.packing import (
 )
 from mast3r_sfm.alignment.kinematic_tree import KinematicTree, build_tree
 from mast3r_sfm.alignment.layout import CameraLayout
+from mast3r_sfm.alignment.thinning import thin_matches
 from mast3r_sfm.canonical import block_grid
 from mast3r_sfm.errors import ReconstructionError
 from mast3r_sfm.graphs import connected_components
@@ -39,8 +40,8 @@ class AlignmentProblem:
     normalized_core_depths  (n, A) float32 core depth / median depth
     mean_confs              (n,) float32 mean of the canonical confidence
     layout                  the intrinsics that views share
-    num_matches             (n,) numpy int64: matches of each view, all pairs
-    scores                  (n, n) numpy float32 number of matches of every pair
+    num_matches             (n,) numpy int64: matches of each view, all pairs, also those beyond the budget
+    scores                  (n, n) numpy float32 number of matches of every pair, likewise
     fallback                None if every pair is good
     """
 
@@ -106,6 +107,7 @@ def build_problem(
     num_anchors = np.array([(H // config.subsample) * (W // config.subsample) for H, W in shapes])
     per_view = max(view.core_depth.numel() for view in canonical)
     core_depths = _pad_rows([view.core_depth.reshape(-1) for view in canonical], per_view)
+    pairs = thin_matches(pairs, config.matches_per_pair, median_depths.device)
     sides = observe(canonical, pairs, position_of, per_view, config.subsample)
     good = _are_good(pairs, config.matching_conf_thr)
     return AlignmentProblem(

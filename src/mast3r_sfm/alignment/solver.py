@@ -6,15 +6,17 @@ back to the host; on a GPU it is recorded once as a CUDA graph and replayed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from mast3r_sfm.alignment.execution.adam import CosineAdam
 from mast3r_sfm.alignment.execution.recording import WARM_UP, record
+from mast3r_sfm.alignment.gauss_newton import GaussNewton
 from mast3r_sfm.alignment.initial import place_along_tree
 from mast3r_sfm.alignment.objectives import CoarseObjective, FineObjective, Objective
-from mast3r_sfm.alignment.parameters import SceneModel
+from mast3r_sfm.alignment.parameters import Scene, SceneModel
 from mast3r_sfm.alignment.problem import AlignmentProblem
 from mast3r_sfm.device import current, matmul_precision
 from mast3r_sfm.errors import ReconstructionError
@@ -53,13 +55,30 @@ def align(problem: AlignmentProblem, config: AlignmentConfig, advance: Advance |
         coarse = CoarseObjective(problem, config, theta)
         if config.place_along_tree:
             place_along_tree(model, coarse.points, theta)
-        evaluated, losses_coarse = run_stage(coarse, theta, config.lr_coarse, config.niter_coarse, advance)
+        placed, losses_coarse = theta, theta.new_empty(0)
+        if _needs_coarse_stage(config, all_good=problem.fallback is None):
+            placed, losses_coarse = run_stage(coarse, theta, config.lr_coarse, config.niter_coarse, advance)
         del coarse  # its points are the largest tensor of a large problem
-        losses_fine = theta.new_empty(0)
-        if config.niter_fine:
+        if not config.niter_fine:
+            return _result(model, model.scene(placed), losses_coarse, theta.new_empty(0))
+        if config.second_order:
+            scene, losses_fine = run_gauss_newton(problem, config, model.scene(theta), advance)
+        else:
             fine = FineObjective(problem, config)
             evaluated, losses_fine = run_stage(fine, theta, config.lr_fine, config.niter_fine, advance)
-        return _result(model, evaluated, losses_coarse, losses_fine)
+            scene = model.scene(evaluated)
+        return _result(model, scene, losses_coarse, losses_fine)
+
+
+def num_iterations(config: AlignmentConfig, all_good: bool) -> int:
+    """Of both stages; `all_good` says whether every pair has a good match."""
+    return config.niter_fine + (config.niter_coarse if _needs_coarse_stage(config, all_good) else 0)
+
+
+def _needs_coarse_stage(config: AlignmentConfig, all_good: bool) -> bool:
+    """Not where second-order steps follow, and the tree has placed all views: they start there as well."""
+    placed = config.place_along_tree and all_good
+    return not (placed and config.second_order and config.niter_fine)
 
 
 def run_stage(
@@ -69,23 +88,28 @@ def run_stage(
 
     Returns the parameters of the last forward pass and the losses (niter,) before every step.
     """
-    if niter == 0 or (objective.problem.matches.num_pairs == 0 and objective.problem.fallback is None):
+    if niter == 0 or _is_empty(objective.problem):
         return theta.clone(), theta.new_zeros(niter)
     stage = Stage(objective, theta, lr, niter)
     step = record(stage) if theta.is_cuda and niter > WARM_UP else stage.step
-    evaluated = theta
-    reported = 0
-    for iteration in range(niter):
-        if iteration == niter - 1:
-            evaluated = theta.clone()
-        step()
-        done = iteration + 1
-        if done % _CHECK_EVERY == 0 or done == niter:
-            _require_finite(stage.losses[:done], objective.name)
-            if advance is not None:
-                advance(done - reported)
-                reported = done
+    evaluated = torch.empty_like(theta)
+    _iterate(step, stage.losses, objective.name, advance, before_last=lambda: evaluated.copy_(theta))
     return evaluated, stage.losses
+
+
+def run_gauss_newton(
+    problem: AlignmentProblem, config: AlignmentConfig, start: Scene, advance: Advance | None = None
+) -> tuple[Scene, torch.Tensor]:
+    """The fine stage by second-order steps from `start`, which is left as it is.
+
+    Returns the scene of the last forward pass that was accepted, and the losses (niter,).
+    """
+    if _is_empty(problem):
+        return start, start.depths.new_zeros(config.niter_fine)
+    stage = GaussNewton(problem, config, start, config.niter_fine)
+    step = stage.recorded() if problem.device.type == "cuda" and config.niter_fine > WARM_UP else stage.step
+    _iterate(step, stage.losses, "fine", advance)
+    return stage.scene(), stage.losses
 
 
 class Stage:
@@ -123,6 +147,32 @@ class Stage:
         return [*self._adam.state(), self.losses]
 
 
+def _is_empty(problem: AlignmentProblem) -> bool:
+    """Whether there is nothing to minimise."""
+    return problem.matches.num_pairs == 0 and problem.fallback is None
+
+
+def _iterate(
+    step: Callable[[], None],
+    losses: torch.Tensor,
+    stage: str,
+    advance: Advance | None,
+    before_last: Callable[[], object] | None = None,
+) -> None:
+    """Runs as many iterations as there are `losses`, which they write."""
+    niter, reported = len(losses), 0
+    for iteration in range(niter):
+        if before_last is not None and iteration == niter - 1:
+            before_last()
+        step()
+        done = iteration + 1
+        if done % _CHECK_EVERY == 0 or done == niter:
+            _require_finite(losses[:done], stage)
+            if advance is not None:
+                advance(done - reported)
+                reported = done
+
+
 def _require_finite(losses: torch.Tensor, stage: str) -> None:
     finite = losses.isfinite()
     if not bool(finite.all()):
@@ -133,24 +183,16 @@ def _require_finite(losses: torch.Tensor, stage: str) -> None:
         )
 
 
-def _result(
-    model: SceneModel, theta: torch.Tensor, losses_coarse: torch.Tensor, losses_fine: torch.Tensor
-) -> AlignmentResult:
-    parameters = model.unpack(theta)
-    intrinsics = model.intrinsics(parameters.log_focals, parameters.principal_points)
-    extrinsics = model.extrinsics(
-        parameters.quaternions, parameters.translations, parameters.log_sizes, intrinsics.levers
-    )
-    depths = model.depths(extrinsics.scales, intrinsics.zooms, parameters.normalized_core_depths)
-    world_from_cam = torch.eye(4, dtype=torch.float64, device=theta.device).repeat(len(depths), 1, 1)
-    world_from_cam[:, :3, :3] = extrinsics.rotations
-    world_from_cam[:, :3, 3] = extrinsics.centres
+def _result(model: SceneModel, scene: Scene, losses_coarse: torch.Tensor, losses_fine: torch.Tensor) -> AlignmentResult:
+    world_from_cam = torch.eye(4, dtype=torch.float64, device=scene.depths.device).repeat(len(scene.depths), 1, 1)
+    world_from_cam[:, :3, :3] = scene.rotations
+    world_from_cam[:, :3, 3] = scene.centres
     return AlignmentResult(
-        K=intrinsics.K.double(),
+        K=model.intrinsics(scene.log_focals, scene.principal_points).K.double(),
         world_from_cam=world_from_cam,
         core_depths=tuple(
             depth[: rows * columns].view(rows, columns)
-            for depth, (rows, columns) in zip(depths, model.problem.grids, strict=True)
+            for depth, (rows, columns) in zip(scene.depths, model.problem.grids, strict=True)
         ),
         losses_coarse=losses_coarse,
         losses_fine=losses_fine,

@@ -143,7 +143,6 @@ verify_option = click.option(
     help="Drop matches that the predicted geometry denies; the published method keeps them.",
 )
 photo_options = options(option(PhotoOptions, "undistort"), option(PhotoOptions, "max_image_size"))
-niter_option = option(AlignmentConfig, "niter_coarse", "--niter", "niter")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=EXIT_CODES)
@@ -160,7 +159,7 @@ def cli() -> None:
 @option(FootageOptions, "masks", metavar="DIR")
 @model_options
 @option(ReconstructionOptions, "scene_graph")
-@niter_option
+@option(AlignmentConfig, "niter_coarse", "--niter", "niter")
 @click.option("--no-refine", is_flag=True, help="Stop after the first stage (3D loss, intrinsics fixed).")
 @option(ReconstructionOptions, "intrinsics_groups")
 @option(AlignmentConfig, "shared_intrinsics")
@@ -209,11 +208,11 @@ def reconstruct(**flags: Any) -> int:
 
     if bool(flags["inputs"]) == (flags["batch"] is not None):
         raise click.UsageError("Name the photos by --input, or a folder of scenes by --batch.")
-    alignment = AlignmentConfig(
-        niter_coarse=flags["niter"],
-        niter_fine=0 if flags["no_refine"] else flags["niter"],
+    alignment = AlignmentConfig.within(
+        flags["niter"],
         subsample=flags["subsample"],
         matching_conf_thr=flags["matching_conf_thr"],
+        **({"niter_fine": 0} if flags["no_refine"] else {}),
     )
     request = ReconstructRequest(
         inputs=flags["inputs"],
@@ -385,7 +384,7 @@ def doctor() -> int:
 @_input_option(required=True)
 @model_options
 @option(ReconstructionOptions, "scene_graph", help="complete, swin, logwin, oneref, pairs:FILE.", default="complete")
-@niter_option
+@option(AlignmentConfig, "niter_coarse", "--niter", "niter", help="Iterations of each of the two stages.")
 @display_options
 def compare(**flags: Any) -> int:
     """Compare with the published MASt3R code on the same photos and weights.

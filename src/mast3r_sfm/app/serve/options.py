@@ -86,7 +86,7 @@ class JobOptions(BaseModel):
             options=ReconstructionOptions(
                 scene_graph=SceneGraph.parse(self.scene_graph),
                 verification=VerificationLimits() if self.verify_matches else None,
-                alignment=AlignmentConfig(niter_coarse=self.niter, niter_fine=self.niter),
+                alignment=AlignmentConfig.within(self.niter),
                 intrinsics_groups=self.intrinsics_groups,
                 refinement=RefinementOptions(camera_model=self.camera_model) if self.refine_cameras else None,
                 dense=DenseOptions() if self.agree_depth else None,
