@@ -24,11 +24,16 @@ def thin_matches(
     """Of each pair at most `budget` matches: the surest of every cell, then the second of every cell, and so on, until
     there are as many. Within the last round the surest are taken. Order is kept; None: all.
 
-    Pairs that have more come back on `device`, the others where they are.
+    With a budget all come back on `device`.
     """
-    out = list(pairs)
     if budget is None:
-        return out
+        return list(pairs)
+    out = [
+        matches
+        if len(matches) > budget
+        else Correspondences(matches.i, matches.j, *(t.to(device) for t in (matches.xy_i, matches.xy_j, matches.conf)))
+        for matches in pairs
+    ]
     for group in _groups(pairs, [p for p, matches in enumerate(pairs) if len(matches) > budget]):
         counts = torch.tensor([len(pairs[p]) for p in group])
         xy_i, xy_j, conf = (
