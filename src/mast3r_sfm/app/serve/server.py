@@ -47,7 +47,15 @@ def run_server(request: ServeRequest, load_model: Callable[[], Model]) -> None:
             request.model,
             request.limits,
         )
-        app = create_app(service, request.port, token)
+        url = _url(request, token)
+
+        def begun() -> None:
+            """From here on signals end it in good order."""
+            say(f"{url} takes photos; results go to {request.output}; Ctrl-C ends it")
+            if request.browser:
+                threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+
+        app = create_app(service, request.port, token, begun)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -61,12 +69,11 @@ def run_server(request: ServeRequest, load_model: Callable[[], Model]) -> None:
             )
         )
         listening.listen(_BACKLOG)
-        url = _url(request, token)
-        say(f"{url} takes photos; results go to {request.output}; Ctrl-C ends it")
-        if request.browser:
-            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-        with contextlib.suppress(KeyboardInterrupt):
-            server.run(sockets=[listening])
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                server.run(sockets=[listening])
+        finally:
+            service.end()  # of an application that failed to start, else it has ended already
 
 
 def socket_of(host: str, port: int) -> socket.socket:
