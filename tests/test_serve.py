@@ -32,6 +32,7 @@ pytest.importorskip("python_multipart")
 from starlette.testclient import TestClient
 
 import mast3r_sfm.app.serve.api
+import mast3r_sfm.app.serve.server
 import mast3r_sfm.app.serve.worker
 from mast3r_sfm.app.flags import as_options
 from mast3r_sfm.app.requests import ModelRequest, ServeRequest
@@ -41,7 +42,7 @@ from mast3r_sfm.app.serve.archive import GoneError, zipped
 from mast3r_sfm.app.serve.guard import Guard, is_loopback
 from mast3r_sfm.app.serve.jobs import Jobs, State
 from mast3r_sfm.app.serve.options import JobOptions
-from mast3r_sfm.app.serve.server import token_of
+from mast3r_sfm.app.serve.server import http_server, token_of
 from mast3r_sfm.app.serve.uploads import Checker, RefusedError, harmless_name
 from mast3r_sfm.app.serve.worker import Worker, for_clients
 from mast3r_sfm.errors import InputError
@@ -732,6 +733,9 @@ def test_with_a_token_nothing_is_answered_without_it(start: Start) -> None:
     assert client.http.post("/session", data={"token": "wrong"}).status_code == 401
     assert "wrong" in client.http.post("/session", data={"token": "wrong"}).text
     assert client.http.post("/session", content=b"token=" + b"x" * 5000).status_code == 413
+    assert (
+        client.http.get("/reconstructions?limit=many", headers=right).json()["detail"].startswith("limit: Input should")
+    )
     for enter in (
         lambda: client.http.get("/", params={"token": token}),
         lambda: client.http.post("/session", data={"token": f" {token} "}),
@@ -758,6 +762,22 @@ def test_cookies_that_mean_harm_cost_no_time(start: Start) -> None:
     client.http.cookies.set("mast3r_sfm_8000", "0" * 64)
     client.http.cookies.clear()
     assert client.http.get("/about", headers={"Cookie": "mast3r_sfm_8000=00"}).status_code == 401
+
+
+def test_a_token_that_comes_too_slowly_is_refused(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mast3r_sfm.app.serve.api, "_SIGN_IN_S", 0.05)
+    app = start(token="correct horse battery").http.app
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def nothing() -> Any:
+        await asyncio.Event().wait()
+
+    scope = {"type": "http", "method": "POST", "path": "/session", "query_string": b"", "headers": []}
+    asyncio.run(asyncio.wait_for(app(scope, nothing, send), 10))
+    assert sent[0]["status"] == 408
 
 
 def test_without_a_token_there_is_no_way_to_sign_in(start: Start) -> None:
@@ -833,6 +853,33 @@ def test_what_keeps_it_from_starting_is_told_in_one_line(
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as found:
         return int(found.getsockname()[1])
+
+
+def test_connections_that_bring_no_request_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mast3r_sfm.app.serve.server, "_HEAD_S", 0.2)
+
+    async def answers_late(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.7)  # longer than a client may wait with its request
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = http_server(answers_late)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            address = listening.getsockname()
+            for head in (b"", b"GET / HTTP/1.1\r\nHost: a\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"):
+                with socket.create_connection(address, timeout=10) as client:
+                    client.sendall(head)
+                    said = b""
+                    while data := client.recv(1000):
+                        said += data
+                        client.sendall(b"G")  # a head that never ends does not keep it open
+                assert said.endswith(b"ok") == head.endswith(b"\r\n\r\n")
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def test_nothing_of_it_is_imported_for_other_commands() -> None:

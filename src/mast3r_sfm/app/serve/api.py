@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from urllib.parse import parse_qs
 
 from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -34,7 +35,7 @@ from mast3r_sfm.model.checkpoint import Model
 from mast3r_sfm.options import ExportFormat, PhotoOptions, ServeLimits
 
 _RETRY_S = 30
-_MAX_SIGN_IN = 1000
+_MAX_SIGN_IN, _SIGN_IN_S = 1000, 20.0
 _REPORT_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'self'"
@@ -74,11 +75,18 @@ def create_app(service: Service, port: int, token: str | None, begun: Callable[[
         await run_in_threadpool(service.end)
 
     app = FastAPI(title="mast3r-sfm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_exception_handler(RequestValidationError, _faulty_query)
     guard = Guard(app, port, token, sign_in_page(), frozenset({"/session", "/style.css"}))
     _add_pages(app, guard)
     _add_jobs(app, service)
     _add_results(app, service)
     return guard
+
+
+def _faulty_query(request: Request, error: Exception) -> JSONResponse:
+    """In one line, as all errors."""
+    assert isinstance(error, RequestValidationError)
+    return JSONResponse({"detail": "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in error.errors())}, 422)
 
 
 def _add_pages(app: FastAPI, guard: Guard) -> None:
@@ -97,10 +105,14 @@ def _add_pages(app: FastAPI, guard: Guard) -> None:
     @app.post("/session", include_in_schema=False)
     async def session(request: Request) -> Response:
         body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > _MAX_SIGN_IN:
-                raise HTTPException(413, "too long for a token")
+        try:
+            async with asyncio.timeout(_SIGN_IN_S):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > _MAX_SIGN_IN:
+                        raise HTTPException(413, "too long for a token", {"Connection": "close"})
+        except TimeoutError as error:
+            raise HTTPException(408, "the token came too slowly", {"Connection": "close"}) from error
         given = parse_qs(body.decode("latin-1")).get("token", [""])[0].strip()
         if guard.is_token(given):
             return guard.signed_in()
