@@ -118,6 +118,8 @@ def test_what_is_no_batch_is_told_in_one_line(
         (["--batch", tmp_path, "--input", tmp_path / "photos"], "--batch"),
         (["--batch", tmp_path, "--engine", "upstream"], "--engine upstream"),
         (["--batch", tmp_path, "--output", tmp_path / "result"], "is a result"),
+        (["--batch", tmp_path, "--output", tmp_path / "photos" / ".."], "is the folder of the scenes"),
+        (["--batch", ""], "is empty; name a folder"),
     ]
     for arguments, message in cases:
         assert run("reconstruct", *arguments, *([] if "--output" in arguments else ["--output", tmp_path / "out"])) == 2

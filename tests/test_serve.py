@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import dataclasses
 import io
 import json
@@ -15,6 +16,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,18 +31,22 @@ pytest.importorskip("python_multipart")
 
 from starlette.testclient import TestClient
 
+import mast3r_sfm.app.serve.api
+import mast3r_sfm.app.serve.server
 import mast3r_sfm.app.serve.worker
 from mast3r_sfm.app.flags import as_options
 from mast3r_sfm.app.requests import ModelRequest, ServeRequest
 from mast3r_sfm.app.scene import reconstruct_scene
 from mast3r_sfm.app.serve.api import Service, create_app
-from mast3r_sfm.app.serve.guard import is_loopback
+from mast3r_sfm.app.serve.archive import GoneError, zipped
+from mast3r_sfm.app.serve.guard import Guard, is_loopback
 from mast3r_sfm.app.serve.jobs import Jobs, State
 from mast3r_sfm.app.serve.options import JobOptions
-from mast3r_sfm.app.serve.server import token_of
+from mast3r_sfm.app.serve.server import http_server, token_of
 from mast3r_sfm.app.serve.uploads import Checker, RefusedError, harmless_name
-from mast3r_sfm.app.serve.worker import Worker
+from mast3r_sfm.app.serve.worker import Worker, for_clients
 from mast3r_sfm.errors import InputError
+from mast3r_sfm.export.result import write_exports
 from mast3r_sfm.model.checkpoint import Model, load_model
 from mast3r_sfm.options import Device, ServeLimits
 
@@ -211,6 +217,78 @@ def test_a_report_that_was_not_asked_for_is_made_to_be_looked_at(start: Start, p
     client.wait(job_id)
     assert not (client.folder / job_id / "result" / "report.html").exists()
     assert b"<title>Reconstruction" in client.http.get(f"/reconstructions/{job_id}/view").content
+
+
+def test_a_report_is_made_once_however_many_ask(start: Start, picture: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = start()
+    job_id = client.submit(("a.png", picture), options=QUICK | {"report": False})
+    client.wait(job_id)
+    made: list[Path] = []
+
+    def slowly(folder: Path, *rest: Any) -> None:
+        made.append(folder)
+        time.sleep(0.2)
+        write_exports(folder, *rest)
+
+    monkeypatch.setattr(mast3r_sfm.app.serve.api, "write_exports", slowly)
+    with ThreadPoolExecutor(5) as pool:
+        pages = list(pool.map(lambda _: client.http.get(f"/reconstructions/{job_id}/view"), range(5)))
+    assert len(made) == 1 and {page.status_code for page in pages} == {200}
+    assert len({page.content for page in pages}) == 1
+
+
+def test_a_result_that_vanished_is_not_there(start: Start, picture: bytes) -> None:
+    client = start()
+    job_id = client.submit(("a.png", picture))
+    client.wait(job_id)
+    shutil.rmtree(client.folder / job_id / "result")
+    for path in ("files", "files/scene.glb", "result.zip", "view"):
+        answer = client.http.get(f"/reconstructions/{job_id}/{path}")
+        assert answer.status_code == 404 and "no longer" in answer.json()["detail"], path
+
+
+def test_a_result_that_is_deleted_while_it_is_sent_ends_the_archive(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"x")
+    pieces = zipped(tmp_path, "top")
+    next(pieces)
+    shutil.rmtree(tmp_path)
+    with pytest.raises(GoneError):
+        list(pieces)
+
+
+@pytest.mark.parametrize("error", [GoneError("a file is deleted"), asyncio.CancelledError()])
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_answer_that_breaks_off_is_no_fault_of_the_server(error: BaseException, begun: bool) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def breaks_off(scope: Any, receive: Any, send: Any) -> None:
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise error
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/",
+        "query_string": b"",
+        "headers": [(b"host", b"127.0.0.1:8000")],
+    }
+    asyncio.run(Guard(breaks_off, 8000, None)(scope, None, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == (200 if begun else 503)
+    assert len(sent) == (1 if begun else 2)  # the connection is closed without an end of what has begun
+
+
+def test_messages_do_not_name_the_servers_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path("out/job"), tmp_path / "out" / "job"):
+        for place in (Path("out/job"), tmp_path / "out" / "job"):
+            said = for_clients(f"{place}/photos/a.png: no. The disk of {place} is full: {place}/result", folder)
+            if place.is_absolute() or not folder.is_absolute():
+                assert said == "a.png: no. The disk of the server's folder is full: result", (folder, place)
 
 
 def test_a_job_that_fails_says_why_in_the_words_of_the_api(start: Start, picture: bytes) -> None:
@@ -561,6 +639,12 @@ def test_what_a_dead_server_left_is_taken_up_once(start: Start, picture: bytes, 
     (client.folder / "20261126-161954-aaaaaaaaaaaa").mkdir()
     (client.folder / "20261126-161954-aaaaaaaaaaaa" / "job.json").write_text("{ half")
     (client.folder / "mine").mkdir()
+    for digit, said in enumerate(
+        ("[]", '"words"', "{}", state.read_text().replace('"created": ', '"created": "x", "b": '))
+    ):
+        folder = client.folder / f"20261126-161954-{digit:012}"
+        folder.mkdir()
+        (folder / "job.json").write_text(said.replace(finished, folder.name))
     client.http.__exit__(None, None, None)
 
     again = start(client.folder)
@@ -572,7 +656,7 @@ def test_what_a_dead_server_left_is_taken_up_once(start: Start, picture: bytes, 
     assert job["state"] == "done" and job["outcome"]["num_registered"] == 1
     assert not unfinished.folder.exists() and (client.folder / "mine").exists()
     assert (client.folder / "20261126-161954-aaaaaaaaaaaa" / "job.json").exists()
-    assert len(again.jobs.all()) == 3
+    assert len(again.jobs.all()) == 3 and again.http.get("/reconstructions").status_code == 200
 
 
 def test_a_folder_has_one_server(start: Start) -> None:
@@ -617,6 +701,7 @@ def test_only_requests_that_name_this_machine_are_answered(start: Start) -> None
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "http://127.0.0.1:8001"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "same-site"}, 403),
     ],
@@ -648,6 +733,9 @@ def test_with_a_token_nothing_is_answered_without_it(start: Start) -> None:
     assert client.http.post("/session", data={"token": "wrong"}).status_code == 401
     assert "wrong" in client.http.post("/session", data={"token": "wrong"}).text
     assert client.http.post("/session", content=b"token=" + b"x" * 5000).status_code == 413
+    assert (
+        client.http.get("/reconstructions?limit=many", headers=right).json()["detail"].startswith("limit: Input should")
+    )
     for enter in (
         lambda: client.http.get("/", params={"token": token}),
         lambda: client.http.post("/session", data={"token": f" {token} "}),
@@ -658,9 +746,38 @@ def test_with_a_token_nothing_is_answered_without_it(start: Start) -> None:
         cookie = answer.headers["set-cookie"]
         assert "HttpOnly" in cookie and "SameSite=lax" in cookie and token.split()[0] not in cookie
         assert client.http.get("/").status_code == 200 and client.http.get("/about").status_code == 200
+        beside = {
+            "Cookie": f'other={{"a": [1]}}; {cookie.partition(";")[0]}; last=1'
+        }  # as other servers' of this machine
+        client.http.cookies.clear()
+        assert client.http.get("/about", headers=beside).status_code == 200
+
+
+def test_cookies_that_mean_harm_cost_no_time(start: Start) -> None:
+    client = start(token="correct horse battery")
+    begin = time.perf_counter()
+    for cookie in ('mast3r_sfm_8000="' + "\\" * 60_000, 'mast3r_sfm_8000="' + "\\x" * 30_000 + '"', ";" * 60_000):
+        assert client.http.get("/about", headers={"Cookie": cookie}).status_code == 401
+    assert time.perf_counter() - begin < 2
     client.http.cookies.set("mast3r_sfm_8000", "0" * 64)
     client.http.cookies.clear()
     assert client.http.get("/about", headers={"Cookie": "mast3r_sfm_8000=00"}).status_code == 401
+
+
+def test_a_token_that_comes_too_slowly_is_refused(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mast3r_sfm.app.serve.api, "_SIGN_IN_S", 0.05)
+    app = start(token="correct horse battery").http.app
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def nothing() -> Any:
+        await asyncio.Event().wait()
+
+    scope = {"type": "http", "method": "POST", "path": "/session", "query_string": b"", "headers": []}
+    asyncio.run(asyncio.wait_for(app(scope, nothing, send), 10))
+    assert sent[0]["status"] == 408
 
 
 def test_without_a_token_there_is_no_way_to_sign_in(start: Start) -> None:
@@ -736,6 +853,33 @@ def test_what_keeps_it_from_starting_is_told_in_one_line(
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as found:
         return int(found.getsockname()[1])
+
+
+def test_connections_that_bring_no_request_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mast3r_sfm.app.serve.server, "_HEAD_S", 0.2)
+
+    async def answers_late(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.7)  # longer than a client may wait with its request
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = http_server(answers_late)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            address = listening.getsockname()
+            for head in (b"", b"GET / HTTP/1.1\r\nHost: a\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"):
+                with socket.create_connection(address, timeout=10) as client:
+                    client.sendall(head)
+                    said = b""
+                    while data := client.recv(1000):
+                        said += data
+                        client.sendall(b"G")  # a head that never ends does not keep it open
+                assert said.endswith(b"ok") == head.endswith(b"\r\n\r\n")
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def test_nothing_of_it_is_imported_for_other_commands() -> None:

@@ -152,6 +152,22 @@ def test_a_client_that_leaves_within_its_upload_leaves_nothing(server: Server, p
     assert server.wait(server.submit(picture))["state"] == "done"
 
 
+def test_a_second_ctrl_c_ends_it_as_well(server: Server, picture: bytes) -> None:
+    """With an upload under way, for which the server waits a moment: it is told of its end, and no fault is shown."""
+    connection = _half_an_upload(server, picture)
+    server.http.close()
+    server.process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(15) == 0
+    assert server.process.stderr is not None
+    said = server.process.stderr.read()
+    server.process.stderr.close()
+    connection.close()
+    server.start()
+    assert "Traceback" not in said, said
+
+
 def test_an_upload_that_is_too_large_is_answered_while_it_comes(server: Server, picture: bytes) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT_S)
     connection.putrequest("POST", "/reconstructions")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from clip_files import write_clip
-from PIL import Image
+from PIL import GifImagePlugin, Image
 
 from mast3r_sfm.app.cli import main
 from mast3r_sfm.camera_groups import group_cameras
@@ -18,7 +18,7 @@ from mast3r_sfm.export.result import check_output
 from mast3r_sfm.images import clips as clips_module
 from mast3r_sfm.images.clips import open_clip
 from mast3r_sfm.images.frames import clips_of, extract_frames, motion_px, plan_footage, sharpness_of
-from mast3r_sfm.images.loading import ImageSizing, load_views
+from mast3r_sfm.images.loading import ImageSizing, check_footage, load_views
 from mast3r_sfm.images.tone import (
     PEAK_NITS,
     WHITE_NITS,
@@ -366,6 +366,38 @@ def test_a_list_that_names_other_files_is_no_clip(tmp_path: Path, words: str) ->
     (tmp_path / "list.mp4").write_text(words)
     with pytest.raises(InputError, match=r"list\.mp4: the clip cannot be decoded"):
         open_clip(tmp_path / "list.mp4")
+
+
+def test_clips_of_few_bytes_and_many_pixels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would take the memory or the time of a whole server."""
+    film = write_clip(tmp_path / "film.mp4", [window(x) for x in range(0, 40, 4)])
+    width, height = size = next(open_clip(film).pictures()).rgb().size
+    still = Image.new("L", (width, height))
+    animation = tmp_path / "turn.gif"
+    still.save(animation, save_all=True, append_images=[Image.new("L", size, grey) for grey in range(1, 10)])
+    for path in (film, animation):
+        check_footage(path)
+    monkeypatch.setattr("mast3r_sfm.images.clips._MAX_FILM_PIXELS", width * height - 1)
+    monkeypatch.setattr("mast3r_sfm.images.clips._MAX_ANIMATED_PIXELS", 10 * width * height - 1)
+    for path, parts in ((film, "its pictures of"), (animation, "10 pictures of")):
+        for look in (check_footage, open_clip, lambda path: frames_of(path, tmp_path / "f")):
+            with pytest.raises(InputError, match=rf"{path.name}: {parts} {width}x{height} pixels are more"):
+                look(path)
+
+
+def test_the_check_of_an_animation_decodes_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = [Image.fromarray(picture) for picture in moving(10)]
+    pictures[0].save(tmp_path / "turn.gif", save_all=True, append_images=pictures[1:])
+    sought = set()
+    seek = GifImagePlugin.GifImageFile.seek
+
+    def noted(image: GifImagePlugin.GifImageFile, number: int) -> None:
+        sought.add(number)
+        seek(image, number)
+
+    monkeypatch.setattr(GifImagePlugin.GifImageFile, "seek", noted)
+    check_footage(tmp_path / "turn.gif")
+    assert sought == {0}
 
 
 def test_a_clip_damaged_in_the_middle_is_used_as_far_as_possible(

@@ -18,6 +18,15 @@ from mast3r_sfm.options import Device, SceneGraph
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+class _Folder(click.Path):
+    """A path that is said: of a variable of the shell that is not set, the current folder would come."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("is empty; name a folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class _Parsed(click.ParamType):
     """A value that its class parses from text; the class's own error says what is allowed."""
 
@@ -64,7 +73,7 @@ def option(owner: type, name: str, *flags: str, **changes: Any) -> Callable[[Com
     elif issubclass(kind, StrEnum):
         settings |= {"type": click.Choice([str(value) for value in kind]), "default": str(one.default)}
     elif kind is Path:
-        settings |= {"type": click.Path(path_type=Path), "metavar": "DIR"}
+        settings |= {"type": _Folder(path_type=Path), "metavar": "DIR"}
     else:
         settings |= {"type": click.IntRange(min=minimum) if minimum is not None else kind}
     if kind is not bool and one.default not in (None, ()):

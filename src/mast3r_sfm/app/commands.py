@@ -75,6 +75,8 @@ def reconstruct_batch(request: ReconstructRequest) -> int:
     quiet = request.display.quiet
     output = _free_output([str(request.batch)]) if request.output is None else request.output
     scenes = find_scenes(request.batch, output)
+    if output.resolve() == request.batch.resolve():
+        raise InputError(f"`output={output}` is the folder of the scenes: name another one for the results")
     if output.exists() and is_result(output):
         raise InputError(f"`output={output}` is a result, and is to hold one for every scene: name another folder")
     with logging_to_console(request.display.debug):

@@ -75,11 +75,22 @@ def open_clip(path: Path) -> Clip:
     return _open_film(path) if _is_film(path) else _open_animation(path)
 
 
+def check_clip(path: Path) -> None:
+    """Reads what says that the file is a clip, and no more. Raises InputError that names it if it is none."""
+    if _is_film(path):
+        _open_film(path)
+    else:
+        next(_animation(path))
+
+
 def _is_film(path: Path) -> bool:
     return path.suffix.lower() in CLIP_SUFFIXES
 
 
 # ------------------------------------------------------------------ films
+_MAX_FILM_PIXELS = 2**26  # 8192x8192; decoders keep dozens of pictures in memory
+
+
 @dataclass(frozen=True)
 class _FilmPicture:
     """A decoded picture of a film.
@@ -200,8 +211,15 @@ def _stream(container: Any, path: Path) -> Any:
     films = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
     if not films:
         raise InputError(f"{path}: has no pictures, only sound or data; remove it from the input")
-    if films[0].codec_context is None:
+    codec = films[0].codec_context
+    if codec is None:
         raise InputError(f"{path}: its codec is not known; convert the clip to H.264 or remove it from the input")
+    if codec.width * codec.height > _MAX_FILM_PIXELS:
+        raise InputError(
+            f"{path}: its pictures of {codec.width}x{codec.height} pixels are more than are decoded "
+            f"({_MAX_FILM_PIXELS / 1e6:.0f} million); make a smaller copy"
+        )
+    codec.options = {"max_pixels": str(_MAX_FILM_PIXELS)}  # pictures may become larger on the way
     return films[0]
 
 
@@ -212,6 +230,7 @@ def _not_decoded(path: Path, error: BaseException | None) -> InputError:
 
 # ------------------------------------------------------------------ animations
 _USUAL_DURATION_MS = 100  # what browsers do with 0
+_MAX_ANIMATED_PIXELS = 2**32  # of all pictures, a minute of work: few bytes can hold far more
 
 
 @dataclass(frozen=True)
@@ -246,7 +265,13 @@ def _animation(path: Path) -> Iterator[tuple[Image.Image, float]]:
     """Upright pictures and how long each is shown."""
     try:
         with Image.open(path, formats=("GIF", "WEBP")) as image:
-            for number in range(getattr(image, "n_frames", 1)):
+            frames = getattr(image, "n_frames", 1)
+            if frames * image.width * image.height > _MAX_ANIMATED_PIXELS:
+                raise InputError(
+                    f"{path}: {frames} pictures of {image.width}x{image.height} pixels are more than are decoded "
+                    f"({_MAX_ANIMATED_PIXELS / 1e9:.1f} billion pixels); convert it to mp4, or make a smaller copy"
+                )
+            for number in range(frames):
                 image.seek(number)
                 rgba = image.convert("RGBA")
                 white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mast3r_sfm.errors import InputError
-from mast3r_sfm.images.clips import check_clip_library, open_clip
+from mast3r_sfm.images.clips import check_clip, check_clip_library
 from mast3r_sfm.images.decoding import decode_image, max_pixels, quiet_pillow
 from mast3r_sfm.images.finding import is_clip, unreadable
 from mast3r_sfm.images.masks import USED, opacity
@@ -118,7 +118,7 @@ def check_footage(path: Path) -> None:
     """
     if is_clip(path):
         check_clip_library([path])
-        open_clip(path)
+        check_clip(path)
     else:
         decode_image(_bytes_of(path), str(path))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import mimetypes
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 from urllib.parse import parse_qs
 
 from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -26,14 +28,14 @@ from mast3r_sfm.app.serve.jobs import RESULT, UPLOAD, Job, Jobs, State, TooManyW
 from mast3r_sfm.app.serve.options import JobOptions
 from mast3r_sfm.app.serve.page import page, script, sign_in_page, style
 from mast3r_sfm.app.serve.uploads import ACCEPTED, Checker, RefusedError, disk_full_refused, receive
-from mast3r_sfm.app.serve.worker import Worker
+from mast3r_sfm.app.serve.worker import Worker, for_clients
 from mast3r_sfm.errors import InputError
-from mast3r_sfm.export.result import write_exports
+from mast3r_sfm.export.result import is_result, write_exports
 from mast3r_sfm.model.checkpoint import Model
 from mast3r_sfm.options import ExportFormat, PhotoOptions, ServeLimits
 
 _RETRY_S = 30
-_MAX_SIGN_IN = 1000
+_MAX_SIGN_IN, _SIGN_IN_S = 1000, 20.0
 _REPORT_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'self'"
@@ -52,24 +54,39 @@ class Service:
     request: ModelRequest
     limits: ServeLimits
 
+    def end(self) -> None:
+        """Ends the running job at its next step, and lets another server have the folder. Once is enough."""
+        self.worker.stop()
+        self.checker.close()
+        self.jobs.release()
 
-def create_app(service: Service, port: int, token: str | None) -> Guard:
-    """The application, with its worker running from start to shutdown. See `Guard` for `token`."""
+
+def create_app(service: Service, port: int, token: str | None, begun: Callable[[], None] = lambda: None) -> Guard:
+    """The application, with its worker running from start to shutdown. See `Guard` for `token`.
+
+    begun  called when it is about to answer
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.worker.start()
+        begun()
         yield
-        await run_in_threadpool(service.worker.stop)
-        service.checker.close()
-        service.jobs.release()
+        await run_in_threadpool(service.end)
 
     app = FastAPI(title="mast3r-sfm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_exception_handler(RequestValidationError, _faulty_query)
     guard = Guard(app, port, token, sign_in_page(), frozenset({"/session", "/style.css"}))
     _add_pages(app, guard)
     _add_jobs(app, service)
     _add_results(app, service)
     return guard
+
+
+def _faulty_query(request: Request, error: Exception) -> JSONResponse:
+    """In one line, as all errors."""
+    assert isinstance(error, RequestValidationError)
+    return JSONResponse({"detail": "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in error.errors())}, 422)
 
 
 def _add_pages(app: FastAPI, guard: Guard) -> None:
@@ -88,10 +105,14 @@ def _add_pages(app: FastAPI, guard: Guard) -> None:
     @app.post("/session", include_in_schema=False)
     async def session(request: Request) -> Response:
         body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > _MAX_SIGN_IN:
-                raise HTTPException(413, "too long for a token")
+        try:
+            async with asyncio.timeout(_SIGN_IN_S):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > _MAX_SIGN_IN:
+                        raise HTTPException(413, "too long for a token", {"Connection": "close"})
+        except TimeoutError as error:
+            raise HTTPException(408, "the token came too slowly", {"Connection": "close"}) from error
         given = parse_qs(body.decode("latin-1")).get("token", [""])[0].strip()
         if guard.is_token(given):
             return guard.signed_in()
@@ -193,6 +214,7 @@ async def _received(request: Request, service: Service) -> Job:
 
 def _add_results(app: FastAPI, service: Service) -> None:
     jobs = service.jobs
+    making_report = asyncio.Lock()
 
     @app.get("/reconstructions/{job_id}/files")
     def names(job_id: str) -> dict[str, Any]:
@@ -217,15 +239,16 @@ def _add_results(app: FastAPI, service: Service) -> None:
         return StreamingResponse(zipped(_result(jobs, job_id), name), media_type="application/zip", headers=headers)
 
     @app.get("/reconstructions/{job_id}/view")
-    def view(job_id: str) -> FileResponse:
+    async def view(job_id: str) -> FileResponse:
         """The report: the result to look at."""
-        folder = _result(jobs, job_id)
+        folder = await run_in_threadpool(_result, jobs, job_id)
         report = folder / ExportFormat.REPORT.entry
-        if not report.exists():
-            try:
-                write_exports(folder, [ExportFormat.REPORT], PhotoOptions())
-            except InputError as error:
-                raise HTTPException(500, _without_paths(str(error), folder)) from error
+        async with making_report:  # once, however many ask; a report that is being sent must not be written anew
+            if not report.exists():
+                try:
+                    await run_in_threadpool(write_exports, folder, [ExportFormat.REPORT], PhotoOptions())
+                except InputError as error:
+                    raise HTTPException(500, for_clients(str(error), folder.parent)) from error
         headers = {"Content-Security-Policy": _REPORT_POLICY, "X-Frame-Options": "SAMEORIGIN"}
         return FileResponse(report, media_type="text/html; charset=utf-8", headers=headers)
 
@@ -241,7 +264,10 @@ def _result(jobs: Jobs, job_id: str) -> Path:
     job = _known(jobs, job_id)
     if job.state is not State.DONE:
         raise HTTPException(409, f"this reconstruction has no result: it is {job.state}")
-    return jobs.folder(job_id) / RESULT
+    folder = jobs.folder(job_id) / RESULT
+    if not is_result(folder):
+        raise HTTPException(404, "the result is no longer on the server's disk")
+    return folder
 
 
 def _checked_options(given: dict[str, Any], photos: Path, service: Service) -> dict[str, Any]:
@@ -251,14 +277,10 @@ def _checked_options(given: dict[str, Any], photos: Path, service: Service) -> d
         options.request(photos, service.request, service.limits)
     except ValidationError as error:
         faults = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_url=False))
-        raise RefusedError(422, "; ".join(faults)) from error
+        raise RefusedError(422, " ".join("; ".join(faults).split())) from error
     except InputError as error:
         raise RefusedError(422, as_options(str(error))) from error
     return options.model_dump(mode="json", exclude_unset=True)
-
-
-def _without_paths(message: str, folder: Path) -> str:
-    return message.replace(f"{folder.parent}/", "")
 
 
 def _described(job: Job, service: Service) -> dict[str, Any]:

@@ -10,6 +10,10 @@ from pathlib import Path
 _PIECE = 1 << 20
 
 
+class GoneError(Exception):
+    """A folder was deleted while it was sent."""
+
+
 def files_below(folder: Path) -> dict[str, Path]:
     """The regular files below `folder` by their relative names, in order; links are not followed."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
@@ -17,12 +21,18 @@ def files_below(folder: Path) -> dict[str, Path]:
 
 
 def zipped(folder: Path, top: str) -> Iterator[bytes]:
-    """The archive in pieces, with everything in a folder `top`. Stored: photos and arrays do not get smaller."""
+    """The archive in pieces, with everything in a folder `top`. Stored: photos and arrays do not get smaller.
+
+    Raises GoneError if the folder is deleted meanwhile.
+    """
     pieces = _Pieces()
     with zipfile.ZipFile(pieces, "w", zipfile.ZIP_STORED) as archive:
         for name, path in files_below(folder).items():
-            entry = zipfile.ZipInfo.from_file(path, f"{top}/{name}")
-            with path.open("rb") as source, archive.open(entry, "w") as target:
+            try:
+                entry, source = zipfile.ZipInfo.from_file(path, f"{top}/{name}"), path.open("rb")
+            except FileNotFoundError as error:
+                raise GoneError(f"{name} is deleted") from error
+            with source, archive.open(entry, "w") as target:
                 while piece := source.read(_PIECE):
                     target.write(piece)
                     yield pieces.taken()

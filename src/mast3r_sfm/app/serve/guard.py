@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
-from http.cookies import CookieError, SimpleCookie
+import logging
 from ipaddress import ip_address
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mast3r_sfm.app.serve.archive import GoneError
+
+logger = logging.getLogger(__name__)
 
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -59,17 +64,27 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
-                await self._app(scope, receive, send)
+                await self._app(scope, _or_shutdown(receive), send)
             return
         headers = Headers(scope=scope)
+        begun = False
 
         async def send_with_headers(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 _add_headers(MutableHeaders(scope=message))
             await send(message)
 
         answer = self._refusal(scope, headers) or self._signed_in(scope) or self._missing_token(scope, headers)
-        await (answer or self._app)(scope, receive, send_with_headers)
+        try:
+            await (answer or self._app)(scope, receive, send_with_headers)
+        except (asyncio.CancelledError, GoneError) as error:
+            # the server ends, or a result was deleted while it was sent: no fault, and nothing for the log
+            logger.debug("%s %s broke off: %s", scope["method"], scope["path"], error)
+            if not begun:
+                await _error(503, "The server ends: try again later")(scope, receive, send_with_headers)
+            # else the connection is closed, by which the client sees that it has not got everything
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         host = headers.get("host", "").lower()
@@ -78,7 +93,7 @@ class Guard:
         if scope["method"] in ("GET", "HEAD"):
             return None
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host:
+        if origin is not None and _host_of(origin) != host:
             return _error(403, "Requests of other sites' pages are refused")
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return _error(403, "Requests of other sites' pages are refused")
@@ -113,11 +128,32 @@ class Guard:
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and self.is_token(given.strip()):
             return True
+        # `http.cookies` takes seconds for long cookies that mean harm, and none behind one that other programs made up
+        given_cookies = (one.strip().partition("=") for one in headers.get("cookie", "").split(";"))
+        return any(
+            name == self._cookie and hmac.compare_digest(value.encode(), self._session.encode())
+            for name, _, value in given_cookies
+        )
+
+
+def _or_shutdown(receive: Receive) -> Receive:
+    """What the application hears of its own life. At a second Ctrl-C uvicorn cancels it instead of telling the end."""
+
+    async def received() -> Message:
         try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(self._cookie)
-        except CookieError:
-            return False
-        return cookie is not None and hmac.compare_digest(cookie.value.encode(), self._session.encode())
+            return await receive()
+        except asyncio.CancelledError:
+            return {"type": "lifespan.shutdown"}
+
+    return received
+
+
+def _host_of(origin: str) -> str | None:
+    """Host and port of an `Origin`; None if there is none in it."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _error(status: int, message: str) -> Response:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import json
 import logging
 import os
 import re
@@ -22,6 +21,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any
+
+from pydantic import TypeAdapter
 
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.files import write_json
@@ -274,8 +275,9 @@ class Jobs:
                 continue
             try:
                 job = _read(folder)
-            except (OSError, ValueError, TypeError, KeyError) as error:
-                logger.warning("%s cannot be read and is left alone: %s", folder / STATE, error)
+            except (OSError, ValueError) as error:
+                what = " ".join(str(error).split())
+                logger.warning("%s cannot be read and is left alone: %s", folder / STATE, what)
                 continue
             self._jobs[job.id] = job
             for left in folder.glob(f".{RESULT}.*"):
@@ -295,14 +297,11 @@ class Jobs:
 
 
 def _read(folder: Path) -> Job:
-    """Raises OSError, ValueError, TypeError or KeyError if this is no state of a job."""
-    said = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    names = {one.name for one in dataclasses.fields(Job)}
-    said = {name: value for name, value in said.items() if name in names}
-    if said["id"] != folder.name:
-        raise ValueError(f"it is of the job {said['id']}")
-    lists = {name: tuple(said.get(name, ())) for name in ("photos", "warnings")}
-    return Job(**{**said, **lists, "state": State(said["state"])})
+    """Raises OSError or ValueError if this is no state of a job."""
+    job = TypeAdapter(Job).validate_json((folder / STATE).read_bytes())
+    if job.id != folder.name:
+        raise ValueError(f"it is of the job {job.id}")
+    return job
 
 
 def outcome_of(result: Path) -> dict[str, Any]:

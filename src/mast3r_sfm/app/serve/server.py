@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import secrets
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from urllib.parse import quote
 
 import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mast3r_sfm.app.console import say, server_log
 from mast3r_sfm.app.requests import MIN_TOKEN, ServeRequest
@@ -27,6 +30,7 @@ from mast3r_sfm.model.checkpoint import Model
 _BACKLOG = 128
 _MAX_CONNECTIONS = 512
 _GOODBYE_S = 3
+_HEAD_S = 20.0
 
 
 def run_server(request: ServeRequest, load_model: Callable[[], Model]) -> None:
@@ -47,26 +51,58 @@ def run_server(request: ServeRequest, load_model: Callable[[], Model]) -> None:
             request.model,
             request.limits,
         )
-        app = create_app(service, request.port, token)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                ws="none",
-                limit_concurrency=_MAX_CONNECTIONS,
-                timeout_graceful_shutdown=_GOODBYE_S,
-            )
-        )
-        listening.listen(_BACKLOG)
         url = _url(request, token)
-        say(f"{url} takes photos; results go to {request.output}; Ctrl-C ends it")
-        if request.browser:
-            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-        with contextlib.suppress(KeyboardInterrupt):
-            server.run(sockets=[listening])
+
+        def begun() -> None:
+            """From here on signals end it in good order."""
+            say(f"{url} takes photos; results go to {request.output}; Ctrl-C ends it")
+            if request.browser:
+                threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+
+        app = create_app(service, request.port, token, begun)
+        server = http_server(app)
+        listening.listen(_BACKLOG)
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                server.run(sockets=[listening])
+        finally:
+            service.end()  # of an application that failed to start, else it has ended already
+
+
+class _Connection(H11Protocol):
+    """A connection that is closed if it brings no request: there may be only so many, and uvicorn waits for the head of
+    a request for ever."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(_HEAD_S, self._close_if_idle, None)
+
+    def _close_if_idle(self, last: object) -> None:
+        """Closes it if it has waited for the request after `last` since the look before, and else looks again later."""
+        if self.transport.is_closing():
+            return
+        waits = self.cycle is None or self.cycle.response_complete
+        if waits and self.cycle is last:
+            self.transport.close()
+        else:
+            self.loop.call_later(_HEAD_S, self._close_if_idle, self.cycle if waits else self)
+
+
+def http_server(app: ASGIApp) -> uvicorn.Server:
+    """What speaks HTTP, with limits on what comes before a request: 64 KB, so many connections, so long."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=_Connection,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            ws="none",
+            limit_concurrency=_MAX_CONNECTIONS,
+            timeout_graceful_shutdown=_GOODBYE_S,
+        )
+    )
 
 
 def socket_of(host: str, port: int) -> socket.socket:

@@ -114,7 +114,8 @@ class Worker:
         with self._lock:
             if self._watch is not None:
                 self._watch.end(_ServerEndsError)
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def progress(self, job_id: str) -> list[dict[str, Any]] | None:
         """The stages of the job if it is the running one."""
@@ -165,7 +166,7 @@ class Worker:
 
         def fail(error: str) -> None:
             """If the error left a result, as one of a single export does, the job is done all the same."""
-            said = {"error": _for_clients(error, folder), "warnings": tuple(warnings)}
+            said = {"error": for_clients(error, folder), "warnings": tuple(warnings)}
             if is_result(result):
                 self._jobs.finish(job.id, State.DONE, outcome=outcome_of(result), **said)
             else:
@@ -188,7 +189,7 @@ class Worker:
                     State.DONE,
                     outcome=outcome_of(result),
                     seconds={**job.seconds, **written.seconds},
-                    error=None if written.misplaced is None else _for_clients(str(written.misplaced), folder),
+                    error=None if written.misplaced is None else for_clients(str(written.misplaced), folder),
                     warnings=tuple(warnings),
                 )
             except _CancelledError:
@@ -208,9 +209,16 @@ class Worker:
         shutil.rmtree(self._jobs.folder(job_id) / PHOTOS, ignore_errors=True)
 
 
-def _for_clients(message: str, folder: Path) -> str:
-    """In the words of the API, and without the places where the server keeps its files."""
-    return as_options(message).replace(f"{folder / PHOTOS}/", "").replace(f"{folder}/", "")
+def for_clients(message: str, folder: Path) -> str:
+    """In the words of the API, and without the places where the server keeps its files.
+
+    folder  of the job
+    """
+    message = as_options(message)
+    for place in (folder.resolve(), folder):  # messages have the one or the other
+        message = message.replace(f"{place / PHOTOS}/", "").replace(f"{place}/", "")
+        message = message.replace(str(place), "the server's folder")
+    return message
 
 
 class _Warnings(logging.Handler):
@@ -222,7 +230,7 @@ class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         of_the_job = not record.name.startswith(_OWN) and not (record.threadName or "").startswith(CHECKING)
         if of_the_job and len(self.messages) < _MAX_WARNINGS:
-            self.messages.append(_for_clients(record.getMessage(), self._folder))
+            self.messages.append(for_clients(record.getMessage(), self._folder))
 
 
 @contextmanager
