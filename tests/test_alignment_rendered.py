@@ -27,3 +27,9 @@ def test_poses_and_depth_of_a_rendered_orbit(size: tuple[int, int], limits: tupl
     focal_ratio = result.K[:, 0, 0] / scene.K[:, 0, 0]
     torch.testing.assert_close(focal_ratio, torch.ones(7).double(), rtol=0.01, atol=0)
     assert (reprojection_errors(problem, result) < 0.6).all()  # matches are rounded to whole pixels
+    # and what hundreds of first-order iterations find is no better
+    config = AlignmentConfig(second_order=False, niter_fine=300, matches_per_pair=None)
+    first_order = align(build_problem(canonical, matches, {}, config), config)
+    others = pose_errors(first_order.world_from_cam, scene.world_from_cam)
+    assert rotation_deg <= others[0] + 0.01 and direction_deg <= others[1] + 0.01
+    assert depth_error(scene, canonical, result) <= depth_error(scene, canonical, first_order) + 1e-4

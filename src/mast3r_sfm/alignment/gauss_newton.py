@@ -20,8 +20,8 @@ from mast3r_sfm.alignment.parameters import Scene, SceneModel
 from mast3r_sfm.alignment.problem import AlignmentProblem
 from mast3r_sfm.options import AlignmentConfig
 
-SOLVER_STEPS = 30
-"""Steps of the conjugate gradients in an iteration."""
+SOLVER_STEPS = (20, 5, 40)
+"""Steps of the conjugate gradients in an iteration: for few views, more views for one step more, and at most."""
 
 DEPTH_PRIOR = 1e-3
 """Weight, in pixels of the loss, of half the mean squared distance of the log factors of depth from those of their
@@ -76,7 +76,7 @@ class GaussNewton:
         n, num_anchors = start.depths.shape
         device = start.depths.device
         self._model, self._root = SceneModel(problem), problem.tree.root
-        self._start, self._shared_depths = start, not config.optimize_depth
+        self._start = start
         self._accepted, self._trial = _Place.of(start), _Place.of(start)
         terms: list[Term] = [MatchTerm(problem.matches, config.exponent_fine)]
         if problem.fallback is not None:
@@ -89,7 +89,11 @@ class GaussNewton:
         trained = torch.ones(self._layout.size, device=device)
         if not config.optimize_principal_point:
             trained[-start.principal_points.numel() :] = 0
-        self._system = ReducedSystem(self._terms, self._layout, (n, num_anchors), trained)
+        self._system = ReducedSystem(
+            self._terms, self._layout, (n, num_anchors), trained, shared_depths=not config.optimize_depth
+        )
+        few, views_a_step, most = SOLVER_STEPS
+        self._solver_steps = min(few + n // views_a_step, most)
         self._prior_curvature, self._prior_centre = _priors(self._model, config)
         self._depth_prior = DEPTH_PRIOR / start.depths.numel()
         self.losses = torch.zeros(niter, device=device)
@@ -116,7 +120,7 @@ class GaussNewton:
     def step(self) -> None:
         """Goes where the last iteration points to, looks at that place, and finds the next step."""
         self._linearize()
-        for _ in range(SOLVER_STEPS):
+        for _ in range(self._solver_steps):
             self._system.solver_step()
 
     def recorded(self) -> Callable[[], None]:
@@ -128,7 +132,7 @@ class GaussNewton:
 
         def step() -> None:
             linearize()
-            for _ in range(SOLVER_STEPS):
+            for _ in range(self._solver_steps):
                 solve()
 
         return step
@@ -145,19 +149,18 @@ class GaussNewton:
 
         off_prior = torch.cat([trial.log_focals, trial.principal_points.reshape(-1)]) - self._prior_centre
         prior_slope = self._prior_curvature * off_prior
-        off_mean = torch.where(self._observed, trial.log_factors - self._mean_factors(trial.log_factors), 0.0).view(-1)
+        off_mean = (trial.log_factors - self._mean_factors(trial.log_factors)).mul_(self._observed).view(-1)
         priors = 0.5 * ((prior_slope * off_prior).sum() + self._depth_prior * off_mean.square().sum())
         taken = self._judge((added([one.loss for one in sums]) + priors).view(1))
 
-        curvature = self._of_depths(added([one.curvature for one in sums])) * (1 + self._damping)
-        slope = self._of_depths(added([one.slope for one in sums]))
         updates = [one.update(motion, intrinsics, s) for one, motion, s in zip(self._terms, here, sums, strict=True)]
         self._system.prepare(
             gradient=added([gradient for gradient, _ in updates]),
             own=added([own for _, own in updates]),
-            curvature=curvature.add_(self._depth_prior),
-            slope=slope.add(off_mean, alpha=self._depth_prior),
+            curvature=added([one.curvature for one in sums]),
+            slope=added([one.slope for one in sums]),
             prior=(prior_slope, self._prior_curvature),
+            depth_prior=(off_mean * self._depth_prior, self._depth_prior),
             damping=self._damping,
             usable=taken,
         )
@@ -191,14 +194,7 @@ class GaussNewton:
 
     def _mean_factors(self, log_factors: torch.Tensor) -> torch.Tensor:
         """(n, 1) over the observed anchors of each view."""
-        return torch.where(self._observed, log_factors, 0.0).sum(1, keepdim=True) / self._num_observed
-
-    def _of_depths(self, anchors: torch.Tensor) -> torch.Tensor:
-        """(n A,) sums by anchor, or by view if its anchors share a factor."""
-        if not self._shared_depths:
-            return anchors
-        by_view = anchors.view_as(self._start.depths).sum(1, keepdim=True)
-        return by_view.expand_as(self._start.depths).reshape(-1)
+        return (log_factors * self._observed).sum(1, keepdim=True) / self._num_observed
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,8 @@ def build_problem(
     num_anchors = np.array([(H // config.subsample) * (W // config.subsample) for H, W in shapes])
     per_view = max(view.core_depth.numel() for view in canonical)
     core_depths = _pad_rows([view.core_depth.reshape(-1) for view in canonical], per_view)
-    pairs = thin_matches(pairs, config.matches_per_pair, median_depths.device)
+    if config.matches_per_pair is not None:
+        pairs = thin_matches(pairs, config.matches_per_pair, median_depths.device)
     sides = observe(canonical, pairs, position_of, per_view, config.subsample)
     good = _are_good(pairs, config.matching_conf_thr)
     return AlignmentProblem(

@@ -18,41 +18,32 @@ CELL = 32
 _AT_ONCE = 1 << 22  # matches that are sorted together
 
 
-def thin_matches(
-    pairs: Sequence[Correspondences], budget: int | None, device: torch.device | str
-) -> list[Correspondences]:
+def thin_matches(pairs: Sequence[Correspondences], budget: int, device: torch.device | str) -> list[Correspondences]:
     """Of each pair at most `budget` matches: the surest of every cell, then the second of every cell, and so on, until
-    there are as many. Within the last round the surest are taken. Order is kept; None: all.
-
-    With a budget all come back on `device`.
+    there are as many. Within the last round the surest are taken. Order is kept; all come back on `device`.
     """
-    if budget is None:
-        return list(pairs)
-    out = [
-        matches
-        if len(matches) > budget
-        else Correspondences(matches.i, matches.j, *(t.to(device) for t in (matches.xy_i, matches.xy_j, matches.conf)))
-        for matches in pairs
-    ]
-    for group in _groups(pairs, [p for p, matches in enumerate(pairs) if len(matches) > budget]):
-        counts = torch.tensor([len(pairs[p]) for p in group])
-        xy_i, xy_j, conf = (
-            torch.cat([getattr(pairs[p], name) for p in group]).to(device) for name in ("xy_i", "xy_j", "conf")
-        )
-        kept = _kept(xy_i, conf, counts.to(device), budget).nonzero()[:, 0]
-        parts = [tensor.index_select(0, kept).split(budget) for tensor in (xy_i, xy_j, conf)]
-        for p, own_i, own_j, own_conf in zip(group, *parts, strict=True):
-            out[p] = Correspondences(pairs[p].i, pairs[p].j, own_i, own_j, own_conf)
-    return out
+    return [thinned for group in _groups(pairs) for thinned in _thinned(group, budget, device)]
 
 
-def _groups(pairs: Sequence[Correspondences], which: Sequence[int]) -> Iterator[list[int]]:
-    """The numbers `which` of pairs in groups of about `_AT_ONCE` matches."""
-    group: list[int] = []
+def _thinned(pairs: Sequence[Correspondences], budget: int, device: torch.device | str) -> Iterator[Correspondences]:
+    """`thin_matches` of pairs that go to the device together."""
+    counts = torch.tensor([len(matches) for matches in pairs])
+    columns = [torch.cat([getattr(matches, name) for matches in pairs]).to(device) for name in ("xy_i", "xy_j", "conf")]
+    if bool((counts > budget).any()):
+        kept = _kept(columns[0], columns[2], counts.to(device), budget).nonzero()[:, 0]
+        columns = [column.index_select(0, kept) for column in columns]
+    parts = [column.split(counts.clamp_max(budget).tolist()) for column in columns]
+    for matches, xy_i, xy_j, conf in zip(pairs, *parts, strict=True):
+        yield Correspondences(matches.i, matches.j, xy_i, xy_j, conf)
+
+
+def _groups(pairs: Sequence[Correspondences]) -> Iterator[list[Correspondences]]:
+    """Pairs in groups of about `_AT_ONCE` matches."""
+    group: list[Correspondences] = []
     size = 0
-    for p in which:
-        group.append(p)
-        size += len(pairs[p])
+    for matches in pairs:
+        group.append(matches)
+        size += len(matches)
         if size >= _AT_ONCE:
             yield group
             group, size = [], 0
@@ -61,7 +52,7 @@ def _groups(pairs: Sequence[Correspondences], which: Sequence[int]) -> Iterator[
 
 
 def _kept(xy: torch.Tensor, conf: torch.Tensor, counts: torch.Tensor, budget: int) -> torch.Tensor:
-    """(M,) bool: `budget` matches of each pair; `counts` are the matches of the pairs, which follow each other."""
+    """(M,) bool: at most `budget` matches of each pair; `counts` are those of the pairs, which follow each other."""
     pair = torch.arange(len(counts), device=xy.device).repeat_interleave(counts)
     column, row = (xy // CELL).long().unbind(1)
     cell = (pair * (row.max() + 1) + row) * (column.max() + 1) + column

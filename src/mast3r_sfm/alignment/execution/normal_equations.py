@@ -30,6 +30,7 @@ from mast3r_sfm.alignment.losses import MIN_DEPTH, PIXEL_RANGE
 NUM_OF_DIRECTION = 13
 """Of the 3 x 4 motion, row by row, and the logarithm of the source's focal length as far as it changes depths."""
 
+_SMALLER = 4  # slabs than those of the first-order losses: for 400 bytes of temporaries a match
 _MIN_FACTOR = 1e-3  # of the depth of a pixel over that of its anchor, where it divides
 _CLOSEST_PIXELS = 0.02  # residuals below count as this large in the weights: a robust distance has a kink at zero
 _CLOSEST_UNITS = 1e-3
@@ -101,9 +102,9 @@ class Term(ABC):
         self._owner, self._observed, self._weight = owner, observed, weight
         self._sum_chunks, self._sum_by_anchor = sum_chunks, sum_by_anchor
         num_chunks, self._k, length = observed.anchor.shape
-        self._slabs = slabs(num_chunks, weight)
+        self._slabs = slabs(num_chunks, weight, divided_by=_SMALLER)
         new = weight.new_zeros  # before the first `linearize`, products are zero
-        self._points = torch.ones(num_chunks, self._k, 4, length, device=weight.device)  # q
+        self._points = weight.new_ones(num_chunks, self._k, 4, length)  # q
         self._pulls = new(num_chunks, self._k, 3, length)  # P'^T w dr / d(log depth)
         self._zoom_pulls = new(num_chunks, self._k, length)
         self._curvature, self._slope = new(2, num_chunks, self._k, length)
@@ -111,7 +112,7 @@ class Term(ABC):
         self._by_zoom = new(num_chunks, self._k, 2)
         self._to_direction = new(num_chunks, self._k, NUM_OF_DIRECTION)
         selection = [[float(plane == p) for p in range(4)] for row in _PLANES for plane in row]
-        self._select_planes = torch.tensor(selection, device=weight.device)
+        self._select_planes = weight.new_tensor(selection)
 
     @abstractmethod
     def _weigh(self, slab: slice, place: torch.Tensor, of_chunk: torch.Tensor) -> _Weighted:
@@ -119,8 +120,8 @@ class Term(ABC):
 
     def observed_anchors(self) -> torch.Tensor:
         """(n A,) number of observations of every anchor."""
-        real = (self._weight > 0)[:, None].expand(-1, self._k, -1).float()
-        return self._sum_by_anchor(real.reshape(-1))
+        real = (self._weight > 0)[:, None].expand_as(self._zoom_pulls)
+        return self._sum_by_anchor(real.to(self._weight.dtype).reshape(-1))
 
     def linearize(self, numbers: Numbers, motion: torch.Tensor) -> Sums:
         """Values and derivatives here; `motion` (D, 3, 4) is `motions` of `ends`."""

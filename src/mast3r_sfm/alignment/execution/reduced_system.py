@@ -1,7 +1,7 @@
 """The linear system of an iteration, with the anchors eliminated, and its solution by conjugate gradients.
 
 A step of the cameras is a flat vector: turn and shift of every view (n, 6), in its camera, then the changes of the log
-focals (F,) and of the principal points (C, 2). With matrix H and gradient g of the cameras, the diagonal C and gradient b
+focals (F,) and of the principal points (C, 2). With matrix H and gradient g of the cameras, diagonal C and gradient b
 of the anchors, and E between the two,
 
     (H + lambda diag H - E C^-1 E^T) x = -(g - E C^-1 b),    step of the anchors  -C^-1 (b + E^T x)
@@ -70,7 +70,7 @@ class DirectedTerm:
         count = len(ends)
         self._chain = centre_units.new_zeros(count, 2 * _OF_VIEW, NUM_OF_DIRECTION)
         self._blocks = centre_units.new_zeros(count, 2 * _OF_VIEW, 2 * _OF_VIEW)
-        self._turns = _generators().to(centre_units.device)
+        self._turns = _generators().to(centre_units)
         motions = self._motions()
         for axis in range(3):
             motions[:, 12 + axis, axis, 3] = -1  # a shift of the target
@@ -99,26 +99,29 @@ class DirectedTerm:
                 out[:, 16 + axis, axis] = motion[:, 2] * per_pixel[:, 1, axis, None]
         self._blocks.copy_(self._chain @ sums.hessian @ self._chain.transpose(1, 2))
         both = torch.stack([self._blocks[:, :_OF_VIEW, :_OF_VIEW], self._blocks[:, _OF_VIEW:, _OF_VIEW:]], 1)
-        return self._by_view(sums.gradient), self._sum_by_view(both.view(-1, _OF_VIEW, _OF_VIEW))
+        gradient = torch.bmm(self._chain, sums.gradient[:, :, None])
+        return self._by_view(gradient), self._sum_by_view(both.view(-1, _OF_VIEW, _OF_VIEW))
 
-    def _of_ends(self, views: torch.Tensor) -> torch.Tensor:
+    def of_ends(self, views: torch.Tensor) -> torch.Tensor:
+        """(n, 9) -> (D, 18, 1): of the two views of every direction."""
         return views.index_select(0, self._ends).view(-1, 2 * _OF_VIEW, 1)
 
-    def _by_view(self, directions: torch.Tensor) -> torch.Tensor:
-        """(D, 13) -> (n, 9)"""
-        return self._sum_by_view(torch.bmm(self._chain, directions[:, :, None]).view(-1, _OF_VIEW))
+    def _by_view(self, rows: torch.Tensor) -> torch.Tensor:
+        """(D, 18, 1) -> (n, 9)"""
+        return self._sum_by_view(rows.view(-1, _OF_VIEW))
 
-    def to_anchors(self, views: torch.Tensor) -> torch.Tensor:
-        """E^T: (n, 9) -> (n A,)"""
-        return self.term.to_anchors(torch.bmm(self._of_ends(views).transpose(1, 2), self._chain)[:, 0])
+    def to_anchors(self, ends: torch.Tensor) -> torch.Tensor:
+        """E^T: (D, 18, 1) -> (n A,)"""
+        return self.term.to_anchors(torch.bmm(ends.transpose(1, 2), self._chain)[:, 0])
 
     def from_anchors(self, anchors: torch.Tensor) -> torch.Tensor:
         """E: (n A,) -> (n, 9)"""
-        return self._by_view(self.term.from_anchors(anchors))
+        return self._by_view(torch.bmm(self._chain, self.term.from_anchors(anchors)[:, :, None]))
 
-    def times(self, views: torch.Tensor) -> torch.Tensor:
-        """H: (n, 9) -> (n, 9)"""
-        return self._sum_by_view(torch.bmm(self._blocks, self._of_ends(views)).view(-1, _OF_VIEW))
+    def product(self, ends: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
+        """H times the views at the `ends` (D, 18, 1), less E times the anchors (n A,): (n, 9)"""
+        by_anchors = self.term.from_anchors(anchors)[:, :, None]
+        return self._by_view(torch.bmm(self._blocks, ends).baddbmm_(self._chain, by_anchors, alpha=-1))
 
 
 class ReducedSystem:
@@ -129,15 +132,23 @@ class ReducedSystem:
     """
 
     def __init__(
-        self, terms: Sequence[DirectedTerm], layout: StepLayout, num_anchors: tuple[int, int], trained: torch.Tensor
+        self,
+        terms: Sequence[DirectedTerm],
+        layout: StepLayout,
+        num_anchors: tuple[int, int],
+        trained: torch.Tensor,
+        shared_depths: bool = False,
     ) -> None:
-        """`num_anchors`: views, and anchors of each; `trained` (size,) is 1 for numbers that move, 0 for others."""
+        """num_anchors    views n, and anchors A of each
+        trained        (size,) 1 for numbers that move, 0 for others
+        shared_depths  the anchors of a view have one factor: sums over anchors are then sums over those of its view
+        """
         self._terms, self._layout, self._trained = list(terms), layout, trained
-        self._num_views = num_anchors[0]
+        self._num_anchors, self._shared_depths = num_anchors, shared_depths
         new = trained.new_zeros
         self._inverse_curvature, self._slope = new(2, num_anchors[0] * num_anchors[1])
         self._added = new(layout.size)  # to the diagonal
-        self._inverse_blocks, self._inverse_diagonal = new(self._num_views, 6, 6), new(layout.size - layout.num_poses)
+        self._inverse_blocks, self._inverse_diagonal = new(num_anchors[0], 6, 6), new(layout.size - layout.num_poses)
         self.x, self._residual, self._direction = new(3, layout.size)
         self._product = new(1)
 
@@ -156,22 +167,25 @@ class ReducedSystem:
         curvature: torch.Tensor,
         slope: torch.Tensor,
         prior: tuple[torch.Tensor, torch.Tensor],
+        depth_prior: tuple[torch.Tensor, float],
         damping: torch.Tensor,
         usable: torch.Tensor,
     ) -> None:
         """The system at a place, and the start of its solution.
 
         gradient, own      (n, 9), (n, 9, 9) sums of `DirectedTerm.update`
-        curvature, slope   (n A,) of the anchors, the curvature positive
+        curvature, slope   (n A,) of the anchors
         prior              slope and curvature (F + 2C,) of the priors of the intrinsics
+        depth_prior        slope (n A,) and curvature of that of the depths
         damping            (1,) lambda
         usable             (1,) bool; if false, the step will be zero
         """
         poses = self._layout.num_poses
-        self._inverse_curvature.copy_(curvature.reciprocal())
-        self._slope.copy_(torch.where(usable, slope, 0.0))
+        damped = self._of_depths(curvature) * (1 + damping)
+        self._inverse_curvature.copy_(damped.add_(depth_prior[1]).reciprocal_())
+        self._slope.copy_((self._of_depths(slope) + depth_prior[0]).masked_fill_(~usable, 0.0))
         eliminated = self._inverse_curvature * self._slope
-        right = -self._layout.total(gradient - self._from_anchors(eliminated))
+        right = -self._layout.total(gradient - added([term.from_anchors(eliminated) for term in self._terms]))
         right[poses:] -= prior[0]
         diagonal = self._layout.total(own.diagonal(dim1=1, dim2=2))
         torch.mul(diagonal, damping, out=self._added).add_(_TINY)
@@ -180,36 +194,45 @@ class ReducedSystem:
         self._inverse_blocks.copy_(inverses(blocks))
         torch.add(diagonal[poses:], self._added[poses:], out=self._inverse_diagonal).reciprocal_()
         self.x.zero_()
-        self._residual.copy_(torch.where(usable, right * self._trained, 0.0))
+        self._residual.copy_((right * self._trained).masked_fill_(~usable, 0.0))
         self._direction.copy_(self._preconditioned(self._residual))
-        self._product.copy_((self._residual @ self._direction).view(1))
+        self._product.copy_(_dot(self._residual, self._direction))
 
     def solver_step(self) -> None:
         """A step of the conjugate gradients."""
         image = self._times(self._direction)
-        length = self._product / (self._direction @ image).clamp_min(_TINY)
+        length = self._product / _dot(self._direction, image).clamp_min_(_TINY)
         self.x.addcmul_(self._direction, length)
         self._residual.addcmul_(image, length, value=-1)
         preconditioned = self._preconditioned(self._residual)
-        product = (self._residual @ preconditioned).view(1)
+        product = _dot(self._residual, preconditioned)
         self._direction.mul_(product / self._product.clamp_min(_TINY)).add_(preconditioned)
         self._product.copy_(product)
 
     def anchors(self) -> torch.Tensor:
         """(n A,) the step of the anchors that goes with `x`."""
-        return -self._inverse_curvature * (self._slope + self._to_anchors(self._layout.per_view(self.x)))
+        pulled, _ = self._pulled(self.x)
+        return pulled.add_(self._slope).mul_(self._inverse_curvature).neg_()
 
     def _times(self, x: torch.Tensor) -> torch.Tensor:
-        views = self._layout.per_view(x)
-        anchors = self._inverse_curvature * self._to_anchors(views)
-        rows = added([term.times(views) for term in self._terms]) - self._from_anchors(anchors)
+        """The reduced matrix times a step."""
+        pulled, ends = self._pulled(x)
+        anchors = pulled.mul_(self._inverse_curvature)
+        rows = added([term.product(own, anchors) for term, own in zip(self._terms, ends, strict=True)])
         return self._layout.total(rows).addcmul_(self._added, x).mul_(self._trained)
 
-    def _to_anchors(self, views: torch.Tensor) -> torch.Tensor:
-        return added([term.to_anchors(views) for term in self._terms])
+    def _pulled(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """E^T x (n A,), and the step at the ends of the directions of every term."""
+        views = self._layout.per_view(x)
+        ends = [term.of_ends(views) for term in self._terms]
+        pulled = added([term.to_anchors(own) for term, own in zip(self._terms, ends, strict=True)])
+        return self._of_depths(pulled), ends
 
-    def _from_anchors(self, anchors: torch.Tensor) -> torch.Tensor:
-        return added([term.from_anchors(anchors) for term in self._terms])
+    def _of_depths(self, anchors: torch.Tensor) -> torch.Tensor:
+        """(n A,) sums over the observations of each anchor, or over all of its view if their factor is one."""
+        if not self._shared_depths:
+            return anchors
+        return anchors.view(self._num_anchors).sum(1, keepdim=True).expand(self._num_anchors).reshape(-1)
 
     def _preconditioned(self, x: torch.Tensor) -> torch.Tensor:
         poses, rest = x.split([self._layout.num_poses, len(self._inverse_diagonal)])
@@ -220,6 +243,11 @@ class ReducedSystem:
 def added(values: Sequence[torch.Tensor]) -> torch.Tensor:
     """The sum of one or more tensors of equal shape."""
     return values[0] if len(values) == 1 else torch.stack(list(values)).sum(0)
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """(1,)"""
+    return (a * b).sum(0, keepdim=True)
 
 
 def inverses(matrices: torch.Tensor) -> torch.Tensor:

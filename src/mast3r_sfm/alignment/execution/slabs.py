@@ -14,9 +14,12 @@ TINY = 1e-20
 _SLAB = {"cpu": 1 << 16, "cuda": 1 << 21}
 
 
-def slabs(num_chunks: int, like: torch.Tensor) -> list[slice]:
-    """Consecutive ranges of chunks, so that the temporaries stay small: in cache on a CPU, in memory on a GPU."""
-    step = max(1, _SLAB.get(like.device.type, _SLAB["cpu"]) // CHUNK)
+def slabs(num_chunks: int, like: torch.Tensor, divided_by: int = 1) -> list[slice]:
+    """Consecutive ranges of chunks, so that the temporaries stay small: in cache on a CPU, in memory on a GPU.
+
+    divided_by  makes them smaller, for more temporaries a match than usual
+    """
+    step = max(1, _SLAB.get(like.device.type, _SLAB["cpu"]) // CHUNK // divided_by)
     return [slice(first, min(first + step, num_chunks)) for first in range(0, num_chunks, step)]
 
 
