@@ -91,7 +91,7 @@ def prepare(kind: str, seed: int, folder: Path, model: Model, options: Reconstru
     truth = _render(kind, seed)
     if photos:
         write_sets([(kind, seed, folder / "photos" / kind / str(seed))], str(model.device), processes=2)
-        images = load_images(folder / "photos" / kind / str(seed) / "*.jpg", model)
+        images = load_images(folder / "photos" / kind / str(seed) / "*.jpg", model, max(_NETWORK_SIZE))
     else:
         images = views_of(truth)
     timer = StageTimer(None, model.device)

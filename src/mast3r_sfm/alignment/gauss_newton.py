@@ -23,7 +23,7 @@ from mast3r_sfm.options import AlignmentConfig
 SOLVER_STEPS = (20, 5, 40)
 """Steps of the conjugate gradients in an iteration: for few views, more views for one step more, and at most."""
 
-DEPTH_PRIOR = 1e-3
+DEPTH_PRIOR = 0.1
 """Weight, in pixels of the loss, of half the mean squared distance of the log factors of depth from those of their
 views. It keeps anchors that the matches leave open near what was predicted."""
 

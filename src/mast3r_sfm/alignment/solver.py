@@ -1,7 +1,8 @@
 """The optimisation: a coarse stage that places the views, a fine stage that also refines cameras and depths.
 
-What each stage minimises is in `objectives`. An iteration is a fixed sequence of device operations without a question
-back to the host; on a GPU it is recorded once as a CUDA graph and replayed.
+By default the fine stage takes second-order steps (`gauss_newton`), and starts where the tree places the views. What
+the stages of first-order steps minimise is in `objectives`. An iteration is a fixed sequence of device operations without
+a question back to the host; on a GPU it is recorded once as a CUDA graph and replayed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class AlignmentResult:
     K               (n, 3, 3) float64 pixels
     world_from_cam  (n, 4, 4) float64; the frame is that of the tree's root, up to its lever
     core_depths     n tensors (rows, columns) float32: depth of the anchors, scene units
-    losses_coarse, losses_fine  (niter,) float32, before each step
+    losses_coarse, losses_fine  (niter,) float32, before each step; empty for a stage that was left out
     """
 
     K: torch.Tensor
@@ -46,7 +47,7 @@ class AlignmentResult:
 def align(problem: AlignmentProblem, config: AlignmentConfig, advance: Advance | None = None) -> AlignmentResult:
     """Cameras and depths that agree with the matches; runs on the device of `problem`.
 
-    The result is that of the last forward pass of the last stage, before its step (docs/method.md, Optimization).
+    The result is that of the last forward pass of the last stage, before its step (docs/method.md, First-order steps).
     Raises ReconstructionError when the loss stops being finite.
     """
     with matmul_precision("fp32"), current(problem.device):

@@ -179,7 +179,7 @@ class Term(ABC):
     def to_anchors(self, change: torch.Tensor) -> torch.Tensor:
         """(D, 13) -> (n A,): what a change of the directions adds to the slopes of the anchors."""
         of_direction = change.view(-1, self._k * NUM_OF_DIRECTION)
-        out = torch.empty_like(self._zoom_pulls)
+        out = self._slope  # which was summed by `linearize`, and serves as space here
         for slab in self._slabs:
             point, pull = self._points[slab].flatten(0, 1), self._pulls[slab].flatten(0, 1)
             of_chunk = of_direction.index_select(0, self._owner[slab]).view(len(point), NUM_OF_DIRECTION)
