@@ -1,8 +1,8 @@
 """The optimisation: a coarse stage that places the views, a fine stage that also refines cameras and depths.
 
 By default the fine stage takes second-order steps (`gauss_newton`), and starts where the tree places the views. What
-the stages of first-order steps minimise is in `objectives`. An iteration is a fixed sequence of device operations without
-a question back to the host; on a GPU it is recorded once as a CUDA graph and replayed.
+the stages of first-order steps minimise is in `objectives`. An iteration is a fixed sequence of device operations
+without a question back to the host; on a GPU it is recorded once as a CUDA graph and replayed.
 """
 
 from __future__ import annotations
