@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by predict.sh and build.sh: what Docker can do here, and the reconstruction in a container.
+# Sourced by predict.sh and build.sh: what Docker can do here, and the reconstruction or the server in a container.
 #
 # Every path an argument names is mounted at its own place (/home/me/photos at /home/me/photos), and the container
 # starts in the caller's folder. So arguments need no translation, relative paths mean what they mean outside, and the
@@ -89,7 +89,7 @@ add_mount() { # FOLDER ro|rw [PLACE]: mounts the folder, links in its path resol
     mount_targets+=("$target") mount_sources+=("$source") mount_modes+=("$2")
 }
 
-mount_named_path() { # VALUE: if it names something that exists, mounts what is needed to read it there
+mount_named_path() { # VALUE DEPTH: if it names something that exists, mounts what is needed to read it there
     local path=${1#pairs:} link
     if [ ! -e "$path" ]; then # a glob for the command to expand: the folder before its first wildcard
         case $path in
@@ -105,8 +105,8 @@ mount_named_path() { # VALUE: if it names something that exists, mounts what is 
     # Photos may be links to other folders (and weights in a model cache always are): those folders are needed as well,
     # at the place where the link points, seen from inside.
     while IFS= read -r -d '' link; do
-        mount_link_target "$link" "$(clean_path "$path")"
-    done < <(find "$path/" -maxdepth 1 -type l -print0)
+        mount_link_target "$link" "$(clean_path "$(dirname -- "$link")")"
+    done < <(find "$path/" -maxdepth "$2" -type l -print0)
 }
 
 mount_link_target() { # LINK FOLDER-AS-SEEN-INSIDE
@@ -131,8 +131,41 @@ csv_field() { # KEY=VALUE as one field of --mount, whatever the name contains (c
 }
 
 docker_reconstruct() { # IMAGE ARGUMENT...
-    local image=$1 arg previous="" value output="" name k gid readonly_flag
+    local image=$1
     shift
+    docker_command "$image" reconstruct "$@"
+}
+
+docker_serve() { # IMAGE ARGUMENT...: where it is to listen becomes where its port is published
+    local image=$1 arg previous="" host=127.0.0.1 port=8000 args=()
+    shift
+    for arg in "$@"; do
+        case $previous in
+        --host) host=$arg ;;
+        --port) port=$arg ;;
+        *)
+            case $arg in
+            --host | --port) ;;
+            --host=*) host=${arg#*=} ;;
+            --port=*) port=${arg#*=} ;;
+            *) args+=("$arg") ;;
+            esac
+            ;;
+        esac
+        case $previous in --host | --port) previous="" ;; *) previous=$arg ;; esac
+    done
+    if [ "$host" = localhost ]; then host=127.0.0.1; fi
+    case $host in *:*) host=[$host] ;; esac
+    docker_options=(--publish "$host:$port:$port")
+    # inside, it has to listen to other machines, as Docker is one; so it asks for a token
+    docker_command "$image" serve --host 0.0.0.0 --port "$port" ${args[@]+"${args[@]}"}
+}
+
+docker_options=()
+
+docker_command() { # IMAGE COMMAND ARGUMENT...; docker_options are further options of `docker run`
+    local image=$1 command=$2 arg previous="" value output="" name k gid readonly_flag
+    shift 2
     cd -P . || exit # from here on PWD has no symbolic link in it, so that .. means the same inside and outside
 
     for arg in "$@"; do
@@ -140,7 +173,8 @@ docker_reconstruct() { # IMAGE ARGUMENT...
         case $arg in --*=*) previous=${arg%%=*} value=${arg#*=} ;; esac
         case $previous in
         --output) output=$value ;;
-        *) case $value in -*) ;; *) mount_named_path "$value" ;; esac ;;
+        --batch) mount_named_path "$value" 2 ;; # photos lie in its subfolders
+        *) case $value in -*) ;; *) mount_named_path "$value" 1 ;; esac ;;
         esac
         previous=$arg
     done
@@ -156,7 +190,7 @@ docker_reconstruct() { # IMAGE ARGUMENT...
     mkdir -p -- "$cache"
     add_mount "$cache" rw "$container_hf_home"
 
-    local run=(run --rm --workdir "$PWD")
+    local run=(run --rm --workdir "$PWD" ${docker_options[@]+"${docker_options[@]}"})
     if [ -t 0 ] && [ -t 1 ]; then run+=(--interactive --tty); fi
     if docker_has_gpu; then
         run+=(--gpus all)
@@ -164,7 +198,7 @@ docker_reconstruct() { # IMAGE ARGUMENT...
         local kernels=${XDG_CACHE_HOME:-${HOME:-}/.cache}/mast3r-sfm/triton
         if mkdir -p -- "$kernels" 2>/dev/null; then add_mount "$kernels" rw "$container_kernels"; fi
     else
-        echo "note: Docker has no GPU runtime here; the reconstruction runs on the CPU" >&2
+        echo "note: Docker has no GPU runtime here; the reconstructions run on the CPU" >&2
     fi
     case $(docker info --format '{{.SecurityOptions}}' 2>/dev/null) in
     *name=rootless*) run+=(--user 0:0) ;; # there, root inside is the caller outside
@@ -176,7 +210,7 @@ docker_reconstruct() { # IMAGE ARGUMENT...
         ;;
     esac
     if [ "$(getenforce 2>/dev/null)" = Enforcing ]; then run+=(--security-opt label=disable); fi
-    for name in HF_TOKEN HF_HUB_OFFLINE HF_ENDPOINT CUDA_VISIBLE_DEVICES NO_COLOR \
+    for name in MAST3R_SFM_TOKEN HF_TOKEN HF_HUB_OFFLINE HF_ENDPOINT CUDA_VISIBLE_DEVICES NO_COLOR \
         http_proxy https_proxy no_proxy all_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY; do
         if [ -n "${!name:-}" ]; then run+=(--env "$name"); fi # by name: a token has no place in a process list
     done
@@ -185,5 +219,5 @@ docker_reconstruct() { # IMAGE ARGUMENT...
         if [ "${mount_modes[k]}" = ro ]; then readonly_flag=,readonly; fi
         run+=(--mount "type=bind,$(csv_field "source=${mount_sources[k]}"),$(csv_field "target=${mount_targets[k]}")$readonly_flag")
     done
-    exec docker "${run[@]}" "$image" reconstruct "$@"
+    exec docker "${run[@]}" "$image" "$command" "$@"
 }

@@ -18,6 +18,7 @@ from model_files import TINY, random_state, write_folder
 from PIL import Image
 
 from mast3r_sfm.app.cli import main
+from mast3r_sfm.app.console import ProgressDisplay
 from mast3r_sfm.model.config import DEFAULT_MODEL
 from mast3r_sfm.text import counted
 from synthetic import render_orbit
@@ -91,6 +92,11 @@ def test_export_rewrites_the_scene(result: Path, capsys: pytest.CaptureFixture[s
     assert "points" in capsys.readouterr().err
     assert (result / "scene.glb").read_bytes() != before
     assert run("export", result, "--as-mesh", "--min-conf-thr", 1.2, "--quiet") == 0
+    assert (result / "scene.glb").read_bytes() == before
+    assert run("export", result, "--as-pointcloud") == 0
+    capsys.readouterr()
+    assert run("export", result, "--scene", "per-view") == 0  # how the meshes are: meshes are meant
+    assert "triangles" in capsys.readouterr().err
     assert (result / "scene.glb").read_bytes() == before
     assert run("export", result, "--min-conf-thr", 1e6) == 2
     assert (result / "scene.glb").read_bytes() == before
@@ -282,16 +288,17 @@ def test_interrupt(photos: Path, tmp_path: Path) -> None:
 def test_the_scripts_help_is_the_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """`./predict.sh --help` shows a copy, because there may be no environment yet. To renew it: CONTRIBUTING.md."""
     monkeypatch.setenv("COLUMNS", "110")
-    assert run("reconstruct", "--help") == 0
-    copy = Path(__file__).parents[1] / "docs" / "reconstruct_help.txt"
-    assert capsys.readouterr().out == copy.read_text()
+    for command in ("reconstruct", "serve"):
+        assert run(command, "--help") == 0
+        copy = Path(__file__).parents[1] / "docs" / f"{command}_help.txt"
+        assert capsys.readouterr().out == copy.read_text()
 
 
 def test_help_names_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     shown = " ".join(capsys.readouterr().out.split())
     codes = re.findall(r"\b(\d+) ", shown.partition("Exit codes:")[2])
-    assert codes == ["0", "1", "2", "3", "4", "5", "6", "130"]
+    assert codes == ["0", "1", "2", "3", "4", "5", "6", "7", "130"]
     assert " verify " not in shown  # the old name of `compare` still works, and is not shown
     assert run("verify", "--help") == 0
 
@@ -315,3 +322,25 @@ def test_help_is_instant() -> None:
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "mast3r_sfm", "--help"], check=True, capture_output=True)
     assert time.perf_counter() - start < 3  # 0.1 s by itself; other processes may be using this machine
+
+
+def test_a_log_file_is_told_where_a_long_stage_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("mast3r_sfm.app.console.time.monotonic", lambda: now[0])
+    with ProgressDisplay(quiet=False) as display:
+        for done in range(6):  # 20 s a step, so that every second one is worth a line
+            display("Predict and match pairs", done, 5)
+            now[0] += 20
+        display("Dense depth", 0, 1)
+        display("Dense depth", 1, 1)
+    assert [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()] == [
+        "Predict and match pairs 2/5 after 40 s",
+        "Predict and match pairs 4/5 after 80 s",
+        "Predict and match pairs 5/5 after 100 s",
+        "Dense depth 1/1 after 0 s",
+    ]
+    with ProgressDisplay(quiet=True) as display:
+        display("Dense depth", 1, 1)
+    assert capsys.readouterr().err == ""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -83,6 +85,40 @@ def test_packages_missing_or_of_another_version_are_named() -> None:
     assert "needed is <1" in check.detail
     assert "never" not in check.detail
     assert check.remedy
+
+
+EXTRAS_OF_A_WHEEL = [
+    "pytest>=1",
+    'pytest>=1; extra == "video"',
+    'no-such-package>=2; extra == "raw"',
+    'pytest>=1; extra == "las"',
+    'pytest<1; extra == "las"',
+]
+
+
+def test_extras_that_are_missing_are_named_with_their_use_and_their_cure() -> None:
+    check = doctor.check_extras(EXTRAS_OF_A_WHEEL)
+    version = importlib.metadata.version("pytest")
+    assert check.status == "note"
+    there, lacking = check.detail.split("; not installed: ")
+    assert there == f"video (pytest {version})"
+    assert "raw for RAW photos (no-such-package is missing)" in lacking
+    assert f"las for --export las (pytest is {version}, needed is <1)" in lacking
+    others = [extra for extra in doctor._EXTRAS if extra != "video"]
+    assert check.remedy == f"pip install 'mast3r-sfm[{','.join(others)}]'"
+
+
+def test_extras_that_are_all_there_need_no_remedy() -> None:
+    check = doctor.check_extras([f'pytest>=1; extra == "{extra}"' for extra in doctor._EXTRAS])
+    assert (check.status, check.remedy) == ("ok", "")
+    assert all(f"{extra} (pytest " in check.detail for extra in doctor._EXTRAS)
+
+
+def test_every_extra_of_the_package_is_told_of() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert set(doctor._EXTRAS) == set(project["optional-dependencies"]) - {"dev"}
+    (check,) = [check for check in doctor.run_checks() if check.name == "extras"]
+    assert all(f"{extra} " in check.detail for extra in doctor._EXTRAS)
 
 
 def test_a_read_only_output_fails_and_a_new_folder_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

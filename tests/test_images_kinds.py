@@ -360,7 +360,7 @@ def test_clips_among_photos_are_told(tmp_path: Path, caplog: pytest.LogCaptureFi
     touched(tmp_path, "a.jpg", "b.jpg", "walk.mp4")
     with caplog.at_level(logging.WARNING):
         assert [path.name for path in find_footage([tmp_path])] == ["a.jpg", "b.jpg"]
-    assert "1 clips among photos are not used; name them to use them: walk.mp4" in caplog.text
+    assert "1 clip(s) among photos are not used; name them to use them: walk.mp4" in caplog.text
     both = find_footage([tmp_path, tmp_path / "walk.mp4"])
     assert [path.name for path in both] == ["a.jpg", "b.jpg", "walk.mp4"]
     touched(tmp_path / "clips", "2.mov", "10.mp4")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from clip_files import write_clip
 from photo_scene import SIZE, camera_view
 from PIL import Image
 
@@ -19,6 +20,7 @@ from mast3r_sfm.dense.trust import CONFIRMED, OFFSET, judge
 from mast3r_sfm.dense.views import DenseView
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.export.points import scene_points
+from mast3r_sfm.export.surface import placed_views
 from mast3r_sfm.gaps import _Photo
 from mast3r_sfm.images.loading import ImageSizing, load_views, read_photo
 from mast3r_sfm.images.masks import find_masks, read_mask, warn_of_missing, without_masks
@@ -67,6 +69,8 @@ class TestNames:
             find_masks(tmp_path / "gone", photos, [None, None])
         with pytest.raises(InputError, match=r"none of its 0 file.*a\.png or a\.jpg\.png"):
             find_masks(tmp_path, photos, [None, None])
+        with pytest.raises(InputError, match=r"walk_000001\.jpg\.png, that of all frames of walk\.mp4 walk\.png"):
+            find_masks(tmp_path, [Path("walk_000001.jpg")], ["walk.mp4"])
         write(tmp_path / "a.png", half_mask(8, 8))
         warn_of_missing(tmp_path, photos, find_masks(tmp_path, photos, [None, None]))
         assert "1 of 2 photos have no mask" in caplog.text and "b.jpg" in caplog.text
@@ -97,7 +101,9 @@ class TestReading:
 
     def test_another_shape_names_both_sizes(self, tmp_path: Path) -> None:
         path = write(tmp_path / "m.png", half_mask(80, 100))
-        with pytest.raises(InputError, match=r"m\.png: the mask has 80x100 pixels and its photo 100x80 as it is shown"):
+        with pytest.raises(
+            InputError, match=r"m\.png: the mask has 80x100 pixels and its photo 100x80 as it is shown;"
+        ):
             read_mask(path, (100, 80))
         with pytest.raises(InputError, match=r"80x100 pixels and its photo 100x75;"):
             read_mask(path, (100, 75))
@@ -216,6 +222,9 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> Reconstruction:
 class TestReconstruction:
     def test_the_photo_without_a_usable_pixel_is_left_out(self, masked: Reconstruction) -> None:
         assert [view.index for view in masked.registered] == [0, 1, 2]
+        assert masked.verdict is not None
+        assert masked.verdict.views[3].reasons == ("it is masked or transparent as a whole: check it and its mask",)
+        assert not any("do not connect" in reason for reason in masked.verdict.overall.reasons)
 
     def test_no_matches_no_tracks_no_trust(self, masked: Reconstruction) -> None:
         assert masked.matches and all({m.i, m.j} <= {0, 1, 2} for m in masked.matches)
@@ -245,6 +254,68 @@ class TestReconstruction:
         frames = json.loads((tmp_path / "nerf" / "transforms.json").read_text())["frames"]
         shares = [np.mean(np.asarray(Image.open(tmp_path / "nerf" / frame["mask_path"])) > 0) for frame in frames]
         assert shares == [0.625, 0.625, 1.0]
+
+
+# ------------------------------------------------------------------ frames of clips
+@pytest.fixture(scope="module")
+def masked_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a command made of a clip of 4 pictures. Its mask hides the right quarter, that of frame 2 the left one."""
+    from mast3r_sfm.app.cli import main
+
+    pytest.importorskip("av")
+    folder = tmp_path_factory.mktemp("masked_clip")
+    pictures = render_orbit(900_100, 4, (256, 192), 45, effects=0).rgb.numpy()
+    write_clip(folder / "orbit.mkv", list(pictures), fps=2, codec="ffv1", pix_fmt="bgr0", options={})
+    right = np.where(np.arange(256) < 192, 255, 0).astype(np.uint8)[None].repeat(192, 0)
+    write(folder / "masks" / "orbit.png", right)
+    write(folder / "masks" / "orbit_000002.png", right[:, ::-1])
+    arguments = ["reconstruct", "--input", str(folder / "orbit.mkv"), "--output", str(folder / "out")]
+    arguments += ["--masks", str(folder / "masks"), "--export", "colmap", "--min-conf-thr", "0.01"]
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [*arguments, "--model-name", "small", "--image-size", "128", "--device", "cpu", "--niter", "60", "--quiet"]
+        )
+    assert ended.value.code == 0
+    return folder / "out"
+
+
+class TestClip:
+    def used(self, frame: int, x: np.ndarray) -> np.ndarray:
+        """Whether columns of the pictures, which are 256 pixels wide, may be used."""
+        return x > 63.5 if frame == 2 else x < 191.5
+
+    def network_columns_used(self, frame: int) -> np.ndarray:
+        """(128,) bool: a pixel of the network's image is two of the picture wide."""
+        return self.used(frame, 2.0 * np.arange(128) + 0.5)
+
+    def test_no_matches_no_tracks_no_trust(self, masked_clip: Path) -> None:
+        result = Reconstruction.load(masked_clip)
+        assert [Path(view.file).name for view in result.registered] == [f"orbit_{k:06d}.jpg" for k in range(4)]
+        assert {index for m in result.matches for index in (m.i, m.j)} == {0, 1, 2, 3}
+        for m in result.matches:
+            for index, xy in ((m.i, m.xy_i), (m.j, m.xy_j)):
+                assert self.network_columns_used(index)[xy[:, 0].round().long().numpy()].all()
+        assert result.tracks is not None
+        for k, view in enumerate(result.views):
+            x = result.tracks.xy[result.tracks.view_of == k][:, 0]
+            assert len(x) and self.used(k, x).all()
+            used = self.network_columns_used(k)
+            assert (view.conf[:, ~used] == 0).all() and (view.conf_clean[:, ~used] == 0).all()
+            assert (view.conf[:, used] > 0).all()
+
+    def test_no_points(self, masked_clip: Path) -> None:
+        result, options = Reconstruction.load(masked_clip), SceneOptions(min_conf_thr=-1)
+        kept = [one.kept for one in placed_views(result.registered, options)]
+        for k, pixels in enumerate(kept):
+            assert pixels.any() and not pixels[:, ~self.network_columns_used(k)].any()
+        assert len(scene_points(result, options).xyz) == sum(int(pixels.sum()) for pixels in kept)
+
+    def test_exports_have_them(self, masked_clip: Path) -> None:
+        masks = sorted((masked_clip / "colmap" / "masks").iterdir())
+        assert [path.name for path in masks] == [f"orbit_{k:06d}.jpg.png" for k in range(4)]
+        assert [np.mean(np.asarray(Image.open(path)) > 0) for path in masks] == [0.75] * 4
+        left = [np.asarray(Image.open(path))[0, 0] > 0 for path in masks]
+        assert left == [True, True, False, True]
 
 
 # ------------------------------------------------------------------ exports and the command line

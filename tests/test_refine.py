@@ -14,6 +14,7 @@ from mast3r_sfm.alignment.anchors import FixedCamera, Sightings, errors_of, matc
 from mast3r_sfm.local_features import FeatureEvidence
 from mast3r_sfm.options import ReconstructionOptions
 from mast3r_sfm.pairwise import PairwiseData
+from mast3r_sfm.pipeline import warn_of_doubts
 from mast3r_sfm.placing import Candidate, Start
 from mast3r_sfm.quality import doubts
 from mast3r_sfm.reconstruction import LEAST_SHARE, Reconstruction
@@ -147,6 +148,16 @@ def test_doubtful_views_are_named_with_their_number() -> None:
     assert set(found) == {4, 5}
     assert "5.5 times as much as usual" in found[4] and "5 px off" in found[5] and "1.5 % of 20 px" in found[5]
     assert doubts([view(0, 5.0, refined=True)]) == {}
+
+
+def test_warnings_name_the_first_doubtful_photos_and_count_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"):
+        warn_of_doubts([view(k, 5.0) for k in range(8)])
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message.partition(":")[0] for message in messages[:5]] == [f"{k}.jpg" for k in range(5)]
+    assert messages[5:] == [
+        "the cameras of 3 more photos are doubtful, for which cameras.json has the reasons: 5.jpg, 6.jpg, 7.jpg"
+    ]
 
 
 def test_what_features_leave_open_or_deny_is_doubted_even_if_refined() -> None:

@@ -215,6 +215,47 @@ def test_photos_that_are_links_can_be_read(docker: Docker, tmp_path: Path) -> No
     assert docker.run("--input", "album").mount(disk) == Mount(str(disk), str(disk), readonly=True)
 
 
+def test_a_batch_is_mounted_with_the_photos_that_its_scenes_link_to(docker: Docker, tmp_path: Path) -> None:
+    disk, scene = photos(tmp_path / "disk"), photos(docker.home / "scenes" / "one")
+    (scene / "2.jpg").symlink_to("../../../disk/1.jpg")
+    run = docker.run("--batch", "scenes", "--output", "results/all")
+    assert run.command == ["reconstruct", "--batch", "scenes", "--output", "results/all"]
+    assert run.mount(docker.home / "scenes").readonly and not run.mount(docker.home / "results").readonly
+    assert run.mount(disk) == Mount(str(disk), str(disk), readonly=True)
+
+
+def test_a_server_is_published_on_this_machine_only(docker: Docker) -> None:
+    run = docker.run("--serve")
+    assert run.command == ["serve", "--host", "0.0.0.0", "--port", "8000"]
+    assert run.option("--publish") == ["127.0.0.1:8000:8000"]
+    assert not run.mount(docker.home / "outputs").readonly
+    assert docker.run("--input", docker.home.name).option("--publish") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "published", "port"),
+    [
+        (["--port", "9000"], "127.0.0.1:9000:9000", "9000"),
+        (["--host=0.0.0.0", "--port=80"], "0.0.0.0:80:80", "80"),
+        (["--host", "localhost"], "127.0.0.1:8000:8000", "8000"),
+        (["--host", "::1"], "[::1]:8000:8000", "8000"),
+    ],
+)
+def test_a_server_is_published_where_it_is_asked_to_listen(
+    docker: Docker, arguments: list[str], published: str, port: str
+) -> None:
+    run = docker.run("--output", "jobs/mine", "--serve", *arguments, "--max-photos", "50")
+    assert run.option("--publish") == [published]
+    assert run.command == ["serve", "--host", "0.0.0.0", "--port", port, "--output", "jobs/mine", "--max-photos", "50"]
+    assert not run.mount(docker.home / "jobs").readonly
+
+
+def test_the_token_of_a_server_is_passed_by_name(docker: Docker) -> None:
+    docker.environment["MAST3R_SFM_TOKEN"] = "a secret of the server"
+    run = docker.run("--serve")
+    assert run.option("--env") == ["MAST3R_SFM_TOKEN"] and "secret" not in " ".join(run.options)
+
+
 def test_a_local_model_is_mounted_and_a_published_name_is_not(docker: Docker) -> None:
     model = photos(docker.home / "weights" / "mine")
     run = docker.run("--model-name", "weights/mine")
@@ -440,6 +481,14 @@ def test_local_run_installs_once_and_passes_arguments_untouched(project: Project
     assert project.command() == ["reconstruct", "--input", f"{project.root}/demo_data"]
 
 
+def test_a_local_server_and_a_local_batch(project: Project) -> None:
+    status, stderr = project.predict("--serve", "--port", "9000")
+    assert status == 0, stderr
+    assert project.command() == ["serve", "--port", "9000"]
+    project.predict("--batch", "a b")
+    assert project.command() == ["reconstruct", "--batch", "a b"]
+
+
 def test_a_changed_lock_or_a_moved_project_is_installed_again(project: Project) -> None:
     project.predict()
     assert project.installs()
@@ -489,6 +538,8 @@ def test_help_needs_neither_docker_nor_an_environment(project: Project, argument
     assert (process.returncode, stderr) == (0, "")
     assert "--input PHOTOS" in stdout and "--scene-graph GRAPH" in stdout
     assert project.installs() == []
+    stdout, stderr = project.start(*arguments, "--serve").communicate()
+    assert "--max-upload-mb" in stdout and "--scene-graph GRAPH" not in stdout and not stderr
 
 
 @pytest.mark.parametrize(("fact", "reason"), [("runc only", "no GPU runtime"), ("no-daemon", "start it")])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from scipy.spatial.transform import Rotation
 from mast3r_sfm.app.cli import main
 from mast3r_sfm.evaluation import pair_errors_deg
 from mast3r_sfm.geometry import points_of_depth, project, rays, similarity_transform, to_world, undistort
-from mast3r_sfm.local_features import connect_by_features, find_features, match_features
+from mast3r_sfm.local_features import connect_by_features, find_features, match_features, memory_of_features
 from mast3r_sfm.options import CameraModel, RefinementOptions
 from mast3r_sfm.pairwise import PairwiseData
 from mast3r_sfm.reconstruction import Reconstruction
@@ -466,6 +468,28 @@ def test_a_photo_that_is_gone_gives_no_features(tmp_path: Path, caplog: pytest.L
     ]
     assert [len(one) for one in find_features(images, RefinementOptions())] == [0, 0]
     assert "gone.png: cannot be read" in caplog.text and "changed.png: has changed" in caplog.text
+
+
+def test_memory_of_features_by_hand_and_by_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mast3r_sfm.local_features.os.cpu_count", lambda: 2)
+    transform = ImageTransform((2400, 1800), (96, 72), (0, 0), (96, 72))
+    images = [View(k, Path(f"{k}.png"), np.zeros((72, 96, 3), np.uint8), transform) for k in range(3)]
+    # three photos of 8192 features of 600 bytes; two at once are searched at 1600x1200, 230 bytes a pixel
+    expected = 3 * 8192 * 600 + 2 * 1600 * 1200 * 230
+    assert memory_of_features(images, RefinementOptions()) == pytest.approx(expected)
+
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (1200, 1600, 3), np.uint8)).save(tmp_path / "a.png")
+    code = (
+        "import sys; from PIL import Image; from mast3r_sfm.app.memory import peak_memory;"
+        "from mast3r_sfm.tracks import extract_features; import torch;"
+        "rgb = Image.open(sys.argv[1]).convert('RGB'); extract_features(rgb, 64, 100);"
+        "before = peak_memory(torch.device('cpu'))['ram']; extract_features(rgb, 1600, 8192);"
+        "print(peak_memory(torch.device('cpu'))['ram'] - before)"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.png")], check=True, capture_output=True, text=True
+    )
+    assert float(shown.stdout) == pytest.approx(1600 * 1200 * 230, rel=0.5)
 
 
 def test_denied_pairs_come_back_by_their_features(scene: RenderedScene, track_views: list[TrackView]) -> None:

@@ -159,6 +159,46 @@ def test_photos_left_out_are_told_why() -> None:
     assert any("group 2: view_04.jpg, view_05.jpg, view_06.jpg" in reason for reason in verdict.overall.reasons)
 
 
+def with_pairs_at_odds(*first: int, num_features: int = 0) -> SceneEvidence:
+    """The ring, in which the cameras explain a tenth of the matches of the pairs (k, k + 1) for k in `first`."""
+    evidence = scene_evidence()
+    pairs = tuple(
+        dataclasses.replace(pair, explained=0.1, covisible=0.01, num_features=num_features) if k in first else pair
+        for k, pair in enumerate(evidence.pairs)
+    )
+    return dataclasses.replace(evidence, pairs=pairs)
+
+
+def test_sets_that_only_unexplained_matches_join_are_told() -> None:
+    # photos 0 to 2 agree, and 3 to 7; wrong cameras show little in common, so covisible shares are small
+    overall, _ = judged(with_pairs_at_odds(2, 7))
+    assert overall.level is Level.DOUBTFUL
+    assert "only within 2 sets, the largest of 5 photos, the others with view_00.jpg:" in overall.reasons[0]
+    # 0 to 2, 3 to 5, 6 and 7: no set of half of the photos
+    overall, _ = judged(with_pairs_at_odds(2, 5, 7))
+    assert overall.level is Level.POOR and "largest of 3 photos, the others with view_03.jpg" in overall.reasons[0]
+    overall, _ = judged(with_pairs_at_odds(2, 5, 7, num_features=200))  # which say that the photos do show the same
+    assert not any("sets" in reason for reason in overall.reasons)
+    overall, _ = judged(with_pairs_at_odds(2))  # a ring is joined the other way round
+    assert overall.level is Level.GOOD
+
+
+def test_matches_behind_cameras_are_no_number() -> None:
+    _, views = judged(with_view(scene_evidence(), 3, error=float("inf")))
+    assert views[3].level is Level.POOR and "behind cameras" in views[3].reasons[0] and "inf" not in views[3].reasons[0]
+
+
+def test_photos_that_are_masked_as_a_whole_do_not_count_as_not_connecting() -> None:
+    evidence = scene_evidence(views=scene_evidence().views[:3], pairs=scene_evidence().pairs[:2])
+    groups = ((0, 1, 2), *((k,) for k in range(3, 8)))
+    verdict = judge(NAMES, evidence, {}, (), groups, unusable=(3, 4, 5, 6))
+    assert verdict.overall.level is Level.DOUBTFUL  # three of the four that can be used: more than half
+    masked, left_out = verdict.overall.reasons
+    assert masked.startswith("4 of 8 photos are masked") and masked.endswith("view_06.jpg: check their masks")
+    assert left_out == "1 of 8 photos do not connect: view_07.jpg: add photos between them"
+    assert "its mask" in verdict.views[4].reasons[0] and "looked at" in verdict.views[7].reasons[0]
+
+
 # ------------------------------------------------------------------ cuts
 def two_rooms(across: float, num_features: int = 0) -> tuple[PairEvidence, ...]:
     """Photos 0 to 3 and 4 to 7, all pairs; those across share as much as those within and confirm `across` of it."""

@@ -2,13 +2,13 @@
 
 import json
 import logging
-from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from clip_files import write_clip
 from PIL import Image
 
 from mast3r_sfm.app.cli import main
@@ -47,37 +47,6 @@ def window(x: float, y: float = 0.0, size: tuple[int, int] = (W, H)) -> np.ndarr
         size, Image.Transform.AFFINE, (1, 0, x, 0, 1, y), Image.Resampling.BILINEAR
     )
     return np.asarray(image)
-
-
-def write_clip(
-    path: Path,
-    pictures: Iterable[Any],
-    fps: int = 10,
-    times: Iterable[float] | None = None,
-    codec: str = "libx264",
-    pix_fmt: str = "yuv444p",
-    rotation: int = 0,
-    options: dict[str, str] | None = None,
-    **attributes: Any,
-) -> Path:
-    pictures = list(pictures)
-    milliseconds = [round(1000 * t) for t in times] if times else [round(1000 * k / fps) for k in range(len(pictures))]
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=fps, options=options or {"crf": "10", "preset": "ultrafast"})
-        first = pictures[0]
-        stream.height, stream.width = first.shape[:2] if isinstance(first, np.ndarray) else (first.height, first.width)
-        stream.pix_fmt, stream.time_base = pix_fmt, Fraction(1, 1000)
-        stream.codec_context.time_base = Fraction(1, 1000)
-        for name, value in attributes.items():
-            setattr(stream.codec_context, name, value)
-        if rotation:
-            stream.set_display_rotation(rotation)
-        for picture, time in zip(pictures, milliseconds, strict=True):
-            frame = picture if isinstance(picture, av.VideoFrame) else av.VideoFrame.from_ndarray(picture)
-            frame.pts, frame.time_base = time, Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
 
 
 def moving(count: int, step: float = 6.0) -> list[np.ndarray]:
@@ -385,6 +354,18 @@ def test_bad_clips_are_one_line(kind: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=BAD_CLIPS[kind]) as caught:
         frames_of(path, tmp_path / "f")
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words", ["ffconcat version 1.0\nfile film.mp4\n", "#EXTM3U\n#EXTINF:1,\nfilm.mp4\n#EXT-X-ENDLIST\n"]
+)
+def test_a_list_that_names_other_files_is_no_clip(tmp_path: Path, words: str) -> None:
+    """Though FFmpeg would read them: the file may come from a stranger."""
+    film = write_clip(tmp_path / "film.mp4", [window(x) for x in range(0, 40, 4)])
+    assert open_clip(film).num_pictures == 10
+    (tmp_path / "list.mp4").write_text(words)
+    with pytest.raises(InputError, match=r"list\.mp4: the clip cannot be decoded"):
+        open_clip(tmp_path / "list.mp4")
 
 
 def test_a_clip_damaged_in_the_middle_is_used_as_far_as_possible(

@@ -42,6 +42,8 @@ _FEATURES_TO_CONNECT = 4096  # of each photo of a pair that the network denies
 _FEATURES_TO_CHECK = 2048  # of each photo of a pair that it believes
 _FEATURES_OF_ALL = 100_000
 _LEAST_FEATURES = 512  # of a photo
+_BYTES_PER_FEATURE = 600  # mostly its descriptor
+_SEARCH_BYTES = 230  # per pixel of the photo that is searched: the pyramid of its doubled copy
 _MAX_ERROR_PX = 4.0  # of a match from its epipolar line, at 1,600 pixels
 _REFERENCE_PX = 1600.0
 _USUAL_FOCAL = 1.2  # of a photo that tells none, over its long edge
@@ -106,10 +108,9 @@ def find_features(
     images: Sequence[View], options: RefinementOptions, advance: Advance | None = None
 ) -> tuple[LocalFeatures, ...]:
     """Local features of every photo; of large sets fewer of each, because many photos tell cameras together."""
-    count = min(options.max_features, max(_LEAST_FEATURES, _FEATURES_OF_ALL // max(1, len(images))))
-    options = dataclasses.replace(options, max_features=count)
+    options = dataclasses.replace(options, max_features=_features_each(len(images), options))
     found = []
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(_threads()) as pool:
         try:
             for one in pool.map(lambda image: _features_of(image, options), images):
                 found.append(one)
@@ -118,6 +119,24 @@ def find_features(
         finally:
             pool.shutdown(cancel_futures=True)
     return tuple(found)
+
+
+def memory_of_features(images: Sequence[View], options: RefinementOptions) -> float:
+    """Rough bytes of RAM that finding the features takes: those of all photos, and the search in some at once."""
+    largest = 0.0
+    for image in images:
+        width, height = image.transform.original_size
+        largest = max(largest, width * height * min(1.0, options.max_feature_size / max(width, height)) ** 2)
+    kept = len(images) * _features_each(len(images), options) * _BYTES_PER_FEATURE
+    return kept + min(_threads(), len(images)) * largest * _SEARCH_BYTES
+
+
+def _features_each(num_images: int, options: RefinementOptions) -> int:
+    return min(options.max_features, max(_LEAST_FEATURES, _FEATURES_OF_ALL // max(1, num_images)))
+
+
+def _threads() -> int:
+    return min(4, os.cpu_count() or 1)
 
 
 def match_features(

@@ -564,3 +564,13 @@ class PhotoOptions:
     def __post_init__(self) -> None:
         if self.max_image_size is not None and self.max_image_size < 1:
             raise InputError(f"`max_image_size` is {self.max_image_size}, must be at least 1")
+
+
+@dataclass(frozen=True)
+class ServeLimits:
+    """What a server takes upon itself; what is more is refused, and named."""
+
+    max_upload_mb: int = choice(2000, "Largest upload of one reconstruction, megabytes.", minimum=1)
+    max_photos: int = choice(300, "Most photos, or frames of clips, of one reconstruction.", minimum=1)
+    max_minutes: int = choice(60, "Longest work on one reconstruction, minutes.", minimum=1)
+    max_waiting: int = choice(20, "Most reconstructions that wait for their turn or are being uploaded.", minimum=1)

@@ -30,7 +30,7 @@ from mast3r_sfm.device import lack_of_memory_explained
 from mast3r_sfm.errors import InputError, NotFiniteError, ReconstructionError
 from mast3r_sfm.images.finding import find_footage, is_clip
 from mast3r_sfm.images.frames import clips_of, extract_frames, plan_footage, temporary_folder
-from mast3r_sfm.images.loading import ImageSizing, load_views
+from mast3r_sfm.images.loading import ImageSizing, is_usable, load_views
 from mast3r_sfm.images.masks import find_masks, warn_of_missing, without_masks
 from mast3r_sfm.inference import encode_views, predict_pairs
 from mast3r_sfm.matching import match_pair, verify_matches
@@ -57,6 +57,7 @@ from mast3r_sfm.types import (
     ModelDescription,
     PairPrediction,
     PairSummary,
+    ReconstructedView,
     View,
 )
 from mast3r_sfm.verdict import verdict_on
@@ -65,6 +66,8 @@ if TYPE_CHECKING:
     from mast3r_sfm.local_features import FeatureEvidence
 
 logger = logging.getLogger(__name__)
+
+_DOUBTS_SHOWN = 5
 
 Result = TypeVar("Result")
 
@@ -194,8 +197,7 @@ def _reconstruct_group(
     located = locate_cameras(images, seen, options, timer)
     with timer.stage("Dense depth", 1):
         views = densify_views(images, data, located.aligned, options)
-    for index, doubt in doubts(views).items():
-        logger.warning("%s: its camera is doubtful: %s", views[index].file_in_result, doubt)
+    warn_of_doubts(views)
     return Reconstruction(
         views,
         located.aligned.matches,
@@ -377,9 +379,27 @@ def _with_first(group: Sequence[int], groups: Sequence[Sequence[int]]) -> list[l
     return [list(group), *sorted((other for other in others if other), key=lambda other: (-len(other), other[0]))]
 
 
+def warn_of_doubts(views: Sequence[ReconstructedView]) -> None:
+    """Names the first photos whose cameras are doubtful, and counts the others: a clip may have hundreds."""
+    found = doubts(views)
+    for index in list(found)[:_DOUBTS_SHOWN]:
+        logger.warning("%s: its camera is doubtful: %s", views[index].file_in_result, found[index])
+    if len(found) > _DOUBTS_SHOWN:
+        others = (Path(views[index].file).name for index in list(found)[_DOUBTS_SHOWN:])
+        logger.warning(
+            "the cameras of %d more photos are doubtful, for which cameras.json has the reasons: %s",
+            len(found) - _DOUBTS_SHOWN,
+            listed(others, 10),
+        )
+
+
 def _warn_of_left_out(images: Sequence[View], groups: Sequence[Sequence[int]], pairs: Sequence[PairSummary]) -> None:
-    """Names the images outside the first group, with the largest number of matches that the geometry confirms."""
-    inside, best = set(groups[0]), dict.fromkeys((k for group in groups[1:] for k in group), 0)
+    """Names the images outside the first group, with the largest number of matches that the geometry confirms.
+
+    Those of which nothing can be used were named when they were read.
+    """
+    outside = (k for group in groups[1:] for k in group if is_usable(images[k]))
+    inside, best = set(groups[0]), dict.fromkeys(outside, 0)
     for pair in pairs:
         for own, other in ((pair.i, pair.j), (pair.j, pair.i)):
             if own in best and other in inside:

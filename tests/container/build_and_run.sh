@@ -58,7 +58,7 @@ docker build --check --build-arg "BASE_IMAGE=$base" .
 step "build"
 timed "build" build --tag $tag "$@"
 step "build again after a change of one source file"
-echo "# changed" >>src/mast3r_sfm/cli.py
+echo "# changed" >>src/mast3r_sfm/app/cli.py
 timed "rebuild" build --tag $tag "$@"
 step "build without the published code"
 timed "build, most of it cached" build --no-upstream --tag $tag-bare "$@"
@@ -98,6 +98,22 @@ predict $tag --input "my photos" --output "scene 1" --niter 20 --as-pointcloud
 [ -O "$scratch/a caller/scene 1/scene.glb" ] || fail "the result belongs to somebody else"
 predict $tag-bare --niter 20 --scene-graph swin
 [ -s "$scratch/a caller/outputs/demo_data/scene.glb" ] || fail "no result for the project's own demo"
+
+step "the server, which asks other machines for its token and ends in good order"
+server=$(docker run --detach --network none --env MAST3R_SFM_TOKEN=0123456789abcdef $tag \
+    serve --host 0.0.0.0 --model-name small --output /data/jobs)
+status_of() { # TOKEN: the status that /about answers with
+    docker exec "$server" python -c 'import http.client, sys
+connection = http.client.HTTPConnection("127.0.0.1", 8000, timeout=10)
+connection.request("GET", "/about", headers={"Authorization": f"Bearer {sys.argv[1]}"})
+print(connection.getresponse().status)' "$1" 2>/dev/null
+}
+for _ in $(seq 60); do if [ -n "$(status_of x)" ]; then break; fi && sleep 1; done
+[ "$(status_of 0123456789abcdef)" = 200 ] || fail "the server does not answer: $(docker logs "$server" 2>&1)"
+[ "$(status_of 0123456789abcdeF)" = 401 ] || fail "the server answers without its token"
+docker stop --time 30 "$server" >/dev/null
+[ "$(docker wait "$server")" = 0 ] || fail "the server does not end in good order: $(docker logs "$server" 2>&1)"
+docker rm "$server" >/dev/null
 
 step "verify: the stand-in behind the published interface agrees; without it, a clear message"
 small=$(run --entrypoint python $tag -c 'import mast3r_sfm, pathlib; print(pathlib.Path(mast3r_sfm.__file__).parent / "data/small")')

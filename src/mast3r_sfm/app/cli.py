@@ -8,19 +8,20 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from mast3r_sfm._version import __version__
-from mast3r_sfm.app.click_options import option, options
-from mast3r_sfm.app.flags import as_flags
+from mast3r_sfm.app.click_options import Command, option, options
+from mast3r_sfm.app.flags import in_words
 from mast3r_sfm.app.requests import (
     EXIT_DIFFERS,
     EXIT_INTERRUPTED,
     EXIT_PARTIAL,
+    EXIT_SCENE_FAILED,
     CompareRequest,
     Display,
     EvaluateRequest,
@@ -28,12 +29,14 @@ from mast3r_sfm.app.requests import (
     MatchRequest,
     ModelRequest,
     ReconstructRequest,
+    ServeRequest,
     ViewRequest,
 )
 from mast3r_sfm.errors import InputError, Mast3rSfmError
 from mast3r_sfm.options import (
     AlignmentConfig,
     CameraModel,
+    Compression,
     DenseOptions,
     Engine,
     ExportFormat,
@@ -44,6 +47,7 @@ from mast3r_sfm.options import (
     ReconstructionOptions,
     RefinementOptions,
     SceneOptions,
+    ServeLimits,
     VerificationLimits,
 )
 
@@ -51,7 +55,7 @@ EXIT_CODES = f"""\b
 Exit codes: 0 done, 1 unexpected failure (or `doctor`: a reconstruction cannot run),
 2 wrong usage or input, 3 model not found or unusable, 4 no reconstruction,
 {EXIT_PARTIAL} done but some images did not connect, {EXIT_DIFFERS} `compare`: the engines differ,
-{EXIT_INTERRUPTED} interrupted."""
+{EXIT_SCENE_FAILED} `--batch`: a scene failed, {EXIT_INTERRUPTED} interrupted."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,17 +79,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         _fail(error.format_message(), 2)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; nothing was written", EXIT_INTERRUPTED)
-    except Mast3rSfmError as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        _fail(as_flags(str(error)), error.exit_code)
+        _fail("interrupted; nothing unfinished was left behind", EXIT_INTERRUPTED)
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        _fail(f"unexpected {type(error).__name__}: {error} (run again with --debug for the details)", 1)
+        _fail(in_words(error), error.exit_code if isinstance(error, Mast3rSfmError) else 1)
 
 
 def _interrupt(*_: object) -> None:
@@ -113,14 +113,21 @@ SCENE_FLAGS = (
 FOOTAGE_FLAGS = ("recursive", "fps", "max_frames", "masks")
 """Fields of `FootageOptions`."""
 
-input_option = click.option(
-    "--input",
-    "inputs",
-    multiple=True,
-    required=True,
-    metavar="PATH",
-    help="Folder, photo, clip (needs the extra `video`) or quoted glob; may be given several times.",
-)
+LIMIT_FLAGS = ("max_upload_mb", "max_photos", "max_minutes", "max_waiting")
+"""Fields of `ServeLimits`."""
+
+
+def _input_option(required: bool) -> Callable[[Command], Command]:
+    return click.option(
+        "--input",
+        "inputs",
+        multiple=True,
+        required=required,
+        metavar="PATH",
+        help="Folder, photo, clip (needs the extra `video`) or quoted glob; may be given several times.",
+    )
+
+
 model_options = options(
     option(ModelRequest, "model_name", metavar="NAME"),
     option(ModelRequest, "revision", metavar="REV"),
@@ -146,7 +153,8 @@ def cli() -> None:
 
 
 @cli.command()
-@input_option
+@_input_option(required=False)
+@option(ReconstructRequest, "batch")
 @option(ReconstructRequest, "output")
 @options(*(option(FootageOptions, name) for name in FOOTAGE_FLAGS[:-1]))
 @option(FootageOptions, "masks", metavar="DIR")
@@ -199,6 +207,8 @@ def reconstruct(**flags: Any) -> int:
     """
     from mast3r_sfm.app import commands
 
+    if bool(flags["inputs"]) == (flags["batch"] is not None):
+        raise click.UsageError("Name the photos by --input, or a folder of scenes by --batch.")
     alignment = AlignmentConfig(
         niter_coarse=flags["niter"],
         niter_fine=0 if flags["no_refine"] else flags["niter"],
@@ -207,6 +217,7 @@ def reconstruct(**flags: Any) -> int:
     )
     request = ReconstructRequest(
         inputs=flags["inputs"],
+        batch=flags["batch"],
         output=flags["output"],
         overwrite=flags["overwrite"],
         engine=Engine(flags["engine"]),
@@ -229,8 +240,11 @@ def reconstruct(**flags: Any) -> int:
         georeference=flags["georeference"],
         report=flags["report"],
         display=_display(flags),
-        flags={name: value for name, value in flags.items() if name not in ("inputs", "output")},
+        flags={name: value for name, value in flags.items() if name not in ("inputs", "batch", "output")},
+        arguments=tuple(sys.argv[1:]),
     )
+    if request.batch is not None:
+        return commands.reconstruct_batch(request)
     return EXIT_PARTIAL if commands.reconstruct(request) else 0
 
 
@@ -284,6 +298,8 @@ def export(folder: Path, **flags: Any) -> None:
     from mast3r_sfm.app import commands
 
     changes = {name: flags[name] for name in SCENE_FLAGS if flags[name] is not None}
+    if "scene" in changes or changes.get("compress") == Compression.DRACO:  # which says something of meshes alone
+        changes.setdefault("as_pointcloud", False)
     commands.export(
         ExportRequest(folder, changes, _exports(flags), _photos(flags), flags["georeference"], _display(flags))
     )
@@ -302,6 +318,32 @@ def view(folder: Path, **flags: Any) -> None:
     from mast3r_sfm.app import commands
 
     commands.view(ViewRequest(folder, flags["port"], flags["browser"], _display(flags)))
+
+
+@cli.command()
+@option(ServeRequest, "host", metavar="ADDRESS")
+@option(ServeRequest, "port", type=click.IntRange(1, 65535))
+@option(ServeRequest, "token", metavar="TOKEN", envvar="MAST3R_SFM_TOKEN")
+@option(ServeRequest, "output")
+@options(*(option(ServeLimits, name) for name in LIMIT_FLAGS))
+@model_options
+@option(ServeRequest, "browser")
+@display_options
+def serve(**flags: Any) -> None:
+    """Take photos by a page in the browser or by a REST API, and reconstruct them with a model that stays loaded.
+
+    Ctrl-C ends it, with exit code 0; what was not finished is taken up by the next start. Needs the extra `serve`.
+    """
+    from mast3r_sfm.app import commands
+
+    commands.serve(
+        ServeRequest(
+            **{name: flags[name] for name in ("host", "port", "token", "output", "browser")},
+            limits=ServeLimits(**{name: flags[name] for name in LIMIT_FLAGS}),
+            model=_model_request(flags),
+            display=_display(flags),
+        )
+    )
 
 
 @cli.command()
@@ -340,7 +382,7 @@ def doctor() -> int:
 
 
 @cli.command()
-@input_option
+@_input_option(required=True)
 @model_options
 @option(ReconstructionOptions, "scene_graph", help="complete, swin, logwin, oneref, pairs:FILE.", default="complete")
 @niter_option

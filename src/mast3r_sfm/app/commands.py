@@ -4,129 +4,158 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 import threading
-import time
+import traceback
 import webbrowser
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from mast3r_sfm.app.compare.command import reconstruct_upstream
-from mast3r_sfm.app.console import ProgressDisplay, logging_to_console, say, show_table
-from mast3r_sfm.app.memory import estimate_matches, estimate_memory, peak_memory
+from mast3r_sfm.app.console import ProgressDisplay, complain, logging_to_console, say, show_table, warn
+from mast3r_sfm.app.flags import in_words
 from mast3r_sfm.app.requests import (
+    EXIT_PARTIAL,
+    EXIT_SCENE_FAILED,
+    SERVER_PACKAGES,
     EvaluateRequest,
     ExportRequest,
     MatchRequest,
     ModelRequest,
     ReconstructRequest,
+    ServeRequest,
     ViewRequest,
 )
+from mast3r_sfm.app.scene import WrittenScene, reconstruct_scene
 from mast3r_sfm.app.viewer import ResultServer, ServedResult
-from mast3r_sfm.device import resolve_device
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.evaluation import Evaluation, evaluate_views, read_true_depth, read_truth
-from mast3r_sfm.export.compression import check_compression
 from mast3r_sfm.export.files import write_json
-from mast3r_sfm.export.folders import explained_writing, scene_folder, scratch_folder
+from mast3r_sfm.export.folders import explained_writing, scene_folder
 from mast3r_sfm.export.formats import check_extras
-from mast3r_sfm.export.georeference import check_fixes, check_georeference
 from mast3r_sfm.export.glb import SceneStatistics
 from mast3r_sfm.export.match_result import write_match_result
 from mast3r_sfm.export.result import (
     STORE,
     check_output,
-    expected_bytes,
     georeference_result,
+    is_result,
     read_run,
     read_scene_options,
     rewrite_scene,
     write_exports,
 )
 from mast3r_sfm.export.store import load_reconstruction
-from mast3r_sfm.images.finding import find_footage, find_images, is_clip
-from mast3r_sfm.images.frames import clips_of
-from mast3r_sfm.images.masks import find_masks, without_masks
+from mast3r_sfm.images.finding import find_images, is_clip, natural_key
 from mast3r_sfm.model.checkpoint import Model, load_model
-from mast3r_sfm.options import DEFAULT_MODEL, Engine, ExportFormat, SceneOptions
-from mast3r_sfm.pipeline import load_images, match_images, plan_pairs, read_clips
-from mast3r_sfm.pipeline import reconstruct as run_pipeline
+from mast3r_sfm.options import Engine, SceneOptions
+from mast3r_sfm.pipeline import load_images, match_images
 from mast3r_sfm.reconstruction import Reconstruction, plain, versions
 from mast3r_sfm.text import byte_count, counted
-from mast3r_sfm.types import Georeference, View
-
-_OVERLAPPING = 10  # images that one shows the same part of a scene with, at a guess
+from mast3r_sfm.types import Georeference
 
 
 def reconstruct(request: ReconstructRequest) -> bool:
     """The `reconstruct` command. Returns whether some images could not be registered."""
     quiet = request.display.quiet
-    start = time.perf_counter()
-    misplaced: InputError | None = None
-    with logging_to_console(request.display.debug) as log, contextlib.ExitStack() as work:
-        output = _free_output(request.inputs) if request.output is None else request.output
-        check_output(output, request.overwrite)
-        check_compression(request.scene.compress)  # what is missing should be told before the work, not after it
-        check_extras(request.exports)
-        if request.georeference:
-            check_georeference()
-        paths = find_footage(request.inputs, request.footage.recursive)
-        if request.footage.masks is not None:
-            paths = without_masks(Path(request.footage.masks), paths)
-            if request.engine is Engine.UPSTREAM:
-                raise InputError("`masks`: the published engine has none; leave `masks` or `engine=upstream` out")
-        if any(map(is_clip, paths)):
-            frames = work.enter_context(scratch_folder(output, "frames"))
-            with ProgressDisplay(quiet) as display:
-                paths = read_clips(paths, request.footage, frames, display)
-        graph, seed = request.options.scene_graph, request.options.seed
-        if request.footage.masks is not None:  # and neither should masks that are missing
-            find_masks(Path(request.footage.masks), paths, clips_of(paths))
-        pairs = plan_pairs(graph, paths, seed)  # a pairs file that is missing should not wait for the model
-        if request.engine is Engine.UPSTREAM:
-            result = _reconstruct_upstream(paths, pairs, request)
-        else:
-            result = _reconstruct_native(paths, pairs, request, output)
-        if request.georeference:
-            result, misplaced = _placed(result, request)
-        writing = time.perf_counter()
-        seconds = {"Set up and read images": writing - start - sum(result.seconds.values()), **result.seconds}
-        statistics = result.save(
-            output,
-            request.scene,
-            overwrite=request.overwrite,
-            exports=request.exports,
-            photos=request.photos,
-            report=request.report,
-            details={
-                "arguments": sys.argv[1:],
-                "inputs": list(request.inputs),
-                "options": {name: plain(value) for name, value in request.flags.items()},
-                "seconds": seconds,
-                "peak_memory_bytes": _peak_memory(result),
-                "warnings": log.messages,
-            },
-        )
-        seconds["Write files"] = time.perf_counter() - writing
-        show_table(_summary(result, statistics, seconds, output), quiet)
+    output = _free_output(request.inputs) if request.output is None else request.output
+    return not _reconstruct_and_show(request, output, lambda: _load_model(request.model, quiet)).is_complete
+
+
+def reconstruct_batch(request: ReconstructRequest) -> int:
+    """The `reconstruct --batch` command: each subfolder is a scene. Returns the exit code.
+
+    A scene that fails is named, and the others go on. Raises InputError if there is no scene at all, or if the output
+    cannot hold any.
+    """
+    assert request.batch is not None
+    if request.engine is Engine.UPSTREAM:
+        raise InputError("`batch`: the published engine reconstructs one scene at a time; leave `engine=upstream` out")
+    quiet = request.display.quiet
+    output = _free_output([str(request.batch)]) if request.output is None else request.output
+    scenes = find_scenes(request.batch, output)
+    if output.exists() and is_result(output):
+        raise InputError(f"`output={output}` is a result, and is to hold one for every scene: name another folder")
+    with logging_to_console(request.display.debug):
+        model = _load_model(request.model, quiet)
+    outcomes: dict[str, str] = {}
+    failed = partial = 0
+    for number, scene in enumerate(scenes, start=1):
+        say(f"Scene {number} of {len(scenes)}: {scene.name}", quiet)
+        try:
+            written = _reconstruct_and_show(_of_scene(request, scene), output / scene.name, lambda: model)
+            partial += not written.is_complete
+            outcomes[scene.name] = _outcome(written)
+        except Exception as error:  # one that is not expected is no reason to lose the other scenes either
+            failed += 1
+            if request.display.debug:
+                traceback.print_exc()
+            outcomes[scene.name] = f"failed: {in_words(error)}"
+            complain(f"{scene.name}: {in_words(error)}")
+    say(f"{counted(len(scenes), 'scene')}, {failed} failed. Results in {output}", quiet)
+    show_table(outcomes, quiet)
+    return EXIT_SCENE_FAILED if failed else EXIT_PARTIAL if partial else 0
+
+
+def find_scenes(batch: Path, output: Path) -> list[Path]:
+    """The subfolders of `batch` in natural order, without hidden ones, results, and the folder that results go to.
+
+    Raises InputError if there is none.
+    """
+    if not batch.is_dir():
+        raise InputError(f"`batch={batch}`: no such folder; name one whose subfolders are scenes")
+    scenes = [
+        folder
+        for folder in sorted(batch.iterdir(), key=natural_key)
+        if folder.is_dir()
+        and not folder.name.startswith(".")
+        and not is_result(folder)
+        and not output.resolve().is_relative_to(folder.resolve())
+    ]
+    if not scenes:
+        raise InputError(f"`batch={batch}` has no subfolder with photos: photos of a single scene are for `inputs`")
+    return scenes
+
+
+def _of_scene(request: ReconstructRequest, scene: Path) -> ReconstructRequest:
+    """The request for one scene of a batch. Its masks are in the folder of its name, if there is one."""
+    footage = request.footage
+    if footage.masks is not None:
+        masks = Path(footage.masks) / scene.name
+        if not masks.is_dir():
+            warn(f"{masks} is not there: the photos of {scene.name} are used whole")
+        footage = dataclasses.replace(footage, masks=str(masks) if masks.is_dir() else None)
+    return dataclasses.replace(request, inputs=(str(scene),), batch=None, footage=footage)
+
+
+def _reconstruct_and_show(request: ReconstructRequest, output: Path, load_model: Callable[[], Model]) -> WrittenScene:
+    """One scene with progress, warnings, and the tables at its end."""
+    quiet = request.display.quiet
+    with logging_to_console(request.display.debug) as log:
+        with ProgressDisplay(quiet) as display:
+            written = reconstruct_scene(
+                request, output, load_model, display, log.messages, lambda line: say(line, quiet)
+            )
+        result = written.result
+        show_table(_summary(written), quiet)
         for number, one in enumerate((result, *result.others)):
             if one.georeference is not None:
                 heading = {"Place of": scene_folder(number)} if number else {}
                 show_table(heading | _residual_rows(one.georeference, [view.file for view in one.views]), quiet)
-        if misplaced is not None:
-            raise InputError(f"{misplaced}. Everything but the georeference is in {output}") from misplaced
-    return len(result.registered) < len(result.views)
+        if written.misplaced is not None:
+            raise InputError(
+                f"{written.misplaced}. Everything but the georeference is in {output}"
+            ) from written.misplaced
+    return written
 
 
-def _placed(result: Reconstruction, request: ReconstructRequest) -> tuple[Reconstruction, InputError | None]:
-    """The georeferenced result; or what speaks against it, and the result as it was, which is not lost for that."""
-    try:
-        return result.georeferenced(request.scene, request.options.seed), None
-    except InputError as error:
-        return result.with_others_georeferenced(request.scene, request.options.seed), error
+def _outcome(written: WrittenScene) -> str:
+    """What the last table of a batch says of a scene that was written."""
+    result = written.result
+    verdict = f"{result.verdict.overall.level}, " if result.verdict is not None else ""
+    seconds = sum(written.seconds.values())
+    return f"{verdict}{len(result.registered)} of {counted(len(result.views), 'photo')} registered, {seconds:.0f} s"
 
 
 def match(request: MatchRequest) -> None:
@@ -195,6 +224,19 @@ def view(request: ViewRequest) -> None:
                 threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
             with contextlib.suppress(KeyboardInterrupt):
                 server.serve_forever()
+
+
+def serve(request: ServeRequest) -> None:
+    """The `serve` command. Returns after Ctrl-C."""
+    if missing := [package for module, package in SERVER_PACKAGES.items() if find_spec(module) is None]:
+        raise InputError(f"serve needs the packages {', '.join(missing)}: pip install 'mast3r-sfm[serve]'")
+    from mast3r_sfm.app.serve.server import run_server
+
+    def load() -> Model:
+        with logging_to_console(request.display.debug):
+            return _load_model(request.model, request.display.quiet)
+
+    run_server(request, load)
 
 
 def evaluate(request: EvaluateRequest) -> None:
@@ -269,61 +311,9 @@ def _load_model(request: ModelRequest, quiet: bool) -> Model:
     return model
 
 
-def _reconstruct_native(
-    paths: Sequence[Path], pairs: Sequence[tuple[int, int]] | None, request: ReconstructRequest, output: Path
-) -> Reconstruction:
-    """Our own engine, after a look at the room on the disk and a word on the memory that the work will take."""
-    quiet = request.display.quiet
-    model = _load_model(request.model, quiet)
-    with ProgressDisplay(quiet) as display:
-        views = load_images(paths, model, request.model.image_size, display, request.footage)
-        if request.georeference:
-            check_fixes([view.gps for view in views], [str(view.path) for view in views])
-        overlapping = _OVERLAPPING * len(views)
-        num_pairs = overlapping if pairs is None else len(pairs)
-        subsample = request.options.alignment.subsample
-        num_matches = estimate_matches(views, min(num_pairs, overlapping), subsample)
-        check_output(output, request.overwrite, _result_bytes(views, num_matches, request.scene, request.exports))
-        memory = estimate_memory(model, views, num_pairs, subsample, request.options.batch_size)
-        shown = counted(num_pairs, "pair") if pairs is not None else "pairs chosen by similarity"
-        height, width = views[0].shape
-        say(
-            f"{counted(len(views), 'image')} of about {width}x{height}, {shown}, "
-            f"estimated {model.device.type.upper()} memory {byte_count(memory)}",
-            quiet,
-        )
-        return run_pipeline(views, model, request.options, display, pairs)
-
-
-def _result_bytes(
-    views: Sequence[View], num_matches: float, scene: SceneOptions, exports: Sequence[ExportFormat]
-) -> int:
-    """Room that the result takes, to be told of a full disk before the work and not after it."""
-    copies = (1 + len(exports)) * sum(view.path.stat().st_size for view in views if view.path.exists())
-    return copies + expected_bytes(sum(view.shape[0] * view.shape[1] for view in views), int(num_matches), scene)
-
-
-def _reconstruct_upstream(
-    paths: Sequence[Path], pairs: Sequence[tuple[int, int]] | None, request: ReconstructRequest
-) -> Reconstruction:
-    """The published code: its own network, matching and alignment on the same photos and weights."""
-    model = request.model
-    if model.revision is not None:
-        raise InputError("`revision`: the published engine loads the newest; name a downloaded folder as `model_name`")
-    name = model.model_name or DEFAULT_MODEL
-    device = resolve_device(model.device)
-    say(f"Published engine, model {name} on {device}; its matches are not verified", request.display.quiet)
-    return reconstruct_upstream(paths, pairs, request.options, name, device, model.image_size)
-
-
-def _peak_memory(result: Reconstruction) -> dict[str, float]:
-    return peak_memory(torch.device(result.model.device if result.model else "cpu"))
-
-
-def _summary(
-    result: Reconstruction, statistics: SceneStatistics, seconds: Mapping[str, float], output: Path
-) -> dict[str, str]:
+def _summary(written: WrittenScene) -> dict[str, str]:
     """The table at the end."""
+    result, statistics = written.result, written.statistics
     registered = result.registered
     focals = [float(view.K_original[0, 0]) for view in registered]
     shortest, longest = f"{min(focals):.0f}", f"{max(focals):.0f}"
@@ -338,9 +328,6 @@ def _summary(
         "Median reprojection error": f"{np.nanmedian(errors):.2f} px" if np.isfinite(errors).any() else "none",
         "Points kept": f"{statistics.share_kept:.0%} of the pixels",
         "Focal length": f"{' to '.join(dict.fromkeys((shortest, longest)))} px of the original images",
-        "Time": ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()),
-        "Peak memory": ", ".join(f"{name.upper()} {byte_count(value)}" for name, value in _peak_memory(result).items()),
-        "Files": str(output),
     }
     if tracked:
         rows["Refined cameras"] = (
@@ -356,7 +343,13 @@ def _summary(
         )
     if not result.pairs:  # the published engine does not say
         del rows["Pairs used"]
-    return rows
+    return rows | {
+        "Time": ", ".join(f"{name} {value:.1f} s" for name, value in written.seconds.items()),
+        "Peak memory": ", ".join(
+            f"{name.upper()} {byte_count(value)}" for name, value in written.peak_memory_bytes.items()
+        ),
+        "Files": str(written.output),
+    }
 
 
 def _verdict_shown(result: Reconstruction) -> str:

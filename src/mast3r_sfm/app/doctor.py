@@ -10,12 +10,13 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mast3r_sfm.app.compare.published import find_upstream, import_upstream
+from mast3r_sfm.app.requests import SERVER_PACKAGES
 from mast3r_sfm.errors import InputError
 from mast3r_sfm.options import DEFAULT_MODEL, SMALL_MODEL
 
@@ -28,6 +29,20 @@ _RESULT_GB = 1.0  # 200 views of 512x384, whose float32 maps take 4 MB each, and
 _DRIVER = Path("/dev/nvidiactl")
 _CONTAINER_MARK = Path("/.dockerenv")
 _BUNDLED = Path(__file__).parents[1] / "data" / SMALL_MODEL
+_EXTRAS: Mapping[str, str] = {
+    "video": "films",
+    "raw": "RAW photos",
+    "exr": "--export exr",
+    "las": "--export las",
+    "e57": "--export e57",
+    "usd": "--export usdz",
+    "geo": "--georeference",
+    "meshopt": "--compress meshopt",
+    "draco": "--compress draco",
+    "serve": "the command serve",
+}
+"""What needs each optional extra of `pyproject.toml`."""
+
 _INSTALL = "in a checkout run ./test.sh or ./predict.sh --local, which install it; elsewhere pip install -r {lock}"
 
 
@@ -50,7 +65,8 @@ def run_checks(output: Path | None = None) -> list[Check]:
 
     output  folder that results will be written to (default: the current one)
     """
-    checks = [check_python(), check_packages(_requirements())]
+    requirements = _requirements()
+    checks = [check_python(), check_packages(requirements)]
     torch = _import("torch")
     if torch is None:
         checks += [
@@ -59,7 +75,7 @@ def run_checks(output: Path | None = None) -> list[Check]:
     else:
         checks += [check_gpu(torch)]
     checks += [check_memory(), check_model(), check_disk(output or Path.cwd())]
-    return [*checks, *check_optional_parts()]
+    return [*checks, check_extras(requirements), *check_optional_parts()]
 
 
 def can_reconstruct(checks: Iterable[Check]) -> bool:
@@ -88,12 +104,43 @@ def check_python() -> Check:
 
 def check_packages(requirements: Iterable[str]) -> Check:
     """Whether every requirement (`name>=version`) is installed in a version that satisfies it."""
+    right, wrong = _installed(requirements)
+    if wrong:
+        lock = "requirements.lock -r requirements-torch.lock"
+        return Check("packages", "failed", "; ".join(wrong), _INSTALL.format(lock=lock))
+    return Check("packages", "ok", ", ".join(right))
+
+
+def check_extras(requirements: Iterable[str]) -> Check:
+    """Which optional extras are installed, and the command that installs the others.
+
+    requirements  of the package with those of its extras, `name>=version; extra == "video"`
+    """
+    requirements = list(requirements)
+    there, lacking = [], {}
+    for extra, purpose in _EXTRAS.items():
+        right, wrong = _installed(requirements, extra)
+        if right and not wrong:
+            there.append(f"{extra} ({', '.join(right)})")
+        else:
+            lacking[extra] = f"{extra} for {purpose}" + (f" ({', '.join(wrong)})" if wrong else "")
+    if not lacking:
+        return Check("extras", "ok", ", ".join(there))
+    detail = f"{', '.join(there) or 'none'}; not installed: {', '.join(lacking.values())}"
+    return Check("extras", "note", detail, f"pip install 'mast3r-sfm[{','.join(lacking)}]'")
+
+
+def _installed(requirements: Iterable[str], extra: str = "") -> tuple[list[str], list[str]]:
+    """Those requirements that an extra alone has (without one: those of the package) and that are met, with their
+    versions; and what is wrong with the others.
+    """
     from packaging.requirements import Requirement
 
-    wrong, right = [], []
-    for text in requirements:
-        requirement = Requirement(text)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+    right, wrong = [], []
+    for requirement in map(Requirement, requirements):
+        marker = requirement.marker
+        always = marker is None or marker.evaluate({"extra": ""})
+        if always == bool(extra) or not (marker is None or marker.evaluate({"extra": extra})):
             continue
         try:
             version = importlib.metadata.version(requirement.name)
@@ -104,10 +151,7 @@ def check_packages(requirements: Iterable[str]) -> Check:
             right.append(f"{requirement.name} {version}")
         else:
             wrong.append(f"{requirement.name} is {version}, needed is {requirement.specifier}")
-    if wrong:
-        lock = "requirements.lock -r requirements-torch.lock"
-        return Check("packages", "failed", "; ".join(wrong), _INSTALL.format(lock=lock))
-    return Check("packages", "ok", ", ".join(right))
+    return right, wrong
 
 
 def check_gpu(torch: Any) -> Check:
@@ -208,6 +252,12 @@ def check_optional_parts() -> list[Check]:
         if heif
         else Check("HEIC photos", "note", "not readable", "pip install pillow-heif"),
     ]
+    missing = [package for module, package in SERVER_PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        detail, remedy = f"{', '.join(missing)} not there: only `serve` needs them", "pip install 'mast3r-sfm[serve]'"
+        checks.append(Check("server", "note", detail, remedy))
+    else:
+        checks.append(Check("server", "ok", "`serve` can run"))
     folder = find_upstream()
     if folder is None:
         detail = "not there: `compare` and `--engine upstream` need it, nothing else does"

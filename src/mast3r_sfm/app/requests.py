@@ -19,6 +19,7 @@ from mast3r_sfm.options import (
     Precision,
     ReconstructionOptions,
     SceneOptions,
+    ServeLimits,
     choice,
 )
 
@@ -28,8 +29,18 @@ EXIT_PARTIAL = 5
 EXIT_DIFFERS = 6
 """Exit code of `compare` when the engines disagree."""
 
+EXIT_SCENE_FAILED = 7
+"""Exit code of a batch of which some scene failed."""
+
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C."""
+
+
+SERVER_PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
+"""Modules of the extra `serve`, and the packages that have them."""
+
+MIN_TOKEN = 16
+"""Characters of a token that nobody guesses."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +70,16 @@ class Display:
 
 @dataclass(frozen=True)
 class ReconstructRequest:
-    """`reconstruct`. `output` None: a new folder in outputs/. `flags`: all of them as given, for run.json only."""
+    """`reconstruct`. `output` None: a new folder in outputs/.
+
+    flags      all of them as given, for run.json only, as are the
+    arguments  of the command line
+    """
 
     inputs: tuple[str, ...]
+    batch: Path | None = choice(
+        None, "Instead of --input: each subfolder is a scene, whose result goes into a folder of its name in OUTPUT."
+    )
     output: Path | None = choice(None, "Result folder [default: a new one, outputs/<name of the input>].")
     overwrite: bool = choice(False, "Replace an existing result, as a whole.")
     engine: Engine = choice(
@@ -82,6 +100,7 @@ class ReconstructRequest:
     report: bool = choice(True, "Write report.html, the result in one file for a browser.")
     display: Display = field(default_factory=Display)
     flags: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,6 +153,24 @@ class ViewRequest:
     folder: Path
     port: int | None = choice(None, "Port on this machine [default: a free one].", minimum=1)
     browser: bool = choice(True, "Open the address in the browser.")
+    display: Display = field(default_factory=Display)
+
+
+@dataclass(frozen=True)
+class ServeRequest:
+    """`serve`. `token` None: none on this machine alone, else a new one, which is printed."""
+
+    host: str = choice("127.0.0.1", "Address to listen at; any but this machine's own asks for a token.")
+    port: int = choice(8000, "Port to listen at.", minimum=1)
+    token: str | None = choice(
+        None,
+        f"What clients have to know, {MIN_TOKEN} characters and more [default: $MAST3R_SFM_TOKEN; a new one, which is "
+        "printed, where other machines can ask].",
+    )
+    output: Path = choice(Path("outputs/serve"), "Folder of the reconstructions; finished ones stay there.")
+    limits: ServeLimits = field(default_factory=ServeLimits)
+    model: ModelRequest = field(default_factory=ModelRequest)
+    browser: bool = choice(False, "Open the page in the browser.")
     display: Display = field(default_factory=Display)
 
 

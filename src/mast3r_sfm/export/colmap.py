@@ -51,7 +51,7 @@ def write_colmap(scene: ReconstructedScene, folder: Path, options: PhotoOptions)
     if not model.num_points3D():
         logger.warning(
             "The COLMAP model has no points, because the result has no tracks of local features; gsplat and others "
-            "start from points: reconstruct with `refinement=RefinementOptions()` to have them"
+            "start from points; `refinement=RefinementOptions()` gives them, where photos share enough detail"
         )
 
 

@@ -208,6 +208,11 @@ def read_run(output: Path) -> dict[str, Any]:
     return run
 
 
+def is_result(folder: Path) -> bool:
+    """Whether the folder is a result of this tool."""
+    return _read_run(folder) is not None
+
+
 def read_scene_options(output: Path) -> SceneOptions:
     """The options the scene of a result was written with. Raises InputError if `output` is not a result."""
     scene = read_run(output).get("scene")

@@ -25,6 +25,9 @@ _HD_HEIGHT = 720
 _EXACT = ("BILINEAR", "ACCURATE_RND", "BITEXACT", "FULL_CHR_H_INT")
 """Flags of libswscale with which every processor computes the same pixels."""
 
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,asf,ogg"
+"""What a film may be inside, whatever its name says: an open list would let a playlist name other files."""
+
 
 class Picture(Protocol):
     """A picture of a clip."""
@@ -135,7 +138,7 @@ def _open_film(path: Path) -> Clip:
     import av
 
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        with av.open(str(path), metadata_errors="replace", options={"format_whitelist": _CONTAINERS}) as container:
             stream = _stream(container, path)
             times = [
                 packet.pts if packet.pts is not None else packet.dts
@@ -160,7 +163,7 @@ def _pictures_of_film(path: Path) -> Iterator[Picture]:
     error: Exception | None = None
     warned_of_lines = False
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        with av.open(str(path), metadata_errors="replace", options={"format_whitelist": _CONTAINERS}) as container:
             stream = _stream(container, path)
             stream.thread_type = "AUTO"
             pixel_shape = stream.sample_aspect_ratio or Fraction(1)

@@ -105,7 +105,7 @@ class _Found:
             (logger.info, self.films_of_photos, "films of live photos are not used"),
             (logger.info, self.raw_of_photos, "RAW files are not used, because the developed photos are there"),
             (logger.info, self.sidecars, "files that cameras and file managers write beside photos are not used"),
-            (logger.warning, self.clips_beside_photos, "clips among photos are not used; name them to use them"),
+            (logger.warning, self.clips_beside_photos, "clip(s) among photos are not used; name them to use them"),
         ):
             if files:
                 tell("%d %s: %s", len(files), reason, _named(files))

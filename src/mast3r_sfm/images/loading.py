@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from mast3r_sfm.errors import InputError
+from mast3r_sfm.images.clips import check_clip_library, open_clip
 from mast3r_sfm.images.decoding import decode_image, max_pixels, quiet_pillow
-from mast3r_sfm.images.finding import unreadable
+from mast3r_sfm.images.finding import is_clip, unreadable
 from mast3r_sfm.images.masks import USED, opacity
 from mast3r_sfm.images.values import sample_bits_of_set
 from mast3r_sfm.text import byte_count, listed
@@ -110,6 +111,18 @@ def load_image(path: str | Path, index: int = 0, sizing: ImageSizing | None = No
     return view
 
 
+def check_footage(path: Path) -> None:
+    """Decodes a photo to its last pixel, or opens a clip: whether the file is what its name says.
+
+    Raises InputError that names the file.
+    """
+    if is_clip(path):
+        check_clip_library([path])
+        open_clip(path)
+    else:
+        decode_image(_bytes_of(path), str(path))
+
+
 def read_photo(view: View) -> tuple[Image.Image, np.ndarray | None]:
     """The whole photo of a view, upright RGB, and (H, W) bool True where it is used (None: everywhere).
 
@@ -121,7 +134,7 @@ def read_photo(view: View) -> tuple[Image.Image, np.ndarray | None]:
     if alpha is None:
         return decoded.rgb, None
     used = np.asarray(alpha) >= USED
-    return decoded.rgb, used if _is_used(view) else np.zeros_like(used)
+    return decoded.rgb, used if is_usable(view) else np.zeros_like(used)
 
 
 def network_transform(original_size: tuple[int, int], sizing: ImageSizing, name: str = "image") -> ImageTransform:
@@ -212,13 +225,14 @@ def _warn_of_crops(views: Sequence[View]) -> None:
         )
 
 
-def _is_used(view: View) -> bool:
+def is_usable(view: View) -> bool:
+    """Whether some of the photo can be used: not if it is (almost) wholly transparent or masked."""
     return view.mask is None or bool(view.mask.any())
 
 
 def _warn_of_unused(views: Sequence[View]) -> None:
     """Names the photos that are (almost) wholly transparent or masked. Raises InputError if all are."""
-    unused = [view for view in views if not _is_used(view)]
+    unused = [view for view in views if not is_usable(view)]
     if not unused:
         return
     named = listed((view.path.name for view in unused), 10)

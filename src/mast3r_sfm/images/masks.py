@@ -51,9 +51,10 @@ def find_masks(folder: Path, photos: Sequence[Path], clips: Sequence[str | None]
         for photo, mask in zip(photos, found, strict=True)
     ]
     if not any(masks):
+        of_clip = f", that of all frames of {clips[0]} {Path(clips[0]).stem}.png" if clips[0] else ""
         raise InputError(
             f"`masks={folder}`: none of its {len(files)} file(s) is the mask of a photo; the mask of "
-            f"{photos[0].name} is called {photos[0].stem}.png or {photos[0].name}.png"
+            f"{photos[0].name} is called {photos[0].stem}.png or {photos[0].name}.png{of_clip}"
         )
     return masks
 
@@ -103,7 +104,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
         grey = ImageChops.darker(grey, decoded.alpha)
     (width, height), (W, H) = grey.size, size
     if abs(width - height * W / H) > 1 and abs(height - width * H / W) > 1:
-        turned = " as it is shown, turned by its EXIF" if (height, width) == size else ""
+        turned = " as it is shown" if (height, width) == size else ""
         raise InputError(
             f"{path}: the mask has {width}x{height} pixels and its photo {W}x{H}{turned}; "
             "make it of the photo's size, or of its shape"

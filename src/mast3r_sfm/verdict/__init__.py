@@ -23,4 +23,6 @@ def verdict_on(
     groups     indices of the images that connect, the registered ones first
     """
     evidence = collect_evidence(views, matches, summaries)
-    return judge([Path(view.file).name for view in views], evidence, doubts(views), summaries, groups)
+    unusable = [view.index for view in views if view.mask is not None and not view.mask.any()]
+    names = [Path(view.file).name for view in views]
+    return judge(names, evidence, doubts(views), summaries, groups, unusable=unusable)

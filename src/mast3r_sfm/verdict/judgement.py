@@ -5,11 +5,12 @@ The limits were set on rendered scenes, half of them spoiled on purpose (`benchm
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from mast3r_sfm.graphs import connected_components
 from mast3r_sfm.text import listed
 from mast3r_sfm.types import LEAST_OF_ANOTHER_SCENE, Level, PairSummary, SceneVerdict, Verdict
 from mast3r_sfm.verdict.evidence import PARTNER_MATCHES, PairEvidence, SceneEvidence, ViewEvidence
@@ -36,6 +37,7 @@ class Limits:
     min_straight                   of `SceneEvidence`: less, and the cameras lie on a line
     max_doubtful                   share of the photos, below which a result is still good
     min_registered                 share of the photos, below which a result is poor
+    min_agreeing                   share of the registered photos in the largest set of `_agreeing`, likewise
     """
 
     max_error: float = 0.0105
@@ -59,10 +61,12 @@ class Limits:
     min_straight: float = 0.01
     max_doubtful: float = 0.05
     min_registered: float = 0.5
+    min_agreeing: float = 0.5
 
 
 LIMITS = Limits()
 _SHOWN = 6
+_UNUSABLE = "it is masked or transparent as a whole: check it and its mask"
 
 
 def judge(
@@ -72,6 +76,7 @@ def judge(
     summaries: Sequence[PairSummary],
     groups: Sequence[Sequence[int]],
     limits: Limits = LIMITS,
+    unusable: Collection[int] = (),
 ) -> SceneVerdict:
     """The verdict on a result.
 
@@ -80,15 +85,16 @@ def judge(
     doubted    by index, why the camera of a registered photo is doubtful (`quality.doubts`)
     summaries  of the pairs that were looked at
     groups     indices of the images that connect, the registered ones first
+    unusable   indices of photos that are masked or transparent as a whole
     """
     found = {one.index: one for one in evidence.views}
     own = [
         _judge_view(found[k], evidence, names, doubted.get(k), limits)
         if k in found
-        else Verdict(Level.POOR, (_why_left_out(k, names, summaries, groups),))
+        else Verdict(Level.POOR, (_UNUSABLE if k in unusable else _why_left_out(k, names, summaries, groups),))
         for k in range(len(names))
     ]
-    return SceneVerdict(_judge_scene(own, evidence, names, groups, limits), tuple(own))
+    return SceneVerdict(_judge_scene(own, evidence, names, groups, limits, unusable), tuple(own))
 
 
 def _judge_view(
@@ -102,7 +108,9 @@ def _judge_view(
             "it shares matches with only one other photo" if view.num_partners else "it shares few matches with others"
         )
         reasons[-1] += ": add photos between it and its neighbours"
-    if view.error > limits.max_error:
+    if np.isinf(view.error):
+        reasons.append("most of its matches lie behind cameras: it may stand in a wrong place")
+    elif view.error > limits.max_error:
         reasons.append(
             f"its matches reproject {100 * view.error:.1f} % of the image's width off in the median: things may have "
             "moved, or it was zoomed"
@@ -163,13 +171,19 @@ def _judge_scene(
     names: Sequence[str],
     groups: Sequence[Sequence[int]],
     limits: Limits,
+    unusable: Collection[int],
 ) -> Verdict:
     registered = [one.index for one in evidence.views]
     poor: list[str] = []
     doubtful: list[str] = []
-    left_out = sorted(set(range(len(names))).difference(registered))
+    left_out = sorted(set(range(len(names))).difference(registered, unusable))
+    if unusable:
+        doubtful.append(
+            f"{len(unusable)} of {len(names)} photos are masked or transparent as a whole: "
+            f"{_listed(names[k] for k in sorted(unusable))}: check their masks"
+        )
     if left_out:
-        share = len(registered) / len(names)
+        share = len(registered) / (len(names) - len(unusable))
         text = f"{len(left_out)} of {len(names)} photos do not connect: {_listed(names[k] for k in left_out)}"
         (poor if share < limits.min_registered else doubtful).append(f"{text}: add photos between them")
     for number, group in enumerate(groups[1:], start=2):
@@ -191,6 +205,14 @@ def _judge_scene(
             f"{len(at_odds)} of {len(odd)} pairs of photos are at odds with the cameras, for example "
             f"{' and '.join(names[k] for k in _worst(at_odds))}: places may look alike"
         )
+    sets = [own for own in _agreeing(len(names), evidence.pairs, limits) if len(own) >= LEAST_OF_ANOTHER_SCENE]
+    if len(sets) > 1:
+        text = (
+            f"the photos agree with the cameras only within {len(sets)} sets, the largest of {len(sets[0])} photos, "
+            f"the others with {_listed(names[own[0]] for own in sets[1:])}: how these stand to each other is a guess: "
+            "add photos between them"
+        )
+        (poor if len(sets[0]) < limits.min_agreeing * len(registered) else doubtful).append(text)
     doubtful += _cut_apart(evidence.pairs, names, limits)
     weak = {level: [k for k in registered if own[k].level is level] for level in (Level.DOUBTFUL, Level.POOR)}
     flawed = weak[Level.DOUBTFUL] + weak[Level.POOR]
@@ -199,6 +221,20 @@ def _judge_scene(
         (poor if 2 * len(weak[Level.POOR]) > len(registered) else doubtful).append(text)
     level = Level.POOR if poor else Level.DOUBTFUL if doubtful else Level.GOOD
     return Verdict(level, (*poor, *doubtful))
+
+
+def _agreeing(num_photos: int, pairs: Sequence[PairEvidence], limits: Limits) -> list[list[int]]:
+    """Sets of photos that are joined by pairs whose matches the cameras explain, or features confirm; the largest
+    first. All photos, if no pair has matches that could tell."""
+    if not any(pair.num_matches for pair in pairs):
+        return [list(range(num_photos))]
+    joined = [
+        (pair.i, pair.j)
+        for pair in pairs
+        if pair.num_features >= limits.sure_features
+        or (pair.num_explained >= PARTNER_MATCHES and pair.explained >= limits.pair_explained)
+    ]
+    return connected_components(num_photos, joined)
 
 
 def _cut_apart(pairs: Sequence[PairEvidence], names: Sequence[str], limits: Limits) -> list[str]:

@@ -42,6 +42,11 @@ def page(document: Mapping[str, Any] | None, blocks: Mapping[str, str], policy: 
     return text.encode("utf-8")
 
 
+def stylesheet() -> str:
+    """Colours, type and controls of the page, for other pages of the same look."""
+    return _asset("style.css")
+
+
 def embeddable_json(value: Any) -> str:
     """Strict JSON in ASCII that may stand in a script element, whatever strings it holds."""
     text = json.dumps(to_strict_json(value), allow_nan=False, separators=(",", ":"))

@@ -158,6 +158,11 @@ async function start() {
   byId("size").addEventListener("input", () => viewer && viewer.setSize(Number(byId("size").value)));
   byId("confidence").addEventListener("input", setConfidence);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
+  addEventListener("storage", (event) => { // another page of this server, or the one around this one, was switched
+    if (event.key !== "theme") return;
+    setTheme(event.newValue);
+    repaint();
+  });
 
   const keys = {
     1: act.orbit, 2: act.walk, m: act.measure, c: act.cameras, r: act.reset, f: act.full, t: act.theme, "?": act.help,
