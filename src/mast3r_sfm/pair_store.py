@@ -345,7 +345,8 @@ class PairState:
     def _check_room(self, num_bytes: int) -> None:
         """Raises OSError if so many more would not leave the room that the result takes."""
         existing = next(folder for folder in (self._store.folder, *self._store.folder.parents) if folder.exists())
-        if shutil.disk_usage(existing).free < num_bytes + self._store.reserve_bytes:
+        disk = shutil.disk_usage(existing)
+        if disk.total and disk.free < num_bytes + self._store.reserve_bytes:  # some file systems do not tell: all zero
             raise OSError(errno.ENOSPC, "the disk would be too full for the result")
 
 

@@ -35,7 +35,7 @@ def write_tile(path: Path, tile: Tile, result: TileResult, check_room: Callable[
     """
     tensors = _packed(result, tile)
     check_room(sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()))
-    metadata = {"digest": _digest(tensors)}
+    metadata = {"digest": _digest(path, tensors)}
 
     def write(new: Path) -> None:
         try:
@@ -55,7 +55,7 @@ def read_tile(path: Path, tile: Tile, subsample: int) -> TileResult:
             digest = (file.metadata() or {}).get("digest")
     except SafetensorError as error:
         raise SpoiltFileError(str(error)) from error
-    if digest != _digest(tensors):
+    if digest != _digest(path, tensors):
         raise SpoiltFileError("its content is not what was written")
     return _unpacked(tensors, tile, subsample)
 
@@ -65,7 +65,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:
+        new.touch()
+        mode = new.stat().st_mode  # as files have it here; the library makes them private
         write(new)
+        new.chmod(mode)
         _flush(new)
         new.replace(path)
         _flush(path.parent)
@@ -151,12 +154,12 @@ def _unpacked(tensors: Mapping[str, torch.Tensor], tile: Tile, subsample: int) -
     return TileResult(summaries, tuple(matches), fallback, sums)
 
 
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Of names, types, shapes and values."""
+def _digest(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Of the file's name, which says what is in it, and of all names, types, shapes and values."""
     names = sorted(tensors)
     heads = [f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}" for name in names]
     with ThreadPoolExecutor(_HASHED_AT_ONCE) as threads:  # a gigabyte a second and core
-        return hash_of(*heads, *threads.map(lambda name: hash_of(_bytes(tensors[name])), names))
+        return hash_of(path.name, *heads, *threads.map(lambda name: hash_of(_bytes(tensors[name])), names))
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
