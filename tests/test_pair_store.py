@@ -91,7 +91,7 @@ def assert_same(a: PairwiseData, b: PairwiseData) -> None:
     for x, y in zip(a.canonical, b.canonical, strict=True):
         assert x is not None and y is not None and x.focal_px == y.focal_px
         for name in ("relative_depth", "conf", "core_depth"):
-            assert torch.equal(getattr(x, name), getattr(y, name))
+            assert getattr(x, name).numpy().tobytes() == getattr(y, name).numpy().tobytes()  # some are nan
     for one, other in zip(a.correspondences, b.correspondences, strict=True):
         assert (one.i, one.j) == (other.i, other.j)
         for name in ("xy_i", "xy_j", "conf"):
