@@ -82,6 +82,8 @@ def predicted(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pairwise.PairwiseCollector, "add", counted)
         data = pairwise.predict_pairwise(model, views, options, StageTimer(None, torch.device("cpu")), store=store)
+    if store is not None:
+        store.flush()
     return data, sum(done)
 
 

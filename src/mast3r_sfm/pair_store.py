@@ -32,7 +32,7 @@ from mast3r_sfm.canonical import CanonicalAccumulator
 from mast3r_sfm.model.checkpoint import Model
 from mast3r_sfm.model.fingerprint import weights_fingerprint
 from mast3r_sfm.text import counted
-from mast3r_sfm.tile_files import SpoiltFileError, hash_of, read_tile, write_tile, write_whole
+from mast3r_sfm.tile_files import AT_ONCE, SpoiltFileError, hash_of, read_tile, write_tile, write_whole
 from mast3r_sfm.tiles import Tile, TileResult, images_of
 from mast3r_sfm.types import FallbackPrediction, View
 
@@ -75,10 +75,12 @@ class PairsIdentity:
     @cached_property
     def images(self) -> list[str]:
         """Of every view what the network sees of it, and its mask; two views may be the same."""
-        return [
-            hash_of(str(view.shape), view.rgb.tobytes(), b"" if view.mask is None else view.mask.tobytes())
-            for view in self.views
-        ]
+
+        def image(view: View) -> str:
+            return hash_of(str(view.shape), view.rgb.tobytes(), b"" if view.mask is None else view.mask.tobytes())
+
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            return list(threads.map(image, self.views))
 
 
 class PairStore:
@@ -104,6 +106,7 @@ class PairStore:
         self.min_seconds = min_seconds
         self.reserve_bytes = reserve_bytes
         self.report = report or logger.info
+        self.writing: Future[None] | None = None
         self._resume = resume
 
     def open(self, identity: PairsIdentity) -> PairState:
@@ -118,8 +121,15 @@ class PairStore:
         """Whether a tile is there."""
         return next(self._tiles.glob("*.safetensors"), None) is not None
 
+    def flush(self) -> None:
+        """Waits for what is being written, as the end of the program does."""
+        if self.writing is not None:
+            self.writing.result()
+            self.writing = None  # and with it goes what was written
+
     def delete(self) -> None:
         """Deletes what runs have written, and the folder if nothing else is in it."""
+        self.flush()
         own = [*self.folder.glob("manifest-*.json"), *self.folder.glob(".*.new"), *self._tiles.glob("*.safetensors")]
         for path in [*own, *self._tiles.glob(".*.new")]:
             with contextlib.suppress(OSError):
@@ -144,7 +154,8 @@ class PairStore:
 class PairState:
     """The tiles of one run in a `PairStore`: those found there, and those that are written as they come.
 
-    A context in which tiles are loaded and saved; on leaving it, what is being written is finished.
+    A context in which tiles are loaded and saved. What is still being written on leaving it is finished while other
+    work goes on, or is waited for if the context ends by an error.
     """
 
     def __init__(self, store: PairStore, identity: PairsIdentity) -> None:
@@ -158,7 +169,6 @@ class PairState:
         self._keys: dict[Tile, str] = {}
         self._tiles: list[Tile] = []
         self._reads: dict[Tile, Future[TileResult | None]] = {}
-        self._write: Future[None] | None = None
         self._start = 0.0
         self._num_saved = 0
         self._threads = ThreadPoolExecutor(1 + _AHEAD, "tiles")
@@ -208,8 +218,7 @@ class PairState:
             if one not in self._reads and self._is_there(one):
                 self._reads[one] = self._threads.submit(self._read_tile, one)
         read = self._reads.pop(tile, None)
-        found = None if read is None else read.result()
-        return None if found is None else _on_device(found, self._device)
+        return None if read is None else read.result()
 
     def save(self, tile: Tile, result: TileResult) -> None:
         """Has what a tile left written while the run goes on; waits for the one before, if that is not yet done."""
@@ -222,32 +231,29 @@ class PairState:
             self._try(self._write_manifest)
         if not self._writable:
             return
-        self._wait()
+        self._store.flush()
         ready = None
         if self._device.type == "cuda":
             ready = torch.cuda.Event()
             ready.record(torch.cuda.current_stream(self._device))
-        self._write = self._threads.submit(self._try, lambda: self._write_tile(tile, result, ready))
+        self._store.writing = self._threads.submit(self._try, lambda: self._write_tile(tile, result, ready))
 
     def __enter__(self) -> PairState:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._wait()
-        self._threads.shutdown(cancel_futures=True)
-
-    def _wait(self) -> None:
-        """For what is being written."""
-        if self._write is not None:
-            self._write.result()
-            self._write = None  # and with it goes what was written
+    def __exit__(self, kind: object, *_: object) -> None:
+        for read in self._reads.values():
+            read.cancel()
+        self._threads.shutdown(wait=False)
+        if kind is not None:
+            self._store.flush()
 
     def _try(self, write: Callable[[], None]) -> None:
         """Writes; on failure once a warning, and nothing more is written."""
         try:
             if self._writable:
                 write()
-        except OSError as error:
+        except (OSError, MemoryError, RuntimeError) as error:  # torch raises the last for want of memory
             self._writable = False
             reason = getattr(error, "strerror", None) or str(error)
             logger.warning(
@@ -323,10 +329,9 @@ class PairState:
         return self._store.tile_file(self._key(tile)).is_file()
 
     def _read_tile(self, tile: Tile) -> TileResult | None:
-        """In main memory."""
         path = self._store.tile_file(self._key(tile))
         try:
-            return read_tile(path, tile, self._identity.options["subsample"])
+            return _on_device(read_tile(path, tile, self._identity.options["subsample"]), self._device)
         except FileNotFoundError:  # deleted by another run, at its end
             return None
         except (OSError, SpoiltFileError) as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from mast3r_sfm.canonical import CanonicalAccumulator
 from mast3r_sfm.tiles import ImageSums, Pair, Tile, TileResult, images_of
 from mast3r_sfm.types import Correspondences, FallbackPrediction, PairSummary
 
-_HASHED_AT_ONCE = 4
+AT_ONCE = 4
+"""Threads that read and hash: a gigabyte a second each."""
 
 
 class SpoiltFileError(Exception):
@@ -35,7 +36,8 @@ def write_tile(path: Path, tile: Tile, result: TileResult, check_room: Callable[
     """
     tensors = _packed(result, tile)
     check_room(sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()))
-    metadata = {"digest": _digest(path, tensors)}
+    # one after the other: the program may be at its end, where no thread can be started any more
+    metadata = {"digest": _hashed(path, (_with_hash(name, tensors[name]) for name in sorted(tensors)))}
 
     def write(new: Path) -> None:
         try:
@@ -49,15 +51,16 @@ def write_tile(path: Path, tile: Tile, result: TileResult, check_room: Callable[
 def read_tile(path: Path, tile: Tile, subsample: int) -> TileResult:
     """What `write_tile` was given, in main memory. Raises OSError, SpoiltFileError."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt") as file, ThreadPoolExecutor(AT_ONCE) as threads:
+            names = sorted(file.keys())
             # copies: the file is mapped, and may be gone later
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
-            digest = (file.metadata() or {}).get("digest")
+            hashed = list(threads.map(lambda name: _with_hash(name, file.get_tensor(name).clone()), names))
+            whole = _hashed(path, hashed) == (file.metadata() or {}).get("digest")
     except SafetensorError as error:
         raise SpoiltFileError(str(error)) from error
-    if digest != _digest(path, tensors):
+    if not whole:
         raise SpoiltFileError("its content is not what was written")
-    return _unpacked(tensors, tile, subsample)
+    return _unpacked({name: tensor for name, (tensor, _) in zip(names, hashed, strict=True)}, tile, subsample)
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -154,17 +157,15 @@ def _unpacked(tensors: Mapping[str, torch.Tensor], tile: Tile, subsample: int) -
     return TileResult(summaries, tuple(matches), fallback, sums)
 
 
-def _digest(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Of the file's name, which says what is in it, and of all names, types, shapes and values."""
-    names = sorted(tensors)
-    heads = [f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}" for name in names]
-    with ThreadPoolExecutor(_HASHED_AT_ONCE) as threads:  # a gigabyte a second and core
-        return hash_of(path.name, *heads, *threads.map(lambda name: hash_of(_bytes(tensors[name])), names))
+def _hashed(path: Path, tensors: Iterable[tuple[torch.Tensor, str]]) -> str:
+    """Of the file's name, which says what is in it, and of the hashes of all tensors in the order of their names."""
+    return hash_of(path.name, *(digest for _, digest in tensors))
 
 
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    """Those of a tensor in main memory, without a copy."""
-    return tensor.numpy().reshape(-1).view(np.uint8).data
+def _with_hash(name: str, tensor: torch.Tensor) -> tuple[torch.Tensor, str]:
+    """The tensor, and a hash of its name, type, shape and values."""
+    head = f"{name} {tensor.dtype} {tuple(tensor.shape)}"
+    return tensor, hash_of(head, tensor.numpy().reshape(-1).view(np.uint8).data)
 
 
 def hash_of(*parts: str | bytes | memoryview) -> str:

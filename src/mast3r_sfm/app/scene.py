@@ -104,10 +104,11 @@ def reconstruct_scene(
             find_masks(Path(request.footage.masks), paths, clips_of(paths))
         # a pairs file that is missing should not wait for the model
         pairs = plan_pairs(request.options.scene_graph, paths, request.options.seed)
+        store = pair_store(request, output, tell)
         if request.engine is Engine.UPSTREAM:
             result = _reconstruct_upstream(paths, pairs, request, tell)
         else:
-            result = _reconstruct_native(paths, pairs, request, output, load_model(), progress, tell)
+            result = _reconstruct_native(paths, pairs, request, output, load_model(), progress, tell, store)
         if request.georeference:
             result, misplaced = _placed(result, request)
         writing = perf_counter()
@@ -130,7 +131,7 @@ def reconstruct_scene(
             },
         )
         if request.state.folder is None and not request.state.keep:
-            pair_store(request, output).delete()
+            store.delete()
         progress(WRITING, 1, 1)
         seconds = {**seconds, WRITING: perf_counter() - writing}
     return WrittenScene(result, statistics, output, seconds, _peak_memory(result), misplaced)
@@ -142,13 +143,10 @@ def state_folder(output: Path) -> Path:
     return beside.with_name(f".{beside.name}.state")
 
 
-def pair_store(
-    request: ReconstructRequest, output: Path, reserve_bytes: int = 0, tell: Callable[[str], None] | None = None
-) -> PairStore:
+def pair_store(request: ReconstructRequest, output: Path, tell: Callable[[str], None] | None = None) -> PairStore:
     """Where the pairs of a request are kept: in the folder that it names, or in a hidden one beside the output.
 
-    reserve_bytes  of the disk that are left to the result
-    tell           hears of pairs that are there
+    tell  hears of pairs that are there
     """
     state = request.state
     named = state.folder is not None or state.keep
@@ -156,7 +154,6 @@ def pair_store(
         state.folder or state_folder(output),
         resume=state.resume,
         min_seconds=0.0 if named else _LEAST_WORTH_KEEPING_S,
-        reserve_bytes=reserve_bytes,
         report=tell,
     )
 
@@ -169,6 +166,7 @@ def _reconstruct_native(
     model: Model,
     progress: Progress,
     tell: Callable[[str], None],
+    store: PairStore,
 ) -> Reconstruction:
     """Our own engine, after a look at the room on the disk and a word on the memory that the work will take."""
     views = load_images(paths, model, request.model.image_size, progress, request.footage)
@@ -189,7 +187,7 @@ def _reconstruct_native(
         f"{counted(len(views), 'image')} of about {width}x{height}, {shown}, "
         f"estimated {'RAM' if model.device.type == 'cpu' else 'GPU memory'} {byte_count(memory)}"
     )
-    store = pair_store(request, output, result_bytes, tell)
+    store.reserve_bytes = result_bytes
     return run_pipeline(views, model, request.options, progress, pairs, store)
 
 
