@@ -144,6 +144,7 @@ def test_pairs_that_were_kept_give_the_same_result(tmp_path: Path, monkeypatch: 
 
     store = PairStore(tmp_path / "state")
     results = [predicted(None), predicted(store)]
+    store.flush()
     tiles = sorted((store.folder / "tiles").iterdir(), key=lambda path: path.stat().st_mtime)
     assert len(tiles) >= 4
     for path in tiles[2:]:

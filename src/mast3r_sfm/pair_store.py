@@ -12,7 +12,6 @@ content is compared when it is read.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import json
 import logging
@@ -28,13 +27,12 @@ from typing import Any
 import torch
 
 from mast3r_sfm._version import __version__
-from mast3r_sfm.canonical import CanonicalAccumulator
 from mast3r_sfm.model.checkpoint import Model
 from mast3r_sfm.model.fingerprint import weights_fingerprint
 from mast3r_sfm.text import counted
 from mast3r_sfm.tile_files import AT_ONCE, SpoiltFileError, hash_of, read_tile, write_tile, write_whole
 from mast3r_sfm.tiles import Tile, TileResult, images_of
-from mast3r_sfm.types import FallbackPrediction, View
+from mast3r_sfm.types import View
 
 logger = logging.getLogger(__name__)
 
@@ -331,7 +329,7 @@ class PairState:
     def _read_tile(self, tile: Tile) -> TileResult | None:
         path = self._store.tile_file(self._key(tile))
         try:
-            return _on_device(read_tile(path, tile, self._identity.options["subsample"]), self._device)
+            return read_tile(path, tile, self._identity.options["subsample"], self._device)
         except FileNotFoundError:  # deleted by another run, at its end
             return None
         except (OSError, SpoiltFileError) as error:
@@ -363,24 +361,3 @@ def _manifest(file: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, AttributeError) as error:
         logger.warning("%s: cannot be read (%s)", file, error)
         return None
-
-
-def _on_device(result: TileResult, device: torch.device) -> TileResult:
-    """The same with all but the matches on a device."""
-    if device.type == "cpu":
-        return result
-    return dataclasses.replace(
-        result,
-        fallback={
-            pair: FallbackPrediction(one.points.to(device), one.conf.to(device))
-            for pair, one in result.fallback.items()
-        },
-        sums={
-            index: own._replace(
-                sums=CanonicalAccumulator(
-                    *own.sums.shape, own.sums.subsample, sums=own.sums.sums.to(device), checks=own.sums.checks
-                )
-            )
-            for index, own in result.sums.items()
-        },
-    )

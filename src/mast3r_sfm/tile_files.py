@@ -25,6 +25,9 @@ AT_ONCE = 4
 """Threads that read and hash: a gigabyte a second each."""
 
 
+_OF_DEVICE = ("sums.", "fallback.")  # tensors that go there
+
+
 class SpoiltFileError(Exception):
     """A file that is not as it was written."""
 
@@ -48,13 +51,18 @@ def write_tile(path: Path, tile: Tile, result: TileResult, check_room: Callable[
     write_whole(path, write)
 
 
-def read_tile(path: Path, tile: Tile, subsample: int) -> TileResult:
-    """What `write_tile` was given, in main memory. Raises OSError, SpoiltFileError."""
+def read_tile(path: Path, tile: Tile, subsample: int, device: torch.device) -> TileResult:
+    """What `write_tile` was given, all but the matches on `device`. Raises OSError, SpoiltFileError."""
     try:
         with safe_open(path, framework="pt") as file, ThreadPoolExecutor(AT_ONCE) as threads:
             names = sorted(file.keys())
-            # copies: the file is mapped, and may be gone later
-            hashed = list(threads.map(lambda name: _with_hash(name, file.get_tensor(name).clone()), names))
+
+            def read(name: str) -> tuple[torch.Tensor, str]:
+                mapped, digest = _with_hash(name, file.get_tensor(name))
+                # a copy in any case: the file may be gone later
+                return mapped.to(device if name.startswith(_OF_DEVICE) else "cpu", copy=True), digest
+
+            hashed = list(threads.map(read, names))
             whole = _hashed(path, hashed) == (file.metadata() or {}).get("digest")
     except SafetensorError as error:
         raise SpoiltFileError(str(error)) from error
@@ -129,7 +137,7 @@ def _packed(result: TileResult, tile: Tile) -> dict[str, torch.Tensor]:
 
 
 def _unpacked(tensors: Mapping[str, torch.Tensor], tile: Tile, subsample: int) -> TileResult:
-    """What `_packed` was given, in main memory."""
+    """What `_packed` was given, from such tensors."""
     index_of = images_of(tile)
     rows = tensors["summaries"].tolist()
     pairs = [pair for pair, row in zip(tile, rows, strict=True) if row[2]]
