@@ -21,10 +21,11 @@ from mast3r_sfm.alignment import align_group
 from mast3r_sfm.app.memory import peak_memory
 from mast3r_sfm.densify import densify_views
 from mast3r_sfm.options import AlignmentConfig, ReconstructionOptions
-from mast3r_sfm.pairwise import PairwiseCollector
+from mast3r_sfm.pairwise import PairwiseCollector, PairwiseSetting, TileMerger
 from mast3r_sfm.reconstruction import Reconstruction
 from mast3r_sfm.scene_graph import make_pairs
 from mast3r_sfm.text import byte_count
+from mast3r_sfm.tiles import pairs_per_tile, plan_tiles
 from mast3r_sfm.types import Correspondences, PairPrediction, ViewPrediction
 from synthetic import ideal_correspondences, render_orbit
 from synthetic.ideal import camera_points
@@ -59,12 +60,17 @@ def main() -> None:
     def match(batch: Sequence[PairPrediction], subsample: int) -> list[Correspondences]:
         return [ideal_correspondences(scene, p.i, p.j, subsample) for p in batch]
 
-    names = [view.path.name for view in views]
-    collector = PairwiseCollector([view.shape for view in views], names, pairs, match=match)
+    names = tuple(view.path.name for view in views)
+    setting = PairwiseSetting(tuple(view.shape for view in views), names, (None,) * len(views))
+    tiles = plan_tiles(pairs, pairs_per_tile("cpu", 0))
+    merger = TileMerger(setting, pairs, tiles)
     start = time.perf_counter()
-    for i, j in pairs:
-        collector.add([PairPrediction(i, j, predict(i, i), predict(j, i), predict(j, j), predict(i, j))])
-    data = collector.finish()
+    for tile in tiles:
+        collector = PairwiseCollector(setting, tile, match)
+        for i, j in tile:
+            collector.add([PairPrediction(i, j, predict(i, i), predict(j, i), predict(j, j), predict(i, j))])
+        merger.add(collector.finish())
+    data = merger.finish()
     print(f"{len(pairs)} pairs collected in {time.perf_counter() - start:.0f} s, "
           f"peak RAM {byte_count(peak_memory(cpu)['ram'])}", flush=True)  # fmt: skip
     aligned = align_group(range(len(views)), data.canonical, data.correspondences, data.fallback, options.alignment)

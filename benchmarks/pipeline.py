@@ -40,14 +40,15 @@ from mast3r_sfm.alignment import align_group
 from mast3r_sfm.app.memory import peak_memory
 from mast3r_sfm.densify import densify_views
 from mast3r_sfm.device import matmul_precision, resolve_device, resolve_precision
-from mast3r_sfm.inference import encode_views, predict_batches
+from mast3r_sfm.inference import PairPredictor, encode_views
 from mast3r_sfm.matching import RepeatedMatching
 from mast3r_sfm.model.checkpoint import Model, load_model
 from mast3r_sfm.model.config import DEFAULT_MODEL, PRESETS
 from mast3r_sfm.options import Precision, ReconstructionOptions
-from mast3r_sfm.pairwise import PairwiseCollector, PairwiseData
+from mast3r_sfm.pairwise import PairwiseCollector, PairwiseData, PairwiseSetting, TileMerger
 from mast3r_sfm.scene_graph import make_pairs
 from mast3r_sfm.text import byte_count
+from mast3r_sfm.tiles import Tile, TileResult, pairs_per_tile, plan_tiles
 from mast3r_sfm.types import Correspondences, PairPrediction, ReconstructedScene, View
 from synthetic import RenderedScene, render_orbit
 
@@ -161,17 +162,21 @@ def collect_pairs(
         with clock.stage("match"):
             return match(predictions, subsample)
 
-    collector = PairwiseCollector(
-        [view.shape for view in views],
-        [view.path.name for view in views],
-        pairs,
+    setting = PairwiseSetting(
+        tuple(view.shape for view in views),
+        tuple(view.path.name for view in views),
+        (None,) * len(views),
         options.alignment.subsample,
         options.verification,
         options.alignment.matching_conf_thr,
-        match=timed_match,
     )
-    try:
-        batches = predict_batches(model, encoded, pairs, batch_size, overwrite=True)
+    tiles = plan_tiles(pairs, pairs_per_tile(model.device.type, sum(p.numel() for p in model.network.parameters())))
+    sizes = None if batch_size is None else dict.fromkeys(encoded.shapes, batch_size)
+    predictor, merger = PairPredictor(model, encoded.shapes, sizes, pairs), TileMerger(setting, pairs, tiles)
+
+    def result_of(tile: Tile) -> TileResult:
+        collector = PairwiseCollector(setting, tile, timed_match)
+        batches = predictor.batches(encoded, tile)
         while True:
             with clock.stage("decode"):
                 batch = next(batches, None)
@@ -186,11 +191,19 @@ def collect_pairs(
             clock.seconds["ideal predictions"] = started + time.perf_counter() - start
             with clock.stage(COLLECT), torch.inference_mode():
                 collector.add(batch)
+        with clock.stage(COLLECT), torch.inference_mode():
+            return collector.finish()
+
+    try:
+        for tile in tiles:
+            result = [result_of(tile)]
+            with clock.stage(COLLECT), torch.inference_mode():
+                merger.add(result.pop())
+        with clock.stage(COLLECT), torch.inference_mode():
+            return merger.finish()
     finally:
         if COLLECT in clock.seconds:
             clock.seconds["verify + canonical"] = clock.seconds.pop(COLLECT) - clock.seconds["match"]
-    with clock.stage("align"):  # takes the matches to main memory, where the alignment packs them
-        return collector.finish()
 
 
 @torch.inference_mode()

@@ -257,7 +257,7 @@ def test_a_full_disk_is_told_before_the_work(
     def no_work(*arguments: object) -> None:
         raise AssertionError("the images were encoded first")
 
-    monkeypatch.setattr("mast3r_sfm.pairwise.encode_views", no_work)
+    monkeypatch.setattr("mast3r_sfm.pairwise.ViewEncoder.encode", no_work)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=10**12, free=10**5))
     code = run("reconstruct", "--input", photos, "--output", tmp_path / "out", *SMALL)
     assert code == 2

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from test_pipeline import view_of
 
-from mast3r_sfm import canonical
+from mast3r_sfm import canonical, pairwise
 from mast3r_sfm.alignment import solver
 from mast3r_sfm.dense import stage as dense_stage
 from mast3r_sfm.device import has_triton
@@ -20,7 +21,9 @@ from mast3r_sfm.matching import pairs as matching_pairs
 from mast3r_sfm.matching.reciprocal import match_plain
 from mast3r_sfm.model.checkpoint import load_model
 from mast3r_sfm.model.network import operations
+from mast3r_sfm.pair_store import PairStore
 from mast3r_sfm.pipeline import ReconstructionOptions, reconstruct
+from mast3r_sfm.progress import StageTimer
 from mast3r_sfm.reconstruction import Reconstruction
 from mast3r_sfm.types import Correspondences, View
 from synthetic import render_orbit
@@ -126,6 +129,36 @@ def test_recorded_decoding_and_matching_find_what_the_usual_ones_do() -> None:
         assert all(torch.equal(a, b) for a, b in zip(maps, views_of, strict=True))
         for a, b in zip(matches, match_pairs(batch, 8), strict=True):
             assert (a.i, a.j) == (b.i, b.j)
+            assert torch.equal(a.xy_i, b.xy_i) and torch.equal(a.xy_j, b.xy_j) and torch.equal(a.conf, b.conf)
+
+
+def test_pairs_that_were_kept_give_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit by bit, though batches that were recorded in the first run are not in the second; sizes are mixed."""
+    monkeypatch.setattr(pairwise, "pairs_per_tile", lambda device, parameters: 24)
+    model = load_model("small", "cuda", "fp16")
+    views = [view_of(view.rgb, k) for k, view in enumerate([*_views(9), *_views(5, (120, 160))])]
+    timer = StageTimer(None, model.device)
+
+    def predicted(store: PairStore | None) -> pairwise.PairwiseData:
+        return pairwise.predict_pairwise(model, views, ReconstructionOptions(batch_size=2), timer, store=store)
+
+    store = PairStore(tmp_path / "state")
+    results = [predicted(None), predicted(store)]
+    store.flush()
+    tiles = sorted((store.folder / "tiles").iterdir(), key=lambda path: path.stat().st_mtime)
+    assert len(tiles) >= 4
+    for path in tiles[2:]:
+        path.unlink()
+    results += [predicted(store), predicted(store)]
+    plain = results[0]
+    assert sum(one.kept for one in plain.summaries) > 20
+    for data in results[1:]:
+        assert data.summaries == plain.summaries
+        for one, other in zip(data.canonical, plain.canonical, strict=True):
+            assert one is not None and other is not None and one.focal_px == other.focal_px
+            assert one.conf.is_cuda and torch.equal(one.conf, other.conf)
+            assert torch.equal(one.relative_depth, other.relative_depth)
+        for a, b in zip(data.correspondences, plain.correspondences, strict=True):
             assert torch.equal(a.xy_i, b.xy_i) and torch.equal(a.xy_j, b.xy_j) and torch.equal(a.conf, b.conf)
 
 

@@ -113,12 +113,21 @@ class CanonicalAccumulator:
     checks  for every pointmap a number that is not finite if a value of it is not, and the pair that it is of
     """
 
-    def __init__(self, height: int, width: int, subsample: int = 8, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        subsample: int = 8,
+        device: torch.device | str | None = None,
+        sums: torch.Tensor | None = None,
+        checks: Sequence[tuple[torch.Tensor, tuple[int, int] | None]] = (),
+    ) -> None:
+        """Empty sums on `device`, or those (7, H, W) of other pointmaps with their checks."""
         self.shape = (height, width)
         self.subsample = subsample
-        self.checks: list[tuple[torch.Tensor, tuple[int, int] | None]] = []
+        self.checks = list(checks)
         # one tensor, views of which have names
-        self.sums = torch.zeros(7, height, width, device=device)
+        self.sums = torch.zeros(7, height, width, device=device) if sums is None else sums
         self._weight, *_, self._weight_sq, self._weighted_angle, self._radius = self.sums.unbind(0)
         self._weighted_points = self.sums[1:4]
 
@@ -141,6 +150,12 @@ class CanonicalAccumulator:
         self._weighted_angle.addcmul_(weight, angle)
         self._radius += radius
         self.checks.append((points.sum() + conf.sum(), pair))  # inf and nan survive a sum
+
+    def merged(self, other: CanonicalAccumulator) -> CanonicalAccumulator:
+        """The sums over the pointmaps of both, of one image; neither of the two changes."""
+        return CanonicalAccumulator(
+            *self.shape, self.subsample, sums=self.sums + other.sums, checks=[*self.checks, *other.checks]
+        )
 
     def mean_points(self) -> torch.Tensor:
         """(H, W, 3) float32: the weighted mean of the pointmaps added so far."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -24,13 +25,14 @@ Result = TypeVar("Result")
 
 _MAX_BATCH = 6  # the kernels of fewer pairs take less time than their launches; more only costs memory
 _LEAST_REPLAYS = 4  # batches whose time a recording costs
+_FREE_BESIDE_RECORDINGS = 0.5  # of the GPU memory, else only the recording at work is kept
 _SHARE = 0.6  # of the free GPU memory that a batch may take by estimate
 _BYTES_PER_PIXEL = 1_500  # of one symmetric pair at the peak, matching included, per pixel of a view, half precision
 
 
 @dataclass(frozen=True)
 class EncodedViews:
-    """Encoder tokens of all views, each (N, width) in the model's compute type, on `device`."""
+    """Encoder tokens of all views, each (N, width) in the model's compute type, on its device; empty: not encoded."""
 
     tokens: tuple[torch.Tensor, ...]
     shapes: tuple[tuple[int, int], ...]
@@ -52,27 +54,59 @@ def bytes_per_pair(model: Model, shape: tuple[int, int]) -> float:
     return _BYTES_PER_PIXEL * shape[0] * shape[1] * element / 2
 
 
-@torch.inference_mode()
 def encode_views(
     model: Model, views: Sequence[View], batch_size: int | None = None, advance: Advance | None = None
 ) -> EncodedViews:
     """Encodes every view once. Tokens stay on the model's device, in half precision if the model computes in it."""
-    tokens: list[torch.Tensor | None] = [None] * len(views)
-    dtype = model.network.decoder_embed.weight.dtype
-    for group in _by_shape(range(len(views)), lambda k: views[k].shape):
-        size = batch_size or 2 * auto_batch_size(model, views[group[0]].shape)
+    return ViewEncoder(model, views, batch_size).encode(range(len(views)), advance)
 
-        def run(batch: Sequence[int]) -> torch.Tensor:
-            rgb = torch.stack([torch.from_numpy(views[k].rgb) for k in batch]).to(model.device)
-            with current(model.device), matmul_precision(model.precision):
-                return model.network.encode(network_input(rgb)).to(dtype)
 
-        for batch, encoded in _run_in_batches(group, size, run):
-            for k, row in zip(batch, encoded, strict=True):
-                tokens[k] = row
-            if advance:
-                advance(len(batch))
-    return EncodedViews(tuple(t for t in tokens if t is not None), tuple(view.shape for view in views))
+class ViewEncoder:
+    """Encodes views in fixed batches, each when one of its views is asked for.
+
+    What a view's tokens are does therefore not depend, not even in their last bit, on which others are asked for.
+
+    batch_size  views encoded at once, None: twice the `sizes` of their shape, or what the free memory takes
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        views: Sequence[View],
+        batch_size: int | None = None,
+        sizes: Mapping[tuple[int, int], int] | None = None,
+    ) -> None:
+        self._model = model
+        self._views = views
+        self._batches: list[tuple[list[int], int]] = []
+        for group in _by_shape(range(len(views)), lambda k: views[k].shape):
+            shape = views[group[0]].shape
+            size = batch_size or 2 * (auto_batch_size(model, shape) if sizes is None else sizes[shape])
+            self._batches += [(group[start : start + size], size) for start in range(0, len(group), size)]
+        self._tokens = [torch.empty(0)] * len(views)
+        self._shapes = tuple(view.shape for view in views)
+
+    @torch.inference_mode()
+    def encode(self, wanted: Iterable[int], advance: Advance | None = None) -> EncodedViews:
+        """Views encoded so far, those in `wanted` among them; `advance` hears of all that are encoded now."""
+        for batch, size in self.missing(wanted):
+            for part, encoded in _run_in_batches(batch, size, self._run):
+                for k, row in zip(part, encoded, strict=True):
+                    self._tokens[k] = row
+                if advance:
+                    advance(len(part))
+        return EncodedViews(tuple(self._tokens), self._shapes)
+
+    def missing(self, wanted: Iterable[int]) -> list[tuple[list[int], int]]:
+        """The batches to encode before all views in `wanted` are, with their size."""
+        asked = set(wanted)
+        return [(b, size) for b, size in self._batches if not len(self._tokens[b[0]]) and not asked.isdisjoint(b)]
+
+    def _run(self, batch: Sequence[int]) -> torch.Tensor:
+        rgb = torch.stack([torch.from_numpy(self._views[k].rgb) for k in batch]).to(self._model.device)
+        dtype = self._model.network.decoder_embed.weight.dtype
+        with current(self._model.device), matmul_precision(self._model.precision):
+            return self._model.network.encode(network_input(rgb)).to(dtype)
 
 
 def predict_pairs(
@@ -108,21 +142,59 @@ def predict_batches(
     overwrite  the maps of a batch may be overwritten by those of the next. On a CUDA device long lists of pairs are
                then decoded by a recorded graph, which takes a third less time
     """
-    shapes = encoded.shapes
-    for group in _by_shape(range(len(pairs)), lambda k: (shapes[pairs[k][0]], shapes[pairs[k][1]])):
-        first = pairs[group[0]]
-        size = batch_size or auto_batch_size(model, shapes[first[0]])
-        decoder = _Decoder(model, encoded, (shapes[first[0]], shapes[first[1]]), len(group) if overwrite else 0)
+    sizes = None if batch_size is None else dict.fromkeys(encoded.shapes, batch_size)
+    yield from PairPredictor(model, encoded.shapes, sizes, pairs if overwrite else ()).batches(encoded, pairs, advance)
 
-        def run(batch: Sequence[int], decoder: _Decoder = decoder) -> list[PairPrediction]:
-            with current(model.device), matmul_precision(model.precision), torch.inference_mode():
-                return decoder([pairs[k] for k in batch])
 
-        for batch, predictions in _run_in_batches(group, size, run):
-            yield predictions
-            predictions.clear()
-            if advance:
-                advance(len(batch))
+class PairPredictor:
+    """`predict_batches` for many lists of pairs one after the other, whose recorded work they share.
+
+    sizes    pairs of a batch by the shape of their first views, None: by the free memory
+    to_come  all pairs whose maps may be overwritten by those of the next batch
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        shapes: Sequence[tuple[int, int]],
+        sizes: Mapping[tuple[int, int], int] | None = None,
+        to_come: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        self._model = model
+        self._sizes = sizes
+        self._num_left = Counter((shapes[i], shapes[j]) for i, j in to_come)
+        self._decoders: dict[tuple[tuple[int, int], tuple[int, int]], _Decoder] = {}
+
+    def batches(
+        self, encoded: EncodedViews, pairs: Sequence[tuple[int, int]], advance: Advance | None = None
+    ) -> Iterator[list[PairPrediction]]:
+        """See `predict_batches`."""
+        shapes = encoded.shapes
+        for group in _by_shape(range(len(pairs)), lambda k: (shapes[pairs[k][0]], shapes[pairs[k][1]])):
+            both = shapes[pairs[group[0]][0]], shapes[pairs[group[0]][1]]
+            size = auto_batch_size(self._model, both[0]) if self._sizes is None else self._sizes[both[0]]
+            decoder = self._decoder(both)
+
+            def run(batch: Sequence[int], decoder: _Decoder = decoder) -> list[PairPrediction]:
+                with current(self._model.device), matmul_precision(self._model.precision), torch.inference_mode():
+                    return decoder([pairs[k] for k in batch], encoded.tokens)
+
+            for batch, predictions in _run_in_batches(group, size, run):
+                self._num_left[both] -= len(batch)
+                yield predictions
+                predictions.clear()
+                if advance:
+                    advance(len(batch))
+
+    def _decoder(self, both: tuple[tuple[int, int], tuple[int, int]]) -> _Decoder:
+        """The one for views of these shapes; those for others go if what they have recorded takes too much memory."""
+        if both not in self._decoders:
+            if self._decoders and self._model.device.type == "cuda":
+                free, total = torch.cuda.mem_get_info(self._model.device)
+                if free < _FREE_BESIDE_RECORDINGS * total:
+                    self._decoders.clear()
+            self._decoders[both] = _Decoder(self._model, both, self._num_left[both])
+        return self._decoders[both]
 
 
 class _Decoded(NamedTuple):
@@ -144,20 +216,20 @@ class _Decoder:
     num_left  pairs to come whose maps may be overwritten by the next ones', 0 for none
     """
 
-    def __init__(
-        self, model: Model, encoded: EncodedViews, shapes: tuple[tuple[int, int], tuple[int, int]], num_left: int
-    ) -> None:
+    def __init__(self, model: Model, shapes: tuple[tuple[int, int], tuple[int, int]], num_left: int) -> None:
         self._model = model
-        self._encoded = encoded
         self._shapes = shapes
         self._num_left = num_left if model.device.type == "cuda" else 0
         self._last_count = 0
         self._recorded: tuple[int, torch.Tensor, torch.Tensor, Callable[[], None], _Decoded] | None = None
 
-    def __call__(self, pairs: Sequence[tuple[int, int]]) -> list[PairPrediction]:
-        """Raises NotFiniteError if a map holds an infinity or NaN; waits for the device once, for that."""
+    def __call__(self, pairs: Sequence[tuple[int, int]], tokens: Sequence[torch.Tensor]) -> list[PairPrediction]:
+        """Of pairs of indices into the `tokens` of all views.
+
+        Raises NotFiniteError if a map holds an infinity or NaN; waits for the device once, for that.
+        """
         count = len(pairs)
-        first, second = ([self._encoded.tokens[pair[side]] for pair in pairs] for side in (0, 1))
+        first, second = ([tokens[pair[side]] for pair in pairs] for side in (0, 1))
         if self._recorded is None and count == self._last_count and self._num_left >= _LEAST_REPLAYS * count:
             self._record(first, second)
         if self._recorded is not None and self._recorded[0] == count:

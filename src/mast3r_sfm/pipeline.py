@@ -43,6 +43,7 @@ from mast3r_sfm.options import (
     RefinementOptions,
     SceneGraph,
 )
+from mast3r_sfm.pair_store import PairStore
 from mast3r_sfm.pairwise import PairwiseData, predict_pairwise
 from mast3r_sfm.progress import Progress, StageTimer
 from mast3r_sfm.quality import doubts
@@ -137,11 +138,14 @@ def reconstruct(
     options: ReconstructionOptions | None = None,
     progress: Progress | None = None,
     pairs: Sequence[tuple[int, int]] | None = None,
+    state: str | Path | PairStore | None = None,
 ) -> Reconstruction:
     """Cameras, depth and confidence of every image that connects; the others are marked unregistered.
 
     images  in any order and from any calls of `load_images`; the views of the result are numbered by their place here
     pairs   of indices into `images`; None: those of `options.scene_graph`
+    state   folder that keeps what the pairs leave, as it comes; a run that is interrupted goes on from there, and one
+            with other options, or more images, predicts what is not there (docs/state.md). It stays until it is deleted
 
     Raises InputError (impossible options or pairs), ReconstructionError (nothing connects, the result is not finite, or
     the GPU's memory does not suffice).
@@ -155,7 +159,8 @@ def reconstruct(
     _check_clips(views)
     if pairs is not None:
         check_pairs(pairs, len(views))
-    return without_overflow(model, lambda usable: _reconstruct(views, usable, options, progress, pairs))
+    store = PairStore(state) if isinstance(state, str | Path) else state
+    return without_overflow(model, lambda usable: _reconstruct(views, usable, options, progress, pairs, store))
 
 
 def _reconstruct(
@@ -164,10 +169,11 @@ def _reconstruct(
     options: ReconstructionOptions,
     progress: Progress | None,
     pairs: Sequence[tuple[int, int]] | None,
+    store: PairStore | None,
 ) -> Reconstruction:
     """The stages in their order: of the largest group of images that connect, then of the other groups."""
     timer = StageTimer(progress, model.device)
-    seen = look_at_pairs(images, model, options, timer, pairs)
+    seen = look_at_pairs(images, model, options, timer, pairs, store)
     result = _reconstruct_group(images, seen, model, options, timer)
     _warn_of_left_out(images, result.groups, seen.data.summaries)
     groups, others = [result.groups[0]], []
@@ -225,9 +231,10 @@ def look_at_pairs(
     options: ReconstructionOptions,
     timer: StageTimer,
     pairs: Sequence[tuple[int, int]] | None = None,
+    store: PairStore | None = None,
 ) -> SeenPairs:
     """Matches and predictions of the pairs, and what local features say of them; arguments as of `reconstruct`."""
-    data = predict_pairwise(model, images, options, timer, pairs)
+    data = predict_pairwise(model, images, options, timer, pairs, store)
     if options.refinement is None or len(images) == 1:
         return SeenPairs(data, None)
     from mast3r_sfm.local_features import connect_by_features

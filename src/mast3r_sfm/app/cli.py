@@ -30,6 +30,7 @@ from mast3r_sfm.app.requests import (
     ModelRequest,
     ReconstructRequest,
     ServeRequest,
+    StateRequest,
     ViewRequest,
 )
 from mast3r_sfm.errors import InputError, Mast3rSfmError
@@ -63,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)  # as `docker stop` and job schedulers send it
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup has it ignored
+            signal.signal(signal.SIGHUP, _interrupt)  # the terminal is gone
     # Read when torch is loaded. Threads that spin while they wait for others cost a busy machine twenty times the time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -79,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         _fail(error.format_message(), 2)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; nothing unfinished was left behind", EXIT_INTERRUPTED)
+        _fail("interrupted; no unfinished result was left behind", EXIT_INTERRUPTED)
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
@@ -193,6 +196,9 @@ def cli() -> None:
 @option(ReconstructRequest, "georeference")
 @photo_options
 @option(ReconstructRequest, "report")
+@option(StateRequest, "folder", "--state", "state")
+@option(StateRequest, "resume")
+@option(StateRequest, "keep", "--keep-state", "keep_state")
 @option(ReconstructionOptions, "batch_size", metavar="N")
 @option(ReconstructionOptions, "seed")
 @option(ReconstructRequest, "engine")
@@ -238,6 +244,7 @@ def reconstruct(**flags: Any) -> int:
         photos=_photos(flags),
         georeference=flags["georeference"],
         report=flags["report"],
+        state=StateRequest(flags["state"], flags["resume"], flags["keep_state"]),
         display=_display(flags),
         flags={name: value for name, value in flags.items() if name not in ("inputs", "batch", "output")},
         arguments=tuple(sys.argv[1:]),

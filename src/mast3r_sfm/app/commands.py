@@ -27,9 +27,9 @@ from mast3r_sfm.app.requests import (
     ServeRequest,
     ViewRequest,
 )
-from mast3r_sfm.app.scene import WrittenScene, reconstruct_scene
+from mast3r_sfm.app.scene import WrittenScene, pair_store, reconstruct_scene
 from mast3r_sfm.app.viewer import ResultServer, ServedResult
-from mast3r_sfm.errors import InputError
+from mast3r_sfm.errors import InputError, ReconstructionError
 from mast3r_sfm.evaluation import Evaluation, evaluate_views, read_true_depth, read_truth
 from mast3r_sfm.export.files import write_json
 from mast3r_sfm.export.folders import explained_writing, scene_folder
@@ -128,17 +128,26 @@ def _of_scene(request: ReconstructRequest, scene: Path) -> ReconstructRequest:
         if not masks.is_dir():
             warn(f"{masks} is not there: the photos of {scene.name} are used whole")
         footage = dataclasses.replace(footage, masks=str(masks) if masks.is_dir() else None)
-    return dataclasses.replace(request, inputs=(str(scene),), batch=None, footage=footage)
+    state = request.state
+    if state.folder is not None:
+        state = dataclasses.replace(state, folder=state.folder / scene.name)
+    return dataclasses.replace(request, inputs=(str(scene),), batch=None, footage=footage, state=state)
 
 
 def _reconstruct_and_show(request: ReconstructRequest, output: Path, load_model: Callable[[], Model]) -> WrittenScene:
     """One scene with progress, warnings, and the tables at its end."""
     quiet = request.display.quiet
     with logging_to_console(request.display.debug) as log:
-        with ProgressDisplay(quiet) as display:
-            written = reconstruct_scene(
-                request, output, load_model, display, log.messages, lambda line: say(line, quiet)
-            )
+        try:
+            with ProgressDisplay(quiet) as display:
+                written = reconstruct_scene(
+                    request, output, load_model, display, log.messages, lambda line: say(line, quiet)
+                )
+        except (KeyboardInterrupt, ReconstructionError):
+            store = pair_store(request, output)
+            if store.holds_pairs:
+                say(f"Pairs are kept in {store.folder}; a run with the same --output or --state goes on from there")
+            raise
         result = written.result
         show_table(_summary(written), quiet)
         for number, one in enumerate((result, *result.others)):

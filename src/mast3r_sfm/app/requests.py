@@ -71,6 +71,21 @@ class Display:
 
 
 @dataclass(frozen=True)
+class StateRequest:
+    """Where a run keeps what its pairs leave, so that one that is interrupted can go on from there."""
+
+    folder: Path | None = choice(
+        None,
+        "Keep what pairs leave in this folder, and take what is there [default: beside OUTPUT, for pairs that take a "
+        "minute or more, until the result is written].",
+    )
+    resume: bool = choice(True, "Go on from where an interrupted run left off; --no-resume deletes what it left.")
+    keep: bool = choice(
+        False, "Keep the folder beside OUTPUT after the result is written, to try other options on the same pairs."
+    )
+
+
+@dataclass(frozen=True)
 class ReconstructRequest:
     """`reconstruct`. `output` None: a new folder in outputs/.
 
@@ -100,6 +115,7 @@ class ReconstructRequest:
         False, "Place the scene on the earth by the photos' GPS positions; exports are in metres east, north and up."
     )
     report: bool = choice(True, "Write report.html, the result in one file for a browser.")
+    state: StateRequest = field(default_factory=StateRequest)
     display: Display = field(default_factory=Display)
     flags: Mapping[str, Any] = field(default_factory=dict, compare=False)
     arguments: tuple[str, ...] = ()

@@ -26,6 +26,7 @@ from mast3r_sfm.images.frames import clips_of
 from mast3r_sfm.images.masks import find_masks, without_masks
 from mast3r_sfm.model.checkpoint import Model
 from mast3r_sfm.options import DEFAULT_MODEL, Engine, ExportFormat, SceneOptions
+from mast3r_sfm.pair_store import PairStore
 from mast3r_sfm.pipeline import load_images, plan_pairs, read_clips
 from mast3r_sfm.pipeline import reconstruct as run_pipeline
 from mast3r_sfm.progress import Progress
@@ -35,6 +36,8 @@ from mast3r_sfm.types import View
 
 WRITING = "Write files"
 """The last stage."""
+
+_LEAST_WORTH_KEEPING_S = 60.0  # that pairs are expected to take
 
 _OVERLAPPING = 10  # images that one shows the same part of a scene with, at a guess
 
@@ -85,6 +88,8 @@ def reconstruct_scene(
         check_output(output, request.overwrite)
         check_compression(request.scene.compress)  # what is missing should be told before the work, not after it
         check_extras(request.exports)
+        if request.state.folder is not None and request.state.folder.is_file():
+            raise InputError(f"`state={request.state.folder}` is a file: name a folder")
         if request.georeference:
             check_georeference()
         paths = find_footage(request.inputs, request.footage.recursive)
@@ -99,10 +104,11 @@ def reconstruct_scene(
             find_masks(Path(request.footage.masks), paths, clips_of(paths))
         # a pairs file that is missing should not wait for the model
         pairs = plan_pairs(request.options.scene_graph, paths, request.options.seed)
+        store = pair_store(request, output, tell)
         if request.engine is Engine.UPSTREAM:
             result = _reconstruct_upstream(paths, pairs, request, tell)
         else:
-            result = _reconstruct_native(paths, pairs, request, output, load_model(), progress, tell)
+            result = _reconstruct_native(paths, pairs, request, output, load_model(), progress, tell, store)
         if request.georeference:
             result, misplaced = _placed(result, request)
         writing = perf_counter()
@@ -124,9 +130,32 @@ def reconstruct_scene(
                 "warnings": warnings,
             },
         )
+        if request.state.folder is None and not request.state.keep:
+            store.delete()
         progress(WRITING, 1, 1)
         seconds = {**seconds, WRITING: perf_counter() - writing}
     return WrittenScene(result, statistics, output, seconds, _peak_memory(result), misplaced)
+
+
+def state_folder(output: Path) -> Path:
+    """Where a run keeps what its pairs leave, unless it is told otherwise."""
+    beside = output.resolve()
+    return beside.with_name(f".{beside.name}.state")
+
+
+def pair_store(request: ReconstructRequest, output: Path, tell: Callable[[str], None] | None = None) -> PairStore:
+    """Where the pairs of a request are kept: in the folder that it names, or in a hidden one beside the output.
+
+    tell  hears of pairs that are there
+    """
+    state = request.state
+    named = state.folder is not None or state.keep
+    return PairStore(
+        state.folder or state_folder(output),
+        resume=state.resume,
+        min_seconds=0.0 if named else _LEAST_WORTH_KEEPING_S,
+        report=tell,
+    )
 
 
 def _reconstruct_native(
@@ -137,6 +166,7 @@ def _reconstruct_native(
     model: Model,
     progress: Progress,
     tell: Callable[[str], None],
+    store: PairStore,
 ) -> Reconstruction:
     """Our own engine, after a look at the room on the disk and a word on the memory that the work will take."""
     views = load_images(paths, model, request.model.image_size, progress, request.footage)
@@ -146,7 +176,8 @@ def _reconstruct_native(
     num_pairs = overlapping if pairs is None else len(pairs)
     subsample = request.options.alignment.subsample
     num_matches = estimate_matches(views, min(num_pairs, overlapping), subsample)
-    check_output(output, request.overwrite, _result_bytes(views, num_matches, request.scene, request.exports))
+    result_bytes = _result_bytes(views, num_matches, request.scene, request.exports)
+    check_output(output, request.overwrite, result_bytes)
     options = request.options
     memory = estimate_memory(model, views, num_pairs, subsample, options.batch_size, options.refinement)
     chosen_by = "time and similarity" if any(view.frame for view in views) else "similarity"
@@ -156,7 +187,8 @@ def _reconstruct_native(
         f"{counted(len(views), 'image')} of about {width}x{height}, {shown}, "
         f"estimated {'RAM' if model.device.type == 'cpu' else 'GPU memory'} {byte_count(memory)}"
     )
-    return run_pipeline(views, model, request.options, progress, pairs)
+    store.reserve_bytes = result_bytes
+    return run_pipeline(views, model, request.options, progress, pairs, store)
 
 
 def _result_bytes(

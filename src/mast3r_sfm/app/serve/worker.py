@@ -14,7 +14,7 @@ from typing import Any
 
 from mast3r_sfm.app.flags import as_options
 from mast3r_sfm.app.requests import ModelRequest
-from mast3r_sfm.app.scene import WRITING, reconstruct_scene
+from mast3r_sfm.app.scene import WRITING, reconstruct_scene, state_folder
 from mast3r_sfm.app.serve.jobs import PHOTOS, RESULT, Job, Jobs, State, outcome_of
 from mast3r_sfm.app.serve.options import JobOptions
 from mast3r_sfm.app.serve.uploads import CHECKING
@@ -22,6 +22,7 @@ from mast3r_sfm.errors import Mast3rSfmError
 from mast3r_sfm.export.result import is_result
 from mast3r_sfm.model.checkpoint import Model
 from mast3r_sfm.options import ServeLimits
+from mast3r_sfm.pair_store import PairStore
 
 logger = logging.getLogger(__name__)
 
@@ -204,6 +205,9 @@ class Worker:
             except Exception as error:
                 logger.exception("job %s failed", job.id)
                 fail(f"unexpected {type(error).__name__}; the server's messages say more")
+        ended = self._jobs.get(job.id)
+        if ended is None or ended.state.is_final:  # else the next server goes on from the pairs that are kept
+            PairStore(state_folder(result)).delete()
 
     def _drop_photos(self, job_id: str) -> None:
         shutil.rmtree(self._jobs.folder(job_id) / PHOTOS, ignore_errors=True)
